@@ -1,0 +1,1 @@
+"""Everything that decides something: values in, values out. No I/O, clock, randomness or framework."""

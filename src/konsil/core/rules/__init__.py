@@ -1,0 +1,1 @@
+"""The contract: (state, call, time) -> state or Refused. The specification that every engine keeps."""

@@ -1,0 +1,1 @@
+"""Adapters around a user's model: one protocol (base), one file a framework."""

@@ -1,0 +1,1 @@
+"""Engines that keep the rules: one interface (base), one folder an engine."""

@@ -1,0 +1,1 @@
+"""The daemon: the one place with clock, sockets and disk."""

@@ -1,0 +1,90 @@
+"""What a transport gives a node: requests to peers by name, answers to theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple, Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Reply(NamedTuple):
+    """An answer: the message's bytes, and raw bytes that follow it (served without a copy)."""
+
+    message: bytes
+    body: Buffer = b""
+
+
+class Received(NamedTuple):
+    """An answer as it arrived. ``body`` is empty where it went into the caller's own memory."""
+
+    message: bytes
+    body: bytes | bytearray
+    body_bytes: int
+
+
+Handler = Callable[[str, bytes], Awaitable[Reply]]
+"""(peer's name, request's bytes) -> reply. May raise a KonsilError: the transport's user encodes it."""
+
+
+class PeerAddress(NamedTuple):
+    """How to reach and recognise a peer. ``bundle``: PEM certificates of its trust domain.
+    ``addresses``: "host:port"; empty for a member that can only dial out."""
+
+    name: str
+    spiffe_id: str
+    addresses: tuple[str, ...]
+    bundle: bytes
+
+
+class PeerLink(NamedTuple):
+    """A peer as the transport sees it now. ``via``: "dialled", "accepted" or "" without a connection."""
+
+    name: str
+    connected: bool
+    via: str
+    rtt_ms: float
+    problem: str
+
+
+class Transport(Protocol):
+    """Connections to every peer in the directory, kept up by themselves."""
+
+    bytes_out: int
+    bytes_in: int
+
+    async def request(
+        self,
+        peer: str,
+        message: bytes,
+        *,
+        timeout_s: float,
+        into: memoryview | None = None,
+        limit_bytes: int = 0,
+    ) -> Received:
+        """Send one request and wait for its answer.
+
+        Args:
+            peer: the peer's member name.
+            message: the request's bytes.
+            timeout_s: the deadline for the whole exchange, connecting included.
+            into: memory for the answer's raw bytes; an answer with another length is an error.
+            limit_bytes: without ``into``: the most raw bytes that will be taken.
+
+        Raises:
+            PeerUnreachable: no connection, or it broke, or the deadline passed.
+            FrameError: the answer breaks a limit; the connection is closed.
+        """
+        ...
+
+    def set_peers(self, peers: Iterable[PeerAddress]) -> None:
+        """The directory, whenever the ledger changes it: connects to new peers, cuts off removed ones."""
+        ...
+
+    def links(self) -> tuple[PeerLink, ...]:
+        """Every peer of the directory, as it is connected now."""
+        ...
+
+    async def close(self) -> None:
+        """Close every connection and stop listening."""
+        ...
