@@ -1,0 +1,368 @@
+"""A member's directory: ``node.toml``, read with errors that name the key, and the paths beside it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from konsil.core.rules.settings import StudySettings
+from konsil.errors import ConfigError
+
+CONFIG_NAME = "node.toml"
+BUILTIN = "builtin"
+"""The word in ``[identity] workload_api`` for the authority that comes with Konsil."""
+
+MAX_SOCKET_PATH_BYTES = 100
+"""Linux takes 107 bytes for a Unix socket's path; some systems fewer. A round figure below all."""
+
+MAX_CONFIG_BYTES = 1024 * 1024
+"""A config file is a few hundred bytes; anything larger is another file by mistake."""
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:\[\]/]+):(\d{1,5})")
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class MemberTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who the member is. ``trust_domain``: the SPIFFE trust domain; "NAME.konsil" when empty."""
+
+    name: str
+    trust_domain: str = ""
+
+
+class IdentityTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the node gets its certificates: "builtin", or the address of a SPIFFE Workload API.
+
+    ``svid_ttl_s``: how long a certificate of the built-in authority is valid, in seconds.
+    """
+
+    workload_api: str = BUILTIN
+    svid_ttl_s: Annotated[int, msgspec.Meta(ge=10, le=90 * 24 * 3600)] = 3600
+
+
+class NodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the node listens ("" for a member that only dials out), and how it writes its log.
+
+    ``advertise``: the addresses at which peers reach it, where they differ from ``listen``.
+    """
+
+    listen: str = ""
+    advertise: tuple[str, ...] = ()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``node.toml`` as it is written."""
+
+    member: MemberTable
+    identity: IdentityTable = IdentityTable()
+    node: NodeTable = NodeTable()
+
+
+class Config(msgspec.Struct, frozen=True):
+    """A member's settings and where everything in its directory lies."""
+
+    directory: Path
+    member: MemberTable
+    identity: IdentityTable = IdentityTable()
+    node: NodeTable = NodeTable()
+
+    @property
+    def name(self) -> str:
+        """The member's name."""
+        return self.member.name
+
+    @property
+    def trust_domain(self) -> str:
+        """The member's SPIFFE trust domain."""
+        return self.member.trust_domain or f"{self.member.name}.konsil"
+
+    @property
+    def builtin_identity(self) -> bool:
+        """Whether the built-in authority issues this node's certificates."""
+        return self.identity.workload_api == BUILTIN
+
+    @property
+    def workload_api(self) -> str:
+        """Address of the Workload API, as a SPIFFE client takes it."""
+        return f"unix://{self.workload_socket}" if self.builtin_identity else self.identity.workload_api
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """What the member's card tells peers to dial: ``advertise``, else ``listen``."""
+        return self.node.advertise or ((self.node.listen,) if self.node.listen else ())
+
+    @property
+    def config_file(self) -> Path:
+        """The file that this was read from."""
+        return self.directory / CONFIG_NAME
+
+    @property
+    def genesis_file(self) -> Path:
+        """What the founding members agreed on."""
+        return self.directory / "genesis.json"
+
+    @property
+    def ledger_file(self) -> Path:
+        """This member's copy of the ledger's history."""
+        return self.directory / "ledger.db"
+
+    @property
+    def journal_file(self) -> Path:
+        """What the node promised, written before it said so."""
+        return self.directory / "journal.db"
+
+    @property
+    def keys_dir(self) -> Path:
+        """Private keys; they never leave this directory."""
+        return self.directory / "keys"
+
+    @property
+    def cards_dir(self) -> Path:
+        """The members' public cards, by digest."""
+        return self.directory / "cards"
+
+    @property
+    def merges_dir(self) -> Path:
+        """Accepted merges and the member's own committed updates."""
+        return self.directory / "merges"
+
+    @property
+    def card_file(self) -> Path:
+        """The member's own public card, to be sent to the others."""
+        return self.directory / f"{self.member.name}.card.json"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the command line speaks to the node."""
+        return self.directory / "control.sock"
+
+    @property
+    def session_socket(self) -> Path:
+        """Where the training process speaks to the node."""
+        return self.directory / "session.sock"
+
+    @property
+    def workload_socket(self) -> Path:
+        """Where the built-in authority serves the Workload API."""
+        return self.directory / "workload.sock"
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_config(directory: Path) -> Config:
+    """A member's directory, from its ``node.toml``.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key, a value of another type or out of range, or
+            a directory whose path is too long for Unix sockets. Nothing was changed.
+    """
+    directory = directory.expanduser().absolute()
+    file = directory / CONFIG_NAME
+    parsed = convert(_read_toml(file, missing="Make one: `konsil node init --name NAME`."), _File, file)
+    config = Config(directory, parsed.member, parsed.identity, parsed.node)
+    _check(config, file)
+    return config
+
+
+def read_study_file(path: Path) -> StudySettings:
+    """A study's settings from a TOML file whose top-level keys are the fields of ``StudySettings``.
+
+    ``[plateau]``, ``[rule_options]`` and ``[given]`` are tables of it.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key, or a value of another type.
+    """
+    return convert(_read_toml(path, missing="Give the path of the study's file."), StudySettings, path)
+
+
+def write_config(config: Config) -> None:
+    """Write ``node.toml`` into the member's directory; a file that is there already is replaced.
+
+    Raises:
+        ConfigError: a value that ``read_config`` would refuse.
+    """
+    _check(config, config.config_file)
+    lines = [
+        "# A Konsil node. Every key that is left out has its default; an unknown key is an error.",
+        "[member]",
+        f"name = {_quoted(config.member.name)}",
+        f"trust_domain = {_quoted(config.trust_domain)}",
+        "",
+        "[identity]",
+        '# "builtin", or the address of a SPIFFE Workload API such as "unix:///run/spire/agent.sock".',
+        f"workload_api = {_quoted(config.identity.workload_api)}",
+        f"svid_ttl_s = {config.identity.svid_ttl_s}",
+        "",
+        "[node]",
+        '# "host:port"; "" for a member that only dials out.',
+        f"listen = {_quoted(config.node.listen)}",
+        "# Where peers reach this node, if that is another address than `listen`.",
+        f"advertise = [{', '.join(_quoted(address) for address in config.node.advertise)}]",
+        f"log_level = {_quoted(config.node.log_level)}",
+        f"log_format = {_quoted(config.node.log_format)}",
+        "",
+    ]
+    config.config_file.write_text("\n".join(lines), encoding="utf-8")
+
+
+def convert(raw: dict[str, Any], kind: type[T], file: Path) -> T:
+    """A parsed TOML table as a Struct.
+
+    Args:
+        raw: the table.
+        kind: the Struct to make.
+        file: named in errors.
+
+    Raises:
+        ConfigError: names the key, the file and, for an unknown key, the nearest known one.
+    """
+    _refuse_unknown(raw, kind, file, where="")
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"{file}: {_in_words(str(error))}.",
+            safe="Nothing was changed.",
+            do="Correct the file.",
+            file=str(file),
+        ) from error
+
+
+def _read_toml(file: Path, *, missing: str) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"There is no file {file}.", safe="Nothing was changed.", do=missing, file=str(file)
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"{file} cannot be read: {error.strerror}.",
+            safe="Nothing was changed.",
+            do="See who owns the file and what its permissions are.",
+            file=str(file),
+        ) from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(
+            f"{file} is over {MAX_CONFIG_BYTES} bytes.", do="It is not a config file.", file=str(file)
+        )
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{file} is not TOML: {error}.",
+            safe="Nothing was changed.",
+            do="Correct the file.",
+            file=str(file),
+        ) from error
+
+
+def _refuse_unknown(raw: dict[str, Any], kind: type[msgspec.Struct], file: Path, where: str) -> None:
+    known = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in raw.items():
+        if key not in known:
+            raise ConfigError(
+                f"{file}: unknown key '{where}{key}'.{_nearest(key, known, where)}",
+                safe="Nothing was changed.",
+                do=f"Known keys here: {', '.join(known)}.",
+                file=str(file),
+                key=where + key,
+            )
+        inner = _struct_of(known[key])
+        if inner is not None and isinstance(value, dict):
+            _refuse_unknown(value, inner, file, f"{where}{key}.")
+
+
+def _struct_of(annotation: Any) -> type[msgspec.Struct] | None:
+    """The Struct in an annotation such as ``Plateau | None``."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    found = (option for option in options if isinstance(option, type) and issubclass(option, msgspec.Struct))
+    return next(found, None)
+
+
+def _nearest(key: str, known: dict[str, Any], where: str) -> str:
+    import difflib  # noqa: PLC0415 - only an error needs it, and the command line starts faster without
+
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f" Did you mean '{where}{close[0]}'?" if close else ""
+
+
+def _in_words(message: str) -> str:
+    """A validation error of msgspec with the key as it stands in the file: `$.node.listen` -> node.listen."""
+    text, _, path = message.partition(" - at `$.")
+    return f"'{path.rstrip('`')}': {text[:1].lower()}{text[1:]}" if path else message
+
+
+# --- checking ------------------------------------------------------------------------------------
+
+
+def _check(config: Config, file: Path) -> None:
+    def require(good: bool, key: str, problem: str) -> None:
+        if not good:
+            raise ConfigError(
+                f"{file}: '{key}' {problem}.",
+                safe="Nothing was changed.",
+                do="Correct it.",
+                file=str(file),
+                key=key,
+            )
+
+    require(
+        _NAME.fullmatch(config.member.name) is not None,
+        "member.name",
+        f"is '{config.member.name}', but a name has 1 to 63 small letters, digits and hyphens",
+    )
+    require(
+        all(_NAME.fullmatch(label) for label in config.trust_domain.split(".")),
+        "member.trust_domain",
+        f"is '{config.trust_domain}', which is not a SPIFFE trust domain such as 'lyon.example'",
+    )
+    require(
+        config.builtin_identity or config.identity.workload_api.startswith(("unix:", "tcp:")),
+        "identity.workload_api",
+        f"is '{config.identity.workload_api}', but must be \"builtin\" or an address such as unix:///run/agent.sock",
+    )
+    for key, addresses in (
+        ("node.listen", (config.node.listen,) if config.node.listen else ()),
+        ("node.advertise", config.node.advertise),
+    ):
+        for address in addresses:
+            require(is_address(address), key, f"is '{address}', which is not HOST:PORT")
+    _check_sockets(config)
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is HOST:PORT, with an IPv6 host in brackets."""
+    match = _ADDRESS.fullmatch(text)
+    return match is not None and int(match[1]) < 2**16
+
+
+def _check_sockets(config: Config) -> None:
+    longest = max(
+        (config.control_socket, config.session_socket, config.workload_socket),
+        key=lambda path: len(str(path)),
+    )
+    length = len(str(longest).encode())
+    if length > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"The path {longest} has {length} bytes, but a Unix socket's may have {MAX_SOCKET_PATH_BYTES}.",
+            safe="Nothing was changed.",
+            do="Use a directory with a shorter path, or a symbolic link to it.",
+            path=str(longest),
+        )
+
+
+def _quoted(text: str) -> str:
+    """A text as a TOML basic string; JSON's escapes are a subset of TOML's."""
+    return msgspec.json.encode(text).decode()
