@@ -3,6 +3,28 @@
 Frames on the Unix socket: 4 bytes length (big-endian), then msgpack; a file descriptor may ride along
 (SCM_RIGHTS) with the first byte of a frame. Arrays are safetensors layouts (header, then data) in a
 sealed memory file.
+
+A training connection, S being the session and N the node (``+fd``: a descriptor rides along):
+
+    S Knock                 who is there, for which study
+    N Terms                 its settings, and whether the session's parameters are wanted as the first model
+    S Join [+fd]            the schema, and the model the session already holds
+    N Waiting ...           any number of times before an answer that takes long
+    N Joined [+fd]          the round to train for; +fd unless the session holds that model already
+    S Progress ...          at most once a second; never answered
+    S Update +fd            then N: Waiting ..., and Merged +fd of the last accepted round, >= Update.round
+    S Scored                then N: Noted
+    S Finished or Goodbye   then N: Noted, and both close
+
+Instead of an answer N may say Failed; the connection stays open unless the session's bytes broke the
+format. Unasked, N may say Merged +fd when the round that the session trains for was accepted without it:
+once, and again only after a Progress or Update has named the following round, so that descriptors never
+pile up in a socket that nobody reads.
+
+When the connection breaks, the session knocks again and joins with the round and digest that it holds. A
+node whose ledger is behind that round answers when it has caught up. If the open round is still the
+session's, it hands over its update for it again, the same bytes: the node takes a repeated Update for the
+same round as the first.
 """
 
 from __future__ import annotations
@@ -25,16 +47,27 @@ class _Word(msgspec.Struct, frozen=True, tag_field="word"):
 # --- training process -> node --------------------------------------------------------------------
 
 
-class Join(_Word, frozen=True, tag="join"):
-    """First on a training connection. ``header``: safetensors header of the learner's parameters (what
-    travels, i.e. without what stays local). The descriptor holds the initial parameters, which the
-    proposer's node uses if the study has none yet. ``resume``: the round this process already holds, or -1."""
+class Knock(_Word, frozen=True, tag="knock"):
+    """First on a training connection. Answer: ``Terms``. ``version``: ``WALL_VERSION``; ``pid``: of the
+    training process.
+    """
 
     version: int
     study: str
-    header: bytes
     pid: int
-    resume: int = -1
+
+
+class Join(_Word, frozen=True, tag="join"):
+    """Begin, or go on after the connection broke. Answer: ``Joined``.
+
+    ``header``: safetensors header of the learner's parameters (what travels, i.e. without what stays
+    local). ``round``, ``digest``: the accepted round and the model that this process holds; -1 and "" if
+    none. The descriptor holds the initial parameters, if ``Terms`` wanted them.
+    """
+
+    header: bytes
+    round: int = -1
+    digest: str = ""
 
 
 class Progress(_Word, frozen=True, tag="progress"):
@@ -45,7 +78,10 @@ class Progress(_Word, frozen=True, tag="progress"):
 
 
 class Update(_Word, frozen=True, tag="update"):
-    """The member's update for a round; the descriptor holds it, sealed. ``base``: digest trained from."""
+    """The member's update for a round; the descriptor holds it, sealed. Answer: ``Merged``.
+
+    ``base``: digest of the model that was trained from; ``examples``: trained on since then.
+    """
 
     round: int
     base: str
@@ -53,7 +89,7 @@ class Update(_Word, frozen=True, tag="update"):
 
 
 class Scored(_Word, frozen=True, tag="scored"):
-    """Scores of an accepted merge on the member's own validation data."""
+    """Scores of an accepted merge on the member's own validation data. Answer: ``Noted``."""
 
     round: int
     examples: int
@@ -62,32 +98,48 @@ class Scored(_Word, frozen=True, tag="scored"):
 
 
 class Finished(_Word, frozen=True, tag="finished"):
-    """Training has finished; what the member keeps contributing."""
+    """Training has finished; what the member keeps contributing. Answer: ``Noted``."""
 
     contribution: Contribution = "inactive"
 
 
 class Goodbye(_Word, frozen=True, tag="goodbye"):
-    """Training stops without finishing; it may join again."""
+    """Training stops without finishing; it may join again. Answer: ``Noted``."""
 
 
 # --- node -> training process --------------------------------------------------------------------
 
 
-class Joined(_Word, frozen=True, tag="joined"):
-    """Answer to ``Join``: the study's settings and the model to start from (descriptor: sealed, read only).
-
-    ``round``: the round to train for, i.e. the accepted one plus 1; ``digest``: of the parameters.
+class Terms(_Word, frozen=True, tag="terms"):
+    """Answer to ``Knock``. ``wanted``: the study has no initial parameters yet and this node is to give
+    them, so ``Join`` brings them along.
     """
 
     member: str
     settings: StudySettings
+    wanted: bool = False
+
+
+class Joined(_Word, frozen=True, tag="joined"):
+    """Answer to ``Join``: where the study is. The descriptor (sealed) holds the model of the accepted round;
+    absent where ``Join`` named that round and digest.
+
+    ``round``: the round to train for, i.e. the accepted one plus 1; ``digest``: of the accepted model.
+    ``record``: of the accepted round; None before round 1 was accepted. ``ended``: why the study is over.
+    """
+
+    settings: StudySettings
     round: int
     digest: str
+    record: RoundRecord | None = None
+    ended: str = ""
 
 
 class Merged(_Word, frozen=True, tag="merged"):
-    """A round was accepted; the descriptor holds the merge. ``round``: the accepted one."""
+    """A round was accepted; the descriptor holds the merge. ``round``: the accepted one.
+
+    ``ended``: why the study is over, empty while it goes on.
+    """
 
     round: int
     digest: str
@@ -224,7 +276,7 @@ class ToldNode(_Word, frozen=True, tag="told_node"):
 
 
 ToNode = (
-    Join | Progress | Update | Scored | Finished | Goodbye
+    Knock | Join | Progress | Update | Scored | Finished | Goodbye
     | AskState | AskCall | AskNode | AskModel | AskPropose | AskAdmit
 )  # fmt: skip
-FromNode = Joined | Merged | Waiting | Failed | Noted | ToldState | ToldModel | ToldNode
+FromNode = Terms | Joined | Merged | Waiting | Failed | Noted | ToldState | ToldModel | ToldNode
