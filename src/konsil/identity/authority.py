@@ -6,6 +6,7 @@ It takes the place of SPIRE at a site that has none. Only the node's own user ca
 from __future__ import annotations
 
 import datetime as dt
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,10 +106,15 @@ class Authority:
                 do=f"Give a path and a life between 1 and {MAX_TTL_S} s.",
             )
         key = ec.generate_private_key(ec.SECP256R1())
-        now = dt.datetime.fromtimestamp(int(time.time() if now_s is None else now_s), tz=dt.UTC)
-        start = max(now - dt.timedelta(seconds=BACKDATE_S), self._certificate.not_valid_before_utc)
-        # The clock of certificates ticks in seconds: rounding up never shortens the life that was asked for.
-        end = min(now + dt.timedelta(seconds=-(-ttl_s // 1)), self._certificate.not_valid_after_utc)
+        now = dt.datetime.fromtimestamp(time.time() if now_s is None else now_s, tz=dt.UTC)
+        start = max(_whole_s(now) - dt.timedelta(seconds=BACKDATE_S), self._certificate.not_valid_before_utc)
+        end = min(_whole_s(now + dt.timedelta(seconds=ttl_s)), self._certificate.not_valid_after_utc)
+        if end <= now:
+            raise IdentityError(
+                f"The authority of {self.trust_domain} has ended: it was valid until {end:%Y-%m-%d}.",
+                safe="Nothing was issued.",
+                do="Make a new authority; the other members must vote its card in.",
+            )
         leaf = self._sign_leaf(key.public_key(), spiffe_id, start, end)
         return Svid(
             spiffe_id=str(spiffe_id),
@@ -172,6 +178,11 @@ def _name(role: str, trust_domain: str) -> x509.Name:
             x509.NameAttribute(NameOID.COMMON_NAME, f"{role} {trust_domain}"[:64]),
         ]
     )
+
+
+def _whole_s(moment: dt.datetime) -> dt.datetime:
+    """Certificates count in seconds: rounded up, so that no life is shorter than was asked for."""
+    return dt.datetime.fromtimestamp(math.ceil(moment.timestamp()), tz=dt.UTC)
 
 
 def _usage(*, leaf: bool) -> x509.KeyUsage:

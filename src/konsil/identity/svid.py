@@ -43,7 +43,7 @@ class Svid:
     """
 
     spiffe_id: str
-    chain_der: tuple[bytes, ...]
+    chain_der: tuple[bytes, ...] = field(repr=False)
     key_der: bytes = field(repr=False)
     not_before_s: int
     not_after_s: int
