@@ -29,7 +29,8 @@ Handler = Callable[[str, bytes], Awaitable[Reply]]
 
 class PeerAddress(NamedTuple):
     """How to reach and recognise a peer. ``bundle``: PEM certificates of its trust domain.
-    ``addresses``: "host:port"; empty for a member that can only dial out."""
+    ``addresses``: "host:port"; empty for a member that can only dial out.
+    """
 
     name: str
     spiffe_id: str
@@ -50,8 +51,15 @@ class PeerLink(NamedTuple):
 class Transport(Protocol):
     """Connections to every peer in the directory, kept up by themselves."""
 
-    bytes_out: int
-    bytes_in: int
+    @property
+    def bytes_out(self) -> int:
+        """Bytes sent to peers since the start, frames' headers included."""
+        ...
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes received from peers since the start, frames' headers included."""
+        ...
 
     async def request(
         self,
@@ -68,11 +76,13 @@ class Transport(Protocol):
             peer: the peer's member name.
             message: the request's bytes.
             timeout_s: the deadline for the whole exchange, connecting included.
-            into: memory for the answer's raw bytes; an answer with another length is an error.
+            into: memory for the answer's raw bytes; another length is an error, except none at all
+                (``body_bytes`` is 0 then: the peer's message says why).
             limit_bytes: without ``into``: the most raw bytes that will be taken.
 
         Raises:
             PeerUnreachable: no connection, or it broke, or the deadline passed.
+            PeerRefused: the peer's handler raised instead of answering.
             FrameError: the answer breaks a limit; the connection is closed.
         """
         ...

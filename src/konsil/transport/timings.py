@@ -1,0 +1,43 @@
+"""How long a transport waits for what, and how much it holds at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_IN_FLIGHT = 256
+"""Requests of one side that may be open on one connection; further ones wait at the asker."""
+
+MAX_HANDSHAKES = 64
+"""Connections that are being accepted; further ones wait in the listening socket's backlog."""
+
+MAX_WAITING_FRAMES = 4096
+"""Frames that wait for a peer that does not read: more than any honest exchange makes."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Deadlines of a transport, in seconds.
+
+    Attributes:
+        handshake_s: from a connection's first byte until both sides have greeted.
+        ping_s: silence after which a peer is asked whether it is there.
+        missed_pings: unanswered questions after which it is not.
+        frame_s: for one frame to arrive, once begun (at most 256 KiB: 4 KiB a second is enough).
+        rival_s: for the first of two nodes with one identity to show that it is alive.
+        backoff_min_s: before the second attempt to connect; doubles with each, with jitter.
+        backoff_max_s: between two attempts at most.
+        yield_s: what the member with the greater name waits before it dials one that may dial it.
+        renew_margin_s: before a certificate expires, for requests in flight to finish elsewhere.
+        close_s: for the last bytes to leave when a connection is closed in order.
+    """
+
+    handshake_s: float = 10.0
+    ping_s: float = 5.0
+    missed_pings: int = 3
+    frame_s: float = 60.0
+    rival_s: float = 2.0
+    backoff_min_s: float = 0.05
+    backoff_max_s: float = 15.0
+    yield_s: float = 0.25
+    renew_margin_s: float = 60.0
+    close_s: float = 1.0

@@ -1,0 +1,458 @@
+"""The transport of a node: mutual TLS connections to every peer in the directory, kept up by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Protocol, Self
+
+import structlog
+
+from konsil.errors import IdentityError, KonsilError, PeerUnreachable
+from konsil.transport.base import Handler, PeerAddress, PeerLink, Received
+from konsil.transport.channel import explain, linger, shake_hands, tune, until_readable
+from konsil.transport.connection import Connection, Owner
+from konsil.transport.link import Link
+from konsil.transport.listener import Listener, split_address
+from konsil.transport.timings import Timings
+
+log = structlog.get_logger("konsil.transport")
+
+_WANTED_BACKOFF_S_MAX = 1.0
+"""Between two attempts to connect while a request waits for them."""
+
+_jitter = random.SystemRandom()
+
+
+class Identity(Protocol):
+    """Who this node is and how it recognises others. Asked anew for each connection, so that keys rotate."""
+
+    def client_context(self, peer: PeerAddress) -> ssl.SSLContext:
+        """For a connection to this peer: TLS 1.3, own certificate, trusts the peer's bundle only."""
+        ...
+
+    def server_context(self, peers: Iterable[PeerAddress]) -> ssl.SSLContext:
+        """For a connection from any of these peers: TLS 1.3, own certificate, demands one of theirs."""
+        ...
+
+    def check_peer(self, connection: ssl.SSLSocket, peers: Mapping[str, PeerAddress]) -> tuple[str, float]:
+        """After the handshake: which of these members it is, and the unix time at which its certificate ends.
+
+        Raises:
+            IdentityError: none of them, or not by its own bundle.
+        """
+        ...
+
+    @property
+    def expires_s(self) -> float:
+        """Unix time at which the own certificate ends."""
+        ...
+
+
+class TlsTransport:
+    """Connections over mutual TLS 1.3; see ``base.Transport`` for what they do.
+
+    Use as ``async with``, or ``await start()`` and ``await close()``.
+
+    Args:
+        name: the own member name.
+        identity: certificates and their check.
+        make_hello: the own Hello, for each connection anew.
+        check_hello: takes a peer's name and Hello, gives the instance (which run of the peer's node);
+            raises a KonsilError whose text the peer will see.
+        handler: answers peers' requests.
+        listen: "host:port" to accept connections at; None for a node that only dials out.
+        timings: deadlines.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        identity: Identity,
+        make_hello: Callable[[], bytes],
+        check_hello: Callable[[str, bytes], str],
+        handler: Handler,
+        listen: str | None = None,
+        timings: Timings | None = None,
+    ) -> None:
+        self._name = name
+        self._identity = identity
+        self._make_hello = make_hello
+        self._check_hello = check_hello
+        self._listen = listen
+        self._timings = timings or Timings()
+        self._owner = Owner(handler, self._timings, self._changed, self._spawn)
+        self._links: dict[str, Link] = {}
+        self._listener: Listener | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: set[Connection] = set()
+        self._started = False
+        self._closed = False
+        self._bytes_in = 0
+        self._bytes_out = 0
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Listen, and connect to the directory's peers.
+
+        Raises:
+            ConfigError: the address to listen at cannot be used.
+        """
+        if self._listen is not None:
+            self._listener = Listener(self._listen, self._welcome)
+            self._listener.start()
+        self._started = True
+        for link in self._links.values():
+            self._dial_for(link)
+
+    async def close(self) -> None:
+        """Stop listening and close every connection in order; requests in flight fail."""
+        self._closed = True
+        if self._listener is not None:
+            self._listener.close()
+        for link in self._links.values():
+            if link.dialler is not None:
+                link.dialler.cancel()
+        await asyncio.gather(*(self._close_one(connection) for connection in list(self._connections)))
+        for link in self._links.values():
+            link.cut("This node is stopping.")
+        # A task that ends may leave another one behind it, such as a refusal that is being sent.
+        while self._tasks:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for connection in list(self._connections):
+            connection.abort("This node is stopping.")
+
+    async def _close_one(self, connection: Connection) -> None:
+        await connection.close(f"The node of '{self._name}' is stopping.")
+
+    @property
+    def port(self) -> int:
+        """The port that is listened at; 0 for a node that only dials out."""
+        return self._listener.port if self._listener is not None else 0
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes received from peers since the start, frames' headers included."""
+        return self._bytes_in + sum(connection.bytes_in for connection in self._connections)
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes sent to peers since the start, frames' headers included."""
+        return self._bytes_out + sum(connection.bytes_out for connection in self._connections)
+
+    # --- what a node uses ------------------------------------------------------------------------
+
+    async def request(
+        self,
+        peer: str,
+        message: bytes,
+        *,
+        timeout_s: float,
+        into: memoryview | None = None,
+        limit_bytes: int = 0,
+    ) -> Received:
+        """Send one request and wait for its answer; see ``base.Transport``.
+
+        Raises:
+            PeerUnreachable: no connection, or it broke, or the deadline passed.
+            PeerRefused: the peer's handler raised instead of answering.
+            FrameError: the request or its answer breaks a limit.
+        """
+        link = self._link(peer)
+        into = None if into is None else into.cast("B")
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    connection = link.best() or await link.connected()
+                    received = await connection.ask(message, into, limit_bytes)
+                    if received is not None:
+                        return received
+        except TimeoutError:
+            raise _too_late(link, timeout_s, connected=connection is not None) from None
+
+    def set_peers(self, peers: Iterable[PeerAddress]) -> None:
+        """Take the directory as it is now: connect to new peers, cut off removed ones."""
+        wanted = {address.name: address for address in peers if address.name != self._name}
+        for name in [name for name in self._links if name not in wanted]:
+            link = self._links.pop(name)
+            if link.dialler is not None:
+                link.dialler.cancel()
+            link.cut(f"'{name}' is not in the directory any more.")
+        for name, address in wanted.items():
+            if name in self._links:
+                self._readdress(self._links[name], address)
+            else:
+                self._links[name] = Link(self._name, address)
+            self._dial_for(self._links[name])
+
+    def links(self) -> tuple[PeerLink, ...]:
+        """Every peer of the directory, by name, as it is connected now."""
+        return tuple(self._links[name].seen() for name in sorted(self._links))
+
+    def _link(self, peer: str) -> Link:
+        link = self._links.get(peer)
+        if link is None or self._closed:
+            raise _unknown(peer, closed=self._closed)
+        return link
+
+    def _readdress(self, link: Link, address: PeerAddress) -> None:
+        before, link.address = link.address, address
+        if address.spiffe_id != before.spiffe_id:
+            link.cut(f"'{link.name}' has another identity now.")
+        elif address.bundle != before.bundle:
+            # Who it is must be shown again, by the new bundle; what is in flight may finish.
+            for connection in link.connections:
+                connection.leave(f"'{link.name}' has another trust bundle now; the connection is made anew.")
+        if address.addresses != before.addresses:
+            link.wake.set()
+
+    # --- dialling --------------------------------------------------------------------------------
+
+    def _dial_for(self, link: Link) -> None:
+        if self._started and not self._closed and link.dialler is None:
+            link.dialler = self._spawn(self._keep_up(link))
+
+    async def _keep_up(self, link: Link) -> None:
+        """Have a connection to this peer as long as it is in the directory."""
+        if self._listen is not None and link.name < self._name and not link.wanted:
+            # It will dial this node at the same moment; a second connection would be made for nothing.
+            await self._rest(link, self._timings.yield_s)
+        failures = 0
+        while True:
+            link.wake.clear()
+            if link.best() is not None or not link.address.addresses:
+                failures = 0
+                await link.wake.wait()
+                continue
+            if await self._dial(link):
+                failures = 0
+                continue
+            failures += 1
+            await asyncio.sleep(self._timings.backoff_min_s)  # however many requests call for it
+            await self._rest(link, self._backoff_s(link, failures))
+
+    def _backoff_s(self, link: Link, failures: int) -> float:
+        timings = self._timings
+        most_s = min(timings.backoff_max_s, _WANTED_BACKOFF_S_MAX) if link.wanted else timings.backoff_max_s
+        return min(most_s, timings.backoff_min_s * 2.0 ** min(failures, 32)) * _jitter.uniform(0.5, 1.0)
+
+    @staticmethod
+    async def _rest(link: Link, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(link.wake.wait(), seconds)
+
+    async def _dial(self, link: Link) -> bool:
+        """Try the peer's addresses in turn; whether there is a connection now."""
+        for address in link.address.addresses:
+            try:
+                async with asyncio.timeout(self._timings.handshake_s):
+                    await self._dial_one(link, address)
+            except TimeoutError:
+                link.problem = f"'{link.name}' did not greet at {address} in {self._timings.handshake_s:g} s."
+            except KonsilError as error:
+                link.problem = str(error)
+            except OSError as error:
+                link.problem = f"No connection to '{link.name}' at {address}: {explain(error)}."
+            if link.best() is not None:
+                return True
+            log.debug("a peer could not be reached", peer=link.name, address=address, problem=link.problem)
+        return False
+
+    async def _dial_one(self, link: Link, address: str) -> None:
+        context = self._identity.client_context(link.address)
+        sock = await _connect(*split_address(address))
+        connection = await self._secure(sock, context, {link.name: link.address}, dialled=True)
+        try:
+            connection.start()
+            connection.greet(self._make_hello())
+            await self._admit(link, connection, await connection.hello)
+        except KonsilError as error:
+            self._spawn(connection.refuse(str(error)))
+            raise
+        except BaseException:
+            connection.abort("The connection was given up before it was complete.")
+            raise
+
+    async def _secure(
+        self, sock: socket.socket, context: ssl.SSLContext, peers: Mapping[str, PeerAddress], *, dialled: bool
+    ) -> Connection:
+        """TLS on a connected socket, and who is there. The socket is closed if that fails."""
+        try:
+            tls = context.wrap_socket(sock, server_side=not dialled, do_handshake_on_connect=False)
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            await shake_hands(tls)
+            name, expires_s = self._identity.check_peer(tls, peers)
+        except IdentityError as error:
+            stranger = Connection(tls, "a stranger", self._owner, dialled=dialled, expires_s=0.0)
+            self._spawn(stranger.refuse(str(error)))
+            raise
+        except (OSError, ValueError):
+            # What TLS has to say to the other side must not be lost to a reset.
+            self._spawn(linger(socket.socket(fileno=tls.detach()), self._timings.close_s))
+            raise
+        except BaseException:
+            tls.close()
+            raise
+        connection = Connection(
+            tls, name, self._owner, dialled=dialled, expires_s=min(expires_s, self._identity.expires_s)
+        )
+        self._connections.add(connection)
+        return connection
+
+    # --- accepting -------------------------------------------------------------------------------
+
+    def _welcome(self, sock: socket.socket) -> None:
+        self._spawn(self._accept(sock))
+
+    async def _accept(self, sock: socket.socket) -> None:
+        try:
+            async with asyncio.timeout(self._timings.handshake_s):
+                await self._accept_in_time(sock)
+        except (OSError, KonsilError, ValueError) as error:
+            why = explain(error) if isinstance(error, OSError) else str(error)
+            log.info("a connection was refused", why=why or "it took too long")
+        finally:
+            if self._listener is not None:
+                self._listener.release()
+
+    async def _accept_in_time(self, sock: socket.socket) -> None:
+        try:
+            await until_readable(sock)  # a context costs too much for somebody who says nothing
+            peers = {name: link.address for name, link in self._links.items()}
+            context = self._identity.server_context(peers.values())
+        except BaseException:
+            sock.close()
+            raise
+        connection = await self._secure(sock, context, peers, dialled=False)
+        try:
+            connection.start()
+            hello = await connection.hello
+            await self._admit(self._link(connection.peer), connection, hello)
+        except KonsilError as error:
+            self._spawn(connection.refuse(str(error)))
+            raise
+        except BaseException:
+            connection.abort("The connection was given up before it was complete.")
+            raise
+
+    # --- one connection a peer -------------------------------------------------------------------
+
+    async def _admit(self, link: Link, connection: Connection, hello: bytes) -> None:
+        """Take a connection into use, unless another node with the same identity is alive."""
+        connection.instance = self._check_hello(link.name, hello)
+        while (rival := link.best()) is not None and rival.instance != connection.instance:
+            if await rival.ping(self._timings.rival_s):
+                error = _two_nodes(link.name)
+                link.problem = str(error)
+                raise error
+            rival.abort("It did not answer, and its node has come again.")
+        if connection.ended:
+            raise connection.reason or PeerUnreachable("The connection has ended.")
+        if self._link(link.name) is not link:
+            raise _unknown(link.name, closed=False)
+        rival = link.best()
+        if not connection.dialled:
+            connection.greet(self._make_hello())
+        connection.open()
+        link.adopt(connection)
+        if rival is not None:
+            self._spawn(self._choose(link, rival, connection))
+
+    async def _choose(self, link: Link, old: Connection, new: Connection) -> None:
+        """Keep one of two connections between the same two nodes; both sides choose alike."""
+        if link.by_smaller_name(old) and not link.by_smaller_name(new):
+            if await old.ping(self._timings.rival_s):
+                new.leave("Both sides dialled; the other connection is kept.")
+            else:
+                old.abort("It did not answer, and a new connection has come.")
+        else:
+            old.leave("A newer connection took its place.")
+
+    def _changed(self, connection: Connection) -> None:
+        if connection.ended and connection in self._connections:
+            self._connections.remove(connection)
+            self._bytes_in += connection.bytes_in
+            self._bytes_out += connection.bytes_out
+        link = self._links.get(connection.peer)
+        if link is not None:
+            link.drop(connection)
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _connect(host: str, port: int) -> socket.socket:
+    """A TCP connection to the first of a host's addresses that takes one."""
+    loop = asyncio.get_running_loop()
+    last: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, where in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            tune(sock)
+            await loop.sock_connect(sock, where)
+        except OSError as error:
+            sock.close()
+            last = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise last
+
+
+def _unknown(peer: str, *, closed: bool) -> PeerUnreachable:
+    if closed:
+        return PeerUnreachable("This node is stopping.", safe="Nothing was sent.")
+    return PeerUnreachable(
+        f"'{peer}' is not in the directory.",
+        safe="Nothing was sent.",
+        do="Look at `konsil swarm members`.",
+        peer=peer,
+    )
+
+
+def _too_late(link: Link, timeout_s: float, *, connected: bool) -> PeerUnreachable:
+    if connected:
+        what = f"'{link.name}' did not answer in {timeout_s:g} s."
+    elif link.problem:
+        what = f"No connection to '{link.name}' in {timeout_s:g} s. The last attempt: {link.problem}"
+    elif link.address.addresses:
+        what = f"No connection to '{link.name}' in {timeout_s:g} s."
+    else:
+        what = f"'{link.name}' can only dial out, and did not in {timeout_s:g} s."
+    return PeerUnreachable(
+        what, safe="The request is safe to repeat.", do="See `konsil node status`.", peer=link.name
+    )
+
+
+def _two_nodes(peer: str) -> IdentityError:
+    return IdentityError(
+        f"Two nodes with one identity: a node of '{peer}' is connected and answers, and another one came.",
+        safe="The first stays connected; the other one was refused.",
+        do=f"Stop one of the two nodes of '{peer}', or give the second a member name and keys of its own.",
+        peer=peer,
+    )
