@@ -11,7 +11,8 @@ from typing import NamedTuple
 import structlog
 
 from konsil.core.messages import MAX_MESSAGE_BYTES
-from konsil.errors import FrameError, KonsilError, PeerRefused, PeerUnreachable
+from konsil.errors import FrameError, KonsilError, PeerRefused
+from konsil.transport.ask import Ask, fail
 from konsil.transport.base import Handler, Received, Reply
 from konsil.transport.channel import Channel
 from konsil.transport.frames import (
@@ -24,70 +25,11 @@ from konsil.transport.frames import (
     Kind,
     encode,
 )
+from konsil.transport.sentences import gone, handler_failed, lost, not_asked
 from konsil.transport.timings import MAX_IN_FLIGHT, Timings
+from konsil.transport.watch import Watch
 
 log = structlog.get_logger("konsil.transport")
-
-_WATCH_S_MIN = 0.02
-
-
-class Ask:
-    """A request that waits for its answer. ``body``: memory for the answer's raw bytes, once known."""
-
-    __slots__ = ("answer", "body", "filled", "future", "into", "limit_bytes", "message")
-
-    def __init__(self, future: asyncio.Future[Received], into: memoryview | None, limit_bytes: int) -> None:
-        """Wait for the ANSWER frame."""
-        self.future = future
-        self.into = into
-        self.limit_bytes = limit_bytes
-        self.message: bytes | None = None
-        self.body: memoryview | None = None
-        self.answer: bytearray | None = None
-        self.filled = 0
-
-    def announce(self, message: bytes, body_bytes: int) -> None:
-        """Take the answer's message, and reserve memory for its body once its length is allowed.
-
-        Raises:
-            FrameError: a second answer, or a body of another length than the asker takes.
-        """
-        if self.message is not None:
-            raise _not_asked("A request was answered twice.")
-        if self.into is not None:
-            # No body at all is an answer in words: an error, which the asker reads in the message.
-            if body_bytes not in (0, len(self.into)):
-                raise _not_asked(
-                    f"An answer announces {body_bytes} bytes where {len(self.into)} were asked for."
-                )
-            self.body = self.into
-        elif body_bytes > self.limit_bytes:
-            raise _not_asked(f"An answer announces {body_bytes} bytes; the limit is {self.limit_bytes}.")
-        else:
-            self.answer = bytearray(body_bytes)
-            self.body = memoryview(self.answer)
-        self.message = message
-        self.body = self.body[:body_bytes]
-
-    def segment(self, body_bytes: int) -> memoryview:
-        """Where the next segment goes.
-
-        Raises:
-            FrameError: more than was announced.
-        """
-        if self.body is None or self.filled + body_bytes > len(self.body):
-            raise _not_asked("A body is longer than its answer announced.")
-        start, self.filled = self.filled, self.filled + body_bytes
-        return self.body[start : self.filled]
-
-    def settle(self) -> bool:
-        """Hand the answer over if it is whole; whether it is."""
-        if self.message is None or self.body is None or self.filled < len(self.body):
-            return False
-        if not self.future.done():
-            body = b"" if self.answer is None else self.answer
-            self.future.set_result(Received(self.message, body, self.filled))
-        return True
 
 
 class Owner(NamedTuple):
@@ -141,12 +83,8 @@ class Connection:
         self._finishing: asyncio.Task[None] | None = None
         self._pings: dict[int, tuple[float, asyncio.Future[None]]] = {}
         self._next_ping = 1
-        self._watch_timer: asyncio.TimerHandle | None = None
-        self._watch_at_s = time.monotonic()
-        self._stuck = (-1, 0.0)
-        life_s = expires_s - time.time()
-        self._expires_s = expires_s
-        self._leave_s = expires_s - min(owner.timings.renew_margin_s, 0.2 * life_s)
+        self._timer: asyncio.TimerHandle | None = None
+        self._watch = Watch(owner.timings, expires_s, time.monotonic(), time.time())
         self.peer = peer
         self.instance = ""
         self.dialled = dialled
@@ -180,7 +118,7 @@ class Connection:
     def start(self) -> None:
         """Read the peer's Hello."""
         self._channel.resume()
-        self._watch()
+        self._look_after()
 
     def greet(self, hello: bytes) -> None:
         """Send the own Hello."""
@@ -196,7 +134,7 @@ class Connection:
         """Tell the peer why not, instead of a Hello, and close."""
         self._put(encode(Kind.HELLO, message=_reason(why), flags=Flag.REFUSED))
         await self._channel.finish(
-            _gone(f"This side refused the connection: {why}"), self._owner.timings.close_s
+            gone(f"This side refused the connection: {why}"), self._owner.timings.close_s
         )
 
     def leave(self, why: str) -> None:
@@ -204,19 +142,19 @@ class Connection:
         if self.leaving or self.ended:
             return
         self.leaving = True
-        self.reason = self.reason or _gone(why)
+        self.reason = self.reason or gone(why)
         self._put(encode(Kind.GOAWAY, message=_reason(why)))
         self._owner.changed(self)
         self._close_if_done()
 
     def abort(self, why: str) -> None:
         """Close now; requests in flight fail."""
-        self._channel.end(_gone(why))
+        self._channel.end(gone(why))
 
     async def close(self, why: str) -> None:
         """Say why, and close without waiting for requests in flight."""
         self.leave(why)
-        await self._channel.finish(_gone(why), self._owner.timings.close_s)
+        await self._channel.finish(gone(why), self._owner.timings.close_s)
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -292,20 +230,20 @@ class Connection:
         try:
             return ask.segment(header.body_bytes)
         except FrameError as error:
-            _fail(ask.future, error)
+            fail(ask.future, error)
             raise
 
     def _check_number(self, header: Header) -> None:
         """An answer to what was given up is late; one to what was never asked is a lie."""
         if not 0 < header.request < self._next_request:
-            raise _not_asked(
+            raise not_asked(
                 f"A {header.kind.name} frame answers request {header.request}, which was not made."
             )
 
     def _on_frame(self, frame: Frame) -> None:
         kind = frame.header.kind
         if not self._open and kind is not Kind.HELLO and kind is not Kind.GOAWAY:
-            raise _not_asked(f"The first frame was a {kind.name}, not a HELLO.")
+            raise not_asked(f"The first frame was a {kind.name}, not a HELLO.")
         self._handlers[kind](frame)
 
     def _on_hello(self, frame: Frame) -> None:
@@ -313,7 +251,7 @@ class Connection:
             text = frame.message.decode("utf-8", "replace")
             raise PeerRefused("refused", f"The peer '{self.peer}' refused the connection: {text}")
         if self._open or self.hello.done():
-            raise _not_asked("A second HELLO came.")
+            raise not_asked("A second HELLO came.")
         # Requests behind it wait until the Hello has been checked.
         self._channel.pause()
         self.hello.set_result(frame.message)
@@ -321,7 +259,7 @@ class Connection:
     def _on_request(self, frame: Frame) -> None:
         number = frame.header.request
         if len(self._serving) + self._channel.queue.bodies >= MAX_IN_FLIGHT or number in self._serving:
-            raise _not_asked(f"The peer has more than {MAX_IN_FLIGHT} requests open, or one of them twice.")
+            raise not_asked(f"The peer has more than {MAX_IN_FLIGHT} requests open, or one of them twice.")
         self._serving[number] = self._owner.spawn(self._serve(number, frame.message))
 
     def _on_answer(self, frame: Frame) -> None:
@@ -332,12 +270,12 @@ class Connection:
             return
         if header.flags == Flag.FAILED:
             del self._asks[header.request]
-            _fail(ask.future, handler_failed(self.peer))
+            fail(ask.future, handler_failed(self.peer))
             return
         try:
             ask.announce(frame.message, header.body_bytes)
         except FrameError as error:
-            _fail(ask.future, error)
+            fail(ask.future, error)
             raise
         self._settle(header.request, ask)
 
@@ -372,7 +310,7 @@ class Connection:
     def _on_goaway(self, frame: Frame) -> None:
         text = frame.message.decode("utf-8", "replace")
         self._peer_leaves = True
-        self.reason = _gone(f"The peer '{self.peer}' ends the connection: {text}")
+        self.reason = gone(f"The peer '{self.peer}' ends the connection: {text}")
         if not self._open:
             raise self.reason
         self.leave("The other side ends the connection.")
@@ -384,7 +322,7 @@ class Connection:
         try:
             reply = await self._owner.handler(self.peer, message)
             if len(reply.message) > MAX_MESSAGE_BYTES:
-                raise _not_asked(f"An own answer of {len(reply.message)} bytes is over the limit.")  # noqa: TRY301 - logged as the handler's fault
+                raise not_asked(f"An own answer of {len(reply.message)} bytes is over the limit.")  # noqa: TRY301 - logged as the handler's fault
         except Exception:  # one request's failure must not end the others
             if self._serving.pop(number, None) is not None:
                 log.exception("a request could not be served", peer=self.peer)
@@ -413,99 +351,39 @@ class Connection:
     async def _finish(self) -> None:
         """Let the last answers leave, however slow the line: silence of the peer is what ends the wait."""
         await self._channel.flushed()
-        reason = self.reason or _gone("The connection was ended in order.")
+        reason = self.reason or gone("The connection was ended in order.")
         await self._channel.finish(reason, self._owner.timings.close_s)
 
     def _on_end(self, reason: KonsilError) -> None:
         self.reason = reason = self.reason or reason
-        if self._watch_timer is not None:
-            self._watch_timer.cancel()
-        _fail(self.hello, reason)
+        if self._timer is not None:
+            self._timer.cancel()
+        fail(self.hello, reason)
         asks, self._asks = list(self._asks.values()), {}
         for ask in asks:
-            _fail(ask.future, _lost(self.peer, reason))
+            fail(ask.future, lost(self.peer, reason))
         for _, future in self._pings.values():
-            _fail(future, reason)
+            fail(future, reason)
         self._pings.clear()
         serving, self._serving = list(self._serving.values()), {}
         for task in serving:
             task.cancel()
         self._owner.changed(self)
 
-    def _watch(self) -> None:
-        """Look after silence, stuck frames and certificates, at the next moment when one may matter."""
-        timings, now_s, unix_s = self._owner.timings, time.monotonic(), time.time()
-        if now_s - self._watch_at_s > timings.ping_s:
-            # This process itself was held up: nobody could be heard.
-            self._channel.heard_s = now_s
-        silent_s = now_s - self._channel.heard_s
-        if unix_s >= self._expires_s:
-            self._channel.end(_gone("A certificate of this connection has expired."))
+    def _look_after(self) -> None:
+        """Ask, leave or end, and look again when it may matter."""
+        reader = self._reader
+        verdict = self._watch.look(
+            time.monotonic(), time.time(), self._channel.heard_s, frames=reader.frames, partial=reader.partial
+        )
+        if verdict.end:
+            self._channel.end(gone(verdict.end))
             return
-        if silent_s >= timings.ping_s * timings.missed_pings + timings.ping_s:
-            self._channel.end(_gone(f"The peer '{self.peer}' has been silent for {silent_s:.0f} s."))
-            return
-        if self._is_stuck(now_s):
-            self._channel.end(
-                _gone(f"A frame of the peer '{self.peer}' did not end in {timings.frame_s:g} s.")
-            )
-            return
-        if silent_s >= timings.ping_s and self._open:
+        if verdict.ask and self._open:
             self._ask_whether_alive()
-        if unix_s >= self._leave_s:
+        if verdict.leave:
             self.leave("A certificate of this connection is about to expire; it is made anew.")
-        ahead_s = [timings.ping_s, timings.frame_s / 2, self._expires_s - unix_s]
-        if not self.leaving:
-            ahead_s.append(self._leave_s - unix_s)
-        wait_s = max(_WATCH_S_MIN, min(ahead_s))
-        self._watch_at_s = now_s + wait_s
-        self._watch_timer = self._loop.call_later(wait_s, self._watch)
-
-    def _is_stuck(self, now_s: float) -> bool:
-        """Whether one frame has been arriving for too long: trickled bytes keep nobody alive."""
-        frames, since_s = self._stuck
-        if not self._reader.partial or self._reader.frames != frames:
-            self._stuck = (self._reader.frames if self._reader.partial else -1, now_s)
-            return False
-        return now_s - since_s >= self._owner.timings.frame_s
-
-
-def _fail(
-    future: asyncio.Future[Received] | asyncio.Future[bytes] | asyncio.Future[None], error: KonsilError
-) -> None:
-    if not future.done():
-        future.set_exception(error)
-        future.exception()  # whoever waits gets it; nobody waiting is no mistake
-
-
-def handler_failed(peer: str) -> PeerRefused:
-    """What the asker gets when the peer's handler raised."""
-    return PeerRefused(
-        "handler_failed",
-        f"The peer '{peer}' could not serve a request because of an error of its own.",
-        safe="Nothing was taken from it.",
-        do="Its log has the error.",
-    )
-
-
-def _lost(peer: str, reason: KonsilError) -> PeerUnreachable:
-    return PeerUnreachable(
-        f"The connection to '{peer}' ended before its answer: {reason.what}",
-        safe="The request is safe to repeat.",
-        do="Ask again; the connection is made anew by itself.",
-    )
-
-
-def _gone(why: str) -> PeerUnreachable:
-    return PeerUnreachable(why, safe="Requests are safe to repeat.")
-
-
-def _not_asked(what: str) -> FrameError:
-    return FrameError(
-        what,
-        safe="Nothing was taken from it and no memory was reserved; the connection is closed.",
-        do="The peer runs another version of Konsil, or is hostile: compare versions with `konsil doctor`.",
-    )
+        self._timer = self._loop.call_later(verdict.again_s, self._look_after)
 
 
 def _reason(why: str) -> bytes:

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 
 from konsil.errors import ConfigError
-from konsil.transport.channel import tune
+from konsil.transport.sockets import tune
 from konsil.transport.timings import MAX_HANDSHAKES
 
 BACKLOG = 128

@@ -8,16 +8,18 @@ import random
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Protocol, Self
+from typing import Self
 
 import structlog
 
 from konsil.errors import IdentityError, KonsilError, PeerUnreachable
 from konsil.transport.base import Handler, PeerAddress, PeerLink, Received
-from konsil.transport.channel import explain, linger, shake_hands, tune, until_readable
 from konsil.transport.connection import Connection, Owner
+from konsil.transport.identity import Identity
 from konsil.transport.link import Link
 from konsil.transport.listener import Listener, split_address
+from konsil.transport.sentences import too_late, two_nodes, unknown
+from konsil.transport.sockets import connect, explain, linger, shake_hands, until_readable
 from konsil.transport.timings import Timings
 
 log = structlog.get_logger("konsil.transport")
@@ -26,31 +28,6 @@ _WANTED_BACKOFF_S_MAX = 1.0
 """Between two attempts to connect while a request waits for them."""
 
 _jitter = random.SystemRandom()
-
-
-class Identity(Protocol):
-    """Who this node is and how it recognises others. Asked anew for each connection, so that keys rotate."""
-
-    def client_context(self, peer: PeerAddress) -> ssl.SSLContext:
-        """For a connection to this peer: TLS 1.3, own certificate, trusts the peer's bundle only."""
-        ...
-
-    def server_context(self, peers: Iterable[PeerAddress]) -> ssl.SSLContext:
-        """For a connection from any of these peers: TLS 1.3, own certificate, demands one of theirs."""
-        ...
-
-    def check_peer(self, connection: ssl.SSLSocket, peers: Mapping[str, PeerAddress]) -> tuple[str, float]:
-        """After the handshake: which of these members it is, and the unix time at which its certificate ends.
-
-        Raises:
-            IdentityError: none of them, or not by its own bundle.
-        """
-        ...
-
-    @property
-    def expires_s(self) -> float:
-        """Unix time at which the own certificate ends."""
-        ...
 
 
 class TlsTransport:
@@ -185,7 +162,9 @@ class TlsTransport:
                     if received is not None:
                         return received
         except TimeoutError:
-            raise _too_late(link, timeout_s, connected=connection is not None) from None
+            raise too_late(
+                link.address, timeout_s, problem=link.problem, connected=connection is not None
+            ) from None
 
     def set_peers(self, peers: Iterable[PeerAddress]) -> None:
         """Take the directory as it is now: connect to new peers, cut off removed ones."""
@@ -209,7 +188,7 @@ class TlsTransport:
     def _link(self, peer: str) -> Link:
         link = self._links.get(peer)
         if link is None or self._closed:
-            raise _unknown(peer, closed=self._closed)
+            raise unknown(peer, closed=self._closed)
         return link
 
     def _readdress(self, link: Link, address: PeerAddress) -> None:
@@ -270,6 +249,9 @@ class TlsTransport:
                 link.problem = str(error)
             except OSError as error:
                 link.problem = f"No connection to '{link.name}' at {address}: {explain(error)}."
+            except Exception:  # a mistake of ours must not end the attempts for good
+                link.problem = f"No connection to '{link.name}' at {address}: see this node's log."
+                log.exception("dialling failed", peer=link.name, address=address)
             if link.best() is not None:
                 return True
             log.debug("a peer could not be reached", peer=link.name, address=address, problem=link.problem)
@@ -277,7 +259,7 @@ class TlsTransport:
 
     async def _dial_one(self, link: Link, address: str) -> None:
         context = self._identity.client_context(link.address)
-        sock = await _connect(*split_address(address))
+        sock = await connect(*split_address(address))
         connection = await self._secure(sock, context, {link.name: link.address}, dialled=True)
         try:
             connection.start()
@@ -362,14 +344,14 @@ class TlsTransport:
         connection.instance = self._check_hello(link.name, hello)
         while (rival := link.best()) is not None and rival.instance != connection.instance:
             if await rival.ping(self._timings.rival_s):
-                error = _two_nodes(link.name)
+                error = two_nodes(link.name)
                 link.problem = str(error)
                 raise error
             rival.abort("It did not answer, and its node has come again.")
         if connection.ended:
             raise connection.reason or PeerUnreachable("The connection has ended.")
         if self._link(link.name) is not link:
-            raise _unknown(link.name, closed=False)
+            raise unknown(link.name, closed=False)
         rival = link.best()
         if not connection.dialled:
             connection.greet(self._make_hello())
@@ -402,57 +384,3 @@ class TlsTransport:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-async def _connect(host: str, port: int) -> socket.socket:
-    """A TCP connection to the first of a host's addresses that takes one."""
-    loop = asyncio.get_running_loop()
-    last: OSError = OSError(f"{host} has no address")
-    for family, kind, protocol, _, where in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        sock = socket.socket(family, kind, protocol)
-        try:
-            tune(sock)
-            await loop.sock_connect(sock, where)
-        except OSError as error:
-            sock.close()
-            last = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise last
-
-
-def _unknown(peer: str, *, closed: bool) -> PeerUnreachable:
-    if closed:
-        return PeerUnreachable("This node is stopping.", safe="Nothing was sent.")
-    return PeerUnreachable(
-        f"'{peer}' is not in the directory.",
-        safe="Nothing was sent.",
-        do="Look at `konsil swarm members`.",
-        peer=peer,
-    )
-
-
-def _too_late(link: Link, timeout_s: float, *, connected: bool) -> PeerUnreachable:
-    if connected:
-        what = f"'{link.name}' did not answer in {timeout_s:g} s."
-    elif link.problem:
-        what = f"No connection to '{link.name}' in {timeout_s:g} s. The last attempt: {link.problem}"
-    elif link.address.addresses:
-        what = f"No connection to '{link.name}' in {timeout_s:g} s."
-    else:
-        what = f"'{link.name}' can only dial out, and did not in {timeout_s:g} s."
-    return PeerUnreachable(
-        what, safe="The request is safe to repeat.", do="See `konsil node status`.", peer=link.name
-    )
-
-
-def _two_nodes(peer: str) -> IdentityError:
-    return IdentityError(
-        f"Two nodes with one identity: a node of '{peer}' is connected and answers, and another one came.",
-        safe="The first stays connected; the other one was refused.",
-        do=f"Stop one of the two nodes of '{peer}', or give the second a member name and keys of its own.",
-        peer=peer,
-    )

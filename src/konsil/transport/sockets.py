@@ -1,0 +1,130 @@
+"""Sockets on the event loop: connected, tuned, secured, and closed without losing the last words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+
+from konsil.errors import PeerUnreachable
+
+UNSENT_BYTES = 256 * 1024
+"""Unsent bytes that the kernel may hold: behind more of them, a heartbeat would wait on a slow line."""
+
+
+async def connect(host: str, port: int) -> socket.socket:
+    """A TCP connection to the first of a host's addresses that takes one."""
+    loop = asyncio.get_running_loop()
+    last: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, where in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            tune(sock)
+            await loop.sock_connect(sock, where)
+        except OSError as error:
+            sock.close()
+            last = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise last
+
+
+async def shake_hands(sock: ssl.SSLSocket) -> None:
+    """Drive a TLS handshake on a non-blocking socket; the deadline is the caller's.
+
+    Raises:
+        ssl.SSLError, OSError: the handshake failed.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            sock.do_handshake()
+        except ssl.SSLWantReadError:
+            await _ready(sock.fileno(), loop.add_reader, loop.remove_reader)
+        except ssl.SSLWantWriteError:
+            await _ready(sock.fileno(), loop.add_writer, loop.remove_writer)
+        else:
+            return
+
+
+async def until_readable(sock: socket.socket) -> None:
+    """Wait for the first byte, or the end; the deadline is the caller's."""
+    loop = asyncio.get_running_loop()
+    await _ready(sock.fileno(), loop.add_reader, loop.remove_reader)
+
+
+async def _ready(fd: int, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    add(fd, lambda: None if future.done() else future.set_result(None))
+    try:
+        await future
+    finally:
+        remove(fd)
+
+
+async def linger(raw: socket.socket, timeout_s: float) -> None:
+    """Say that nothing more comes, read until the peer has closed too or the time is up, and close."""
+    loop = asyncio.get_running_loop()
+    scratch = bytearray(64 * 1024)
+    raw.setblocking(False)
+    try:
+        with contextlib.suppress(OSError, TimeoutError):
+            raw.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(timeout_s):
+                while await loop.sock_recv_into(raw, scratch):
+                    pass
+    finally:
+        raw.close()
+
+
+def tune(sock: socket.socket) -> None:
+    """Prepare a TCP socket.
+
+    Buffer sizes are left alone: fixing them would end the kernel's own tuning to the line.
+    """
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    unsent = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if unsent is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, unsent, UNSENT_BYTES)
+
+
+def broken(error: OSError) -> PeerUnreachable:
+    """What a socket's or TLS's error means, in words."""
+    text = explain(error)
+    return PeerUnreachable(
+        f"The connection broke: {text}.",
+        safe="Requests are safe to repeat.",
+        do="It is tried again by itself.",
+    )
+
+
+def explain(error: OSError) -> str:
+    """A socket's or TLS's error in words a reader of a log can act on."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the peer's certificate is not trusted ({error.verify_message})"
+    reason = getattr(error, "reason", None)
+    if isinstance(error, ssl.SSLError) and reason:
+        return _ALERTS.get(reason, f"TLS failed ({reason.lower().replace('_', ' ')})")
+    return error.strerror or str(error) or type(error).__name__
+
+
+_ALERTS = {
+    "TLSV1_ALERT_UNKNOWN_CA": "the peer does not trust our certificate (no bundle of its directory holds it)",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the peer says that our certificate has expired",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the peer does not trust our certificate",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the peer does not trust our certificate",
+    "TLSV1_ALERT_DECRYPT_ERROR": "the peer could not check our certificate's signature",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer asked for a certificate and got none",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "the peer and this node have no TLS version in common",
+    "UNSUPPORTED_PROTOCOL": "the other side offers no TLS 1.3",
+    "WRONG_VERSION_NUMBER": "the other side does not speak TLS",
+    "HTTP_REQUEST": "the other side speaks HTTP, not TLS",
+    "UNEXPECTED_EOF_WHILE_READING": "the other side closed during the handshake",
+}
