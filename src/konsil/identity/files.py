@@ -24,16 +24,16 @@ def write_private(path: Path, data: bytes) -> None:
     """
     try:
         path.parent.mkdir(mode=PRIVATE_DIRECTORY_MODE, parents=True, exist_ok=True)
-        _write(path, data, PRIVATE_MODE, replace=False)
-    except FileExistsError as error:
+        made = _write(path, data, PRIVATE_MODE, replace=False)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if not made:
         raise IdentityError(
             f"There is a key at {path} already.",
             safe="It was left as it is.",
             do="Use it; or move it away, knowing that what it signed can then not be signed again.",
             path=str(path),
-        ) from error
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        )
 
 
 def write_public(path: Path, data: bytes) -> None:
@@ -88,7 +88,8 @@ def _check_private(path: Path, status: os.stat_result) -> None:
         )
 
 
-def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
+def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> bool:
+    """Whether the file is there now: not, where one exists that may not be replaced."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -99,11 +100,15 @@ def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
         if replace:
             temporary.replace(path)
         else:
-            path.hardlink_to(temporary)  # unlike a rename, this fails where the file exists
+            try:
+                path.hardlink_to(temporary)  # unlike a rename, this fails where the file exists
+            except FileExistsError:
+                return False
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
     _sync_directory(path.parent)
+    return True
 
 
 def _sync_directory(path: Path) -> None:

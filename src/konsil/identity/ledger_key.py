@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from konsil.errors import IdentityError
 from konsil.identity.files import read_private, write_private
+from konsil.identity.svid import BAD_CERTIFICATE
 
 _PUBLIC = re.compile(r"[0-9a-f]{64}")
 _MAX_FILE_BYTES = 4 * 1024
@@ -54,7 +55,7 @@ class LedgerKey:
         try:
             key = serialization.load_pem_private_key(data, password=None)
             public = serialization.load_pem_public_key(data[data.index(b"-----BEGIN PUBLIC KEY-----") :])
-        except (ValueError, TypeError) as error:
+        except BAD_CERTIFICATE as error:
             raise _damaged(path, "it is cut off or was changed") from error
         if not isinstance(key, Ed25519PrivateKey) or key.public_key() != public:
             raise _damaged(path, "its two halves do not belong together")
@@ -70,7 +71,7 @@ def verify(public_hex: str, data: bytes, signature: bytes) -> bool:
     try:
         check_public(public_hex)
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_hex)).verify(signature, data)
-    except (IdentityError, InvalidSignature, ValueError):
+    except (IdentityError, InvalidSignature, *BAD_CERTIFICATE):
         return False
     return True
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from konsil.errors import IdentityError
 
@@ -27,6 +28,19 @@ MAX_PEM_BYTES = MAX_BUNDLE * 2 * MAX_CERTIFICATE_BYTES
 """The longest PEM that is looked at; base64 and comments included."""
 
 SvidKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+BAD_CERTIFICATE = (
+    ValueError,
+    TypeError,
+    InternalError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises when bytes are not the certificate or key they should be."""
+
+_PSS = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.DIGEST_LENGTH)
 
 _SEQUENCE = 0x30
 _LONG_FORM = 0x80
@@ -65,6 +79,13 @@ class Svid:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
+    def sign(self, data: bytes) -> bytes:
+        """A signature with the leaf's key: ECDSA (DER) or RSA-PSS, both with SHA-256."""
+        key = self.private_key
+        if isinstance(key, ec.EllipticCurvePrivateKey):
+            return key.sign(data, ec.ECDSA(hashes.SHA256()))
+        return key.sign(data, _PSS, hashes.SHA256())
+
     @cached_property
     def private_key(self) -> SvidKey:
         """The leaf's private key.
@@ -74,11 +95,26 @@ class Svid:
         """
         try:
             key = serialization.load_der_private_key(self.key_der, password=None)
-        except (ValueError, TypeError) as error:
+        except BAD_CERTIFICATE as error:
             raise _unreadable("private key of an SVID", error) from error
         if not isinstance(key, SvidKey):
             raise _unreadable("private key of an SVID", TypeError("neither an EC nor an RSA key"))
         return key
+
+
+def is_signature(leaf: x509.Certificate, data: bytes, signature: bytes) -> bool:
+    """Whether ``Svid.sign`` made this signature over these bytes with this certificate's key."""
+    key = leaf.public_key()
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+        elif isinstance(key, rsa.RSAPublicKey):
+            key.verify(signature, data, _PSS, hashes.SHA256())
+        else:
+            return False
+    except (InvalidSignature, *BAD_CERTIFICATE):
+        return False
+    return True
 
 
 def make_svid(chain_der: Sequence[bytes], key_der: bytes) -> Svid:
@@ -112,13 +148,7 @@ def uri_name(certificate: x509.Certificate) -> str:
     Raises:
         IdentityError: there is none, or more than one: such a certificate is no SVID.
     """
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except x509.ExtensionNotFound:
-        uris = []
-    except ValueError as error:
-        raise _unreadable("certificate", error) from error
+    uris = uri_names(certificate)
     if len(uris) != 1:
         raise IdentityError(
             f"A certificate carries {len(uris)} URI names; an SVID carries exactly one, its SPIFFE ID.",
@@ -127,6 +157,21 @@ def uri_name(certificate: x509.Certificate) -> str:
             uris=len(uris),
         )
     return uris[0]
+
+
+def uri_names(certificate: x509.Certificate) -> list[str]:
+    """The URIs among a certificate's alternative names.
+
+    Raises:
+        IdentityError: its extensions cannot be read.
+    """
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    except BAD_CERTIFICATE as error:
+        raise _unreadable("certificate", error) from error
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
 def load_certificate(der: bytes) -> x509.Certificate:
@@ -139,7 +184,7 @@ def load_certificate(der: bytes) -> x509.Certificate:
         raise _unreadable("certificate", ValueError(f"it has {len(der)} bytes"))
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except BAD_CERTIFICATE as error:
         raise _unreadable("certificate", error) from error
 
 
@@ -190,7 +235,7 @@ def der_from_pem(pem: bytes, limit: int = MAX_BUNDLE) -> tuple[bytes, ...]:
         raise _unreadable("PEM text", ValueError(f"it holds {len(blocks)} certificates"))
     try:
         certificates = [x509.load_pem_x509_certificate(block) for block in blocks]
-    except ValueError as error:
+    except BAD_CERTIFICATE as error:
         raise _unreadable("PEM text", error) from error
     return tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in certificates)
 

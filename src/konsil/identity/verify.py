@@ -13,11 +13,17 @@ from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy
 
 from konsil.core.digest import bytes_digest
 from konsil.errors import IdentityError
-from konsil.identity.spiffe_id import SpiffeId, check_trust_domain
-from konsil.identity.svid import MAX_CHAIN, der_from_pem, load_certificate, pem_from_der, unix_s, uri_name
-
-BUNDLE_CONTEXT = "konsil 1 bundle"
-"""Keeps a bundle's digest apart from every other digest."""
+from konsil.identity.spiffe_id import SpiffeId
+from konsil.identity.svid import (
+    BAD_CERTIFICATE,
+    MAX_CHAIN,
+    der_from_pem,
+    load_certificate,
+    pem_from_der,
+    unix_s,
+    uri_name,
+    uri_names,
+)
 
 
 def bundle_digest(pem: bytes) -> str:
@@ -26,7 +32,7 @@ def bundle_digest(pem: bytes) -> str:
     Raises:
         IdentityError: not a trust bundle.
     """
-    return bytes_digest(b"".join(_bundle_der(pem)), BUNDLE_CONTEXT)
+    return bytes_digest(b"".join(_bundle_der(pem)), "bundle")
 
 
 def canonical_bundle(pem: bytes) -> bytes:
@@ -69,8 +75,10 @@ def verify_chain(chain_der: Sequence[bytes], bundle: bytes, expected_spiffe_id: 
     _check_times(leaf, expected_spiffe_id, now_s)
     try:
         path = _verifier(anchors, now_s).verify(leaf, others).chain
-    except (verification.VerificationError, ValueError) as error:
+    except (verification.VerificationError, *BAD_CERTIFICATE) as error:
         raise _untrusted(expected_spiffe_id, _plain(error)) from error
+    for authority in path[1:]:
+        _check_domain(authority, expected)
     return min(unix_s(certificate.not_valid_after_utc) for certificate in path)
 
 
@@ -89,7 +97,7 @@ def _check_authority(certificate: x509.Certificate) -> None:
             extensions.get_extension_for_class(x509.BasicConstraints).value.ca
             and extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
         )
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *BAD_CERTIFICATE):
         is_authority = False
     if not is_authority:
         raise IdentityError(
@@ -97,17 +105,13 @@ def _check_authority(certificate: x509.Certificate) -> None:
             safe="The bundle was not trusted.",
             do="A bundle holds the certificates that sign a member's SVIDs, and nothing else.",
         )
-    names = _uri_names(certificate)
-    if names:
-        check_trust_domain(names[0].removeprefix("spiffe://"))
 
 
-def _uri_names(certificate: x509.Certificate) -> list[str]:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return []
-    return names.get_values_for_type(x509.UniformResourceIdentifier)
+def _check_domain(authority: x509.Certificate, expected: SpiffeId) -> None:
+    """An authority that says which trust domain it is for vouches for no other."""
+    for uri in uri_names(authority):
+        if uri != f"spiffe://{expected.trust_domain}":
+            raise _untrusted(str(expected), f"the authority that signed it is that of {uri[:200]!r}")
 
 
 def _check_times(leaf: x509.Certificate, spiffe_id: str, now_s: float) -> None:
