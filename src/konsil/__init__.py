@@ -1,1 +1,94 @@
-"""Konsil: hospitals train one model together; no record leaves a hospital, no server owns the model."""
+"""Konsil: hospitals train one model together; no record leaves a hospital, no server owns the model.
+
+The three lines that a training script needs::
+
+    with konsil.join("aml", model) as swarm:
+        for batch in data:
+            train(model, batch)
+            swarm.step(examples=len(batch))
+
+Names are imported when they are first used: ``import konsil`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from konsil.errors import (
+        ConfigError,
+        DigestMismatch,
+        FrameError,
+        IdentityError,
+        JournalCorrupt,
+        KonsilError,
+        LedgerError,
+        LedgerUnreachable,
+        MergeMismatch,
+        NodeBusy,
+        NodeError,
+        NodeUnreachable,
+        NonFinite,
+        ParametersError,
+        PeerRefused,
+        PeerUnreachable,
+        Refused,
+        SchemaMismatch,
+        StudyError,
+        TransportError,
+    )
+    from konsil.learners.base import Learner, learner_for, register
+    from konsil.session.swarm import AcceptedRound, Swarm, join
+
+__all__ = [
+    "AcceptedRound",
+    "ConfigError",
+    "DigestMismatch",
+    "FrameError",
+    "IdentityError",
+    "JournalCorrupt",
+    "KonsilError",
+    "Learner",
+    "LedgerError",
+    "LedgerUnreachable",
+    "MergeMismatch",
+    "NodeBusy",
+    "NodeError",
+    "NodeUnreachable",
+    "NonFinite",
+    "ParametersError",
+    "PeerRefused",
+    "PeerUnreachable",
+    "Refused",
+    "SchemaMismatch",
+    "StudyError",
+    "Swarm",
+    "TransportError",
+    "join",
+    "learner_for",
+    "register",
+]
+
+_ELSEWHERE = {
+    "AcceptedRound": "konsil.session.swarm",
+    "Learner": "konsil.learners.base",
+    "Swarm": "konsil.session.swarm",
+    "join": "konsil.session.swarm",
+    "learner_for": "konsil.learners.base",
+    "register": "konsil.learners.base",
+}
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported now."""
+    if name not in __all__:
+        raise AttributeError(f"module 'konsil' has no attribute {name!r}")
+    value: object = getattr(import_module(_ELSEWHERE.get(name, "konsil.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*__all__]

@@ -23,8 +23,8 @@ pile up in a socket that nobody reads.
 
 When the connection breaks, the session knocks again and joins with the round and digest that it holds. A
 node whose ledger is behind that round answers when it has caught up. If the open round is still the
-session's, it hands over its update for it again, the same bytes: the node takes a repeated Update for the
-same round as the first.
+session's, it hands over its update for it again, the same bytes. The node takes a repeated Update, Scored or
+Finished as the first: it answers it again.
 """
 
 from __future__ import annotations

@@ -1,1 +1,10 @@
-"""Adapters around a user's model: one protocol (base), one file a framework."""
+"""Learners: thin adapters that let any framework's model give and take named arrays.
+
+``base`` has the protocol and finds the adapter; every other file is one framework, imported only when used.
+"""
+
+from __future__ import annotations
+
+from konsil.learners.base import Learner, Shared, learner_for, register
+
+__all__ = ["Learner", "Shared", "learner_for", "register"]

@@ -248,9 +248,9 @@ def _write_all(fd: int, pieces: Iterable[memoryview | bytes]) -> int:
     waiting: list[memoryview] = []
     offset = 0
     for piece in pieces:
-        view = memoryview(piece).cast("B")
+        view = memoryview(piece)
         if view.nbytes:
-            waiting.append(view)
+            waiting.append(view.cast("B"))
         if len(waiting) >= _PIECES_AT_ONCE:
             offset = _write(fd, waiting, offset)
     return _write(fd, waiting, offset)

@@ -1,0 +1,10 @@
+"""The training process's side of the wall: ``join`` a study, ``step`` through its rounds, ``score`` merges.
+
+This process sees patients and has no network: it speaks to its own node over a Unix socket and nothing else.
+"""
+
+from __future__ import annotations
+
+from konsil.session.swarm import AcceptedRound, Swarm, join
+
+__all__ = ["AcceptedRound", "Swarm", "join"]

@@ -1,0 +1,66 @@
+"""When to merge: after so many steps, epochs or minutes, as the study says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from konsil.core.rules.settings import StudySettings
+
+_MINUTE_S = 60.0
+
+
+class Pace:
+    """Counts one round's training."""
+
+    def __init__(self, settings: StudySettings, clock: Callable[[], float]) -> None:
+        """Begin a round.
+
+        Args:
+            settings: exactly one of ``every_steps``, ``every_epochs`` and ``every_minutes`` is set.
+            clock: seconds since any moment, never going back.
+        """
+        self._clock = clock
+        self._steps_an_epoch = 0
+        self.begin(settings)
+
+    def begin(self, settings: StudySettings) -> None:
+        """Begin the next round."""
+        self._settings = settings
+        self._steps = 0
+        self._epochs = 0
+        self._steps_of_epoch = 0
+        self._began_s = self._clock()
+
+    def step(self) -> None:
+        """One more step."""
+        self._steps += 1
+        self._steps_of_epoch += 1
+
+    def epoch(self) -> None:
+        """One more epoch."""
+        self._epochs += 1
+        self._steps_an_epoch, self._steps_of_epoch = self._steps_of_epoch, 0
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to merge."""
+        return self._done >= 1
+
+    @property
+    def progress(self) -> float:
+        """How much of the round's training is done, 0 to 1.
+
+        Steps inside an epoch count by how many the epoch before had.
+        """
+        part = 0.0
+        if self._settings.every_epochs and self._steps_an_epoch:
+            part = min(self._steps_of_epoch / self._steps_an_epoch, 1.0) / self._settings.every_epochs
+        return min(self._done + part, 1.0)
+
+    @property
+    def _done(self) -> float:
+        if self._settings.every_minutes:
+            return (self._clock() - self._began_s) / (self._settings.every_minutes * _MINUTE_S)
+        if self._settings.every_epochs:
+            return self._epochs / self._settings.every_epochs
+        return self._steps / max(self._settings.every_steps, 1)

@@ -1,0 +1,347 @@
+"""``join`` and what it returns: a study as the training loop sees it."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from konsil.core.parameters import Schema, views
+from konsil.core.rules.calls import Contribution
+from konsil.core.rules.settings import StudySettings
+from konsil.core.rules.state import RoundRecord, ScoreRecord
+from konsil.core.wall import Finished, Progress, Scored, Terms, Update, Waiting
+from konsil.errors import ConfigError, StudyError
+from konsil.learners import Shared, learner_for
+from konsil.session.connection import CONNECT_S, LOOK_AGAIN_S, Connection, Entry, News
+from konsil.session.display import WaitingLine
+from konsil.session.pace import Pace
+from konsil.wall.layout import read_arrays, seal_arrays
+from konsil.wall.memory import SealedMemory
+
+SOCKET_NAME = "session.sock"
+"""In a node's directory: where training processes come in."""
+
+AWAY_S = 600.0
+"""How long a node may be away before a session gives up: enough for a restart of its container or host."""
+
+SETTLE_S = 60.0
+"""For words that the ledger answers in a block or two: terms, scores, the end."""
+
+GOODBYE_S = 2.0
+"""For leaving after an error: what the node has not taken by then, it sees by the closed connection."""
+
+
+@dataclass(frozen=True)
+class AcceptedRound:
+    """What is known of an accepted round.
+
+    ``members``: who took part -> examples. ``absent``: who did not -> why. ``scores``: as far as members
+    had scored it when the merge arrived. ``record``: all that the ledger has.
+    """
+
+    round: int
+    digest: str
+    members: Mapping[str, int]
+    absent: Mapping[str, str]
+    scores: Mapping[str, ScoreRecord]
+    record: RoundRecord
+
+
+class Swarm:
+    """A study that this process trains for. Use it in a ``with``; one thread at a time.
+
+    ``member``: this member's name. ``settings``: the study's. ``round``: the round being trained.
+    ``digest``: of the model that its training started from. ``last``: the last accepted round, None before
+    the first. ``ended``: why the study is over, empty while it goes on.
+    """
+
+    def __init__(
+        self, connection: Connection, model: Any, *, timeout_s: float | None, after: Contribution
+    ) -> None:
+        """Join; the model holds the study's parameters afterwards. Use ``join``."""
+        self._connection = connection
+        self._model = model
+        self._timeout_s = timeout_s
+        self._after: Contribution = after
+        self._settled = settled
+        self._examples = 0
+        self._progress_at_s = 0.0
+        self._closed = False
+        self._learner: Shared | None = None
+        self._schema: Schema | None = None
+        self._initial: SealedMemory | None = None
+        self.last: AcceptedRound | None = None
+        try:
+            self.member, news = connection.enter(self._prepare, time.monotonic() + (timeout_s or SETTLE_S))
+            self.settings = news.settings
+            self._pace = Pace(news.settings, time.monotonic)
+            self._take(news)
+        except BaseException:
+            connection.say_goodbye(GOODBYE_S)
+            raise
+        finally:
+            settled()
+            if self._initial is not None:
+                self._initial.close()
+        connection.away_s = AWAY_S if timeout_s is None else timeout_s
+
+    @property
+    def finished(self) -> bool:
+        """Whether the study is over; then ``step`` does nothing any more."""
+        return bool(self.ended)
+
+    def step(self, examples: int) -> bool:
+        """Count a step of training; when the study says so, merge.
+
+        Blocks while a merge is made: until the round is accepted.
+
+        Args:
+            examples: how many examples the step was trained on.
+
+        Returns:
+            Whether a merge was loaded into the model.
+
+        Raises:
+            NonFinite: a NaN or an infinity in the model, by its tensor's name; nothing was sent.
+            SchemaMismatch: the model has other tensors than when it joined; nothing was sent.
+            NodeUnreachable: the node stayed away; calling again tries again, nothing is lost.
+            StudyError: no merge in the time that the study allows, or the study failed.
+            KonsilError: why the node refused.
+        """
+        return self._train(examples, self._pace.step)
+
+    def epoch(self, examples: int = 0) -> bool:
+        """Count the end of an epoch; for studies that merge by epochs.
+
+        Args:
+            examples: trained on in this epoch and not yet counted by ``step``.
+
+        Returns:
+            Whether a merge was loaded into the model.
+
+        Raises:
+            KonsilError: as ``step``.
+        """
+        return self._train(examples, self._pace.epoch)
+
+    def score(self, *, examples: int, loss: float | None = None, **metrics: float) -> None:
+        """Say how well the last merge does on this member's own validation data. It goes on the ledger.
+
+        Args:
+            examples: how many examples it was scored on.
+            loss: lower is better.
+            **metrics: by name, for example ``auc=0.91``.
+
+        Raises:
+            ConfigError: a score that is no finite number, or no examples.
+            StudyError: there is no merge yet.
+            KonsilError: why the node or the ledger refused.
+        """
+        self._require_open()
+        if self.last is None:
+            raise StudyError(
+                "No round was accepted yet, so there is no merge to score.", do="Score after a merge."
+            )
+        _require_scores(examples, loss, metrics)
+        scored = Scored(
+            round=self.last.round,
+            examples=examples,
+            loss=None if loss is None else float(loss),
+            metrics={name: float(value) for name, value in metrics.items()},
+        )
+        self._connection.tell(scored, time.monotonic() + (self._timeout_s or SETTLE_S))
+
+    def close(self) -> None:
+        """Finish: say what this member keeps contributing, and close. Closing twice is harmless.
+
+        Raises:
+            KonsilError: the node could not be told; the connection is closed all the same.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if not self.finished:
+                finished = Finished(contribution=self._after)
+                self._connection.tell(finished, time.monotonic() + (self._timeout_s or SETTLE_S))
+        finally:
+            if self.finished:
+                self._connection.say_goodbye(GOODBYE_S)
+            self._connection.close()
+
+    def leave(self) -> None:
+        """Stop without finishing: the study goes on without this member, who may join again. Never raises."""
+        if not self._closed:
+            self._closed = True
+            self._connection.say_goodbye(GOODBYE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish; after an error, leave."""
+        if kind is None:
+            self.close()
+        else:
+            self.leave()
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _prepare(self, terms: Terms) -> Entry:
+        learner = learner_for(self._model, terms.settings.local)
+        schema = learner.schema()
+        if terms.wanted and self._initial is None:
+            self._initial = seal_arrays(schema, learner.parameters())
+        self._learner, self._schema = learner, schema
+        initial = self._initial if terms.wanted else None
+        return Entry(schema.header, initial, time.monotonic() + self._patience_s(terms.settings))
+
+    def _train(self, examples: int, count: Callable[[], None]) -> bool:
+        self._require_open()
+        if examples < 0:
+            raise ConfigError(f"A step was trained on {examples} examples.", do="Say how many there were.")
+        if self.finished:
+            return False
+        self._examples += examples
+        count()
+        if self._pace.due:
+            return self._merge()
+        now_s = time.monotonic()
+        if now_s < self._progress_at_s:
+            return False
+        self._progress_at_s = now_s + LOOK_AGAIN_S
+        news = self._connection.progress(Progress(self.round, self._pace.progress))
+        if news is not None:
+            self._take(news)
+        return news is not None
+
+    def _merge(self) -> bool:
+        if self._examples == 0:
+            raise ConfigError(
+                f"Round {self.round} is due, but no examples were counted.",
+                safe="Nothing was sent; the model is untouched.",
+                do="Say how many each step or epoch was trained on: `step(examples=len(batch))`.",
+            )
+        learner, schema = self._parts()
+        update = Update(round=self.round, base=self.digest, examples=self._examples)
+        until_s = time.monotonic() + self._patience_s(self.settings)
+        try:
+            with seal_arrays(schema, learner.parameters()) as memory:
+                news = self._connection.hand_over(update, memory, until_s)
+        finally:
+            self._settled()
+        return self._take(news)
+
+    def _take(self, news: News) -> bool:
+        """Load a merge, and begin the next round; whether there was one to load."""
+        learner, schema = self._parts()
+        try:
+            if news.memory is not None:
+                _load(learner, schema, news.memory)
+        finally:
+            news.close()
+        self.round = news.round + 1
+        self.digest = news.digest
+        self.settings = news.settings
+        self.ended = news.ended
+        if news.record is not None:
+            self.last = _accepted(news.record, news.digest)
+        self._examples = 0
+        self._pace.begin(news.settings)
+        return news.memory is not None
+
+    def _parts(self) -> tuple[Shared, Schema]:
+        if self._learner is None or self._schema is None:
+            raise StudyError("The session has not joined.")
+        return self._learner, self._schema
+
+    def _patience_s(self, settings: StudySettings) -> float:
+        """How long a merge, or the start, may take: what the study itself allows, unless told otherwise."""
+        if self._timeout_s is not None:
+            return self._timeout_s
+        return float(settings.patience_s + settings.give_up_s + settings.merge_s)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StudyError("This session is closed.", do="Join again with `konsil.join`.")
+
+
+def join(
+    study: str,
+    model: Any,
+    *,
+    node: str | os.PathLike[str] | None = None,
+    timeout_s: float | None = None,
+    after: Contribution = "inactive",
+    on_waiting: Callable[[Waiting], None] | None = None,
+) -> Swarm:
+    """Join a study with a model: afterwards the model holds the parameters that all start from.
+
+    Args:
+        study: the study's name.
+        model: a dict of numpy arrays, a scikit-learn estimator, a PyTorch module, or a ``Learner``.
+        node: the node's socket, or the directory that it is in. Without it: the environment's
+            ``KONSIL_SOCKET``, else ``KONSIL_DIR``, else ``~/.konsil``.
+        timeout_s: the longest wait for the node or the swarm, in seconds. Without it: 10 s for a node to
+            be there, 10 minutes for one to come back, and for a merge what the study's settings allow.
+        after: what this member keeps contributing when the ``with`` ends before the study does.
+        on_waiting: told of what the node waits for. Without it: one line on a terminal's stderr.
+
+    Raises:
+        ConfigError: no learner for this model, or it cannot be used as it is.
+        NodeUnreachable: no node answers there.
+        SchemaMismatch: the study has other parameters than this model.
+        StudyError: the node knows no such study, or it did not start in time.
+        KonsilError: why the node refused.
+    """
+    path = socket_path(node)
+    away_s = CONNECT_S if timeout_s is None else timeout_s
+    line = WaitingLine()
+    connection = Connection(path, study, away_s=away_s, on_waiting=on_waiting or line.show)
+    return Swarm(connection, model, timeout_s=timeout_s, after=after, settled=line.clear)
+
+
+def socket_path(node: str | os.PathLike[str] | None = None) -> Path:
+    """Where the node's socket is: as told, or from the environment, or at home."""
+    if node is not None:
+        path = Path(node)
+        return path / SOCKET_NAME if path.is_dir() else path
+    if os.environ.get("KONSIL_SOCKET"):
+        return Path(os.environ["KONSIL_SOCKET"])
+    return Path(os.environ.get("KONSIL_DIR") or Path.home() / ".konsil") / SOCKET_NAME
+
+
+def _load(learner: Shared, schema: Schema, memory: SealedMemory) -> None:
+    _, data = read_arrays(memory, schema)
+    learner.load(views(schema, data))
+
+
+def _accepted(record: RoundRecord, digest: str) -> AcceptedRound:
+    return AcceptedRound(
+        round=record.number,
+        digest=digest,
+        members={member: commitment.examples for member, commitment in record.roster.items()},
+        absent=dict(record.absent),
+        scores=dict(record.scores),
+        record=record,
+    )
+
+
+def _require_scores(examples: int, loss: float | None, metrics: Mapping[str, float]) -> None:
+    values = {"loss": 0.0 if loss is None else loss, **metrics}
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad or examples < 1:
+        raise ConfigError(
+            "Scores must be finite numbers from at least one example, and this is not so:"
+            f" {', '.join(bad) or f'{examples} examples'}.",
+            safe="Nothing went on the ledger.",
+            do="Leave a metric out where it is not defined, for example an AUC with one class only.",
+        )
