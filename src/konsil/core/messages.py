@@ -137,13 +137,15 @@ class Status(_Message, frozen=True, tag="status"):
 
 
 class Failure(_Message, frozen=True, tag="failure"):
-    """The request could not be served. ``kind``: class of the error; ``code``: its stable word, if any."""
+    """The request could not be served. ``kind``: class of the error; ``code``: its stable word, if any;
+    ``fields``: the facts beside the sentences."""
 
     kind: str
     code: str
     what: str
     safe: str = ""
     do: str = ""
+    fields: dict[str, bool | int | float | str] = {}
 
 
 Request = (

@@ -25,6 +25,7 @@ MAX_CONFIG_BYTES = 1024 * 1024
 """A config file is a few hundred bytes; anything larger is another file by mistake."""
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_TRUST_DOMAIN = re.compile(r"[a-z0-9_-]+")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:\[\]/]+):(\d{1,5})")
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -44,7 +45,7 @@ class IdentityTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     workload_api: str = BUILTIN
-    svid_ttl_s: Annotated[int, msgspec.Meta(ge=10, le=90 * 24 * 3600)] = 3600
+    svid_ttl_s: Annotated[int, msgspec.Meta(ge=10, le=30 * 24 * 3600)] = 3600
 
 
 class NodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,6 +127,11 @@ class Config(msgspec.Struct, frozen=True):
         return self.directory / "keys"
 
     @property
+    def ledger_key_file(self) -> Path:
+        """The key that signs this member's calls."""
+        return self.keys_dir / "ledger.pem"
+
+    @property
     def cards_dir(self) -> Path:
         """The members' public cards, by digest."""
         return self.directory / "cards"
@@ -170,7 +176,7 @@ def read_config(directory: Path) -> Config:
     file = directory / CONFIG_NAME
     parsed = convert(_read_toml(file, missing="Make one: `konsil node init --name NAME`."), _File, file)
     config = Config(directory, parsed.member, parsed.identity, parsed.node)
-    _check(config, file)
+    check_config(config)
     return config
 
 
@@ -182,7 +188,16 @@ def read_study_file(path: Path) -> StudySettings:
     Raises:
         ConfigError: no such file, not TOML, an unknown key, or a value of another type.
     """
-    return convert(_read_toml(path, missing="Give the path of the study's file."), StudySettings, path)
+    return read_settings_file(path, StudySettings)
+
+
+def read_settings_file(path: Path, kind: type[T]) -> T:
+    """Any settings from a TOML file whose top-level keys are the fields of ``kind``.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key, or a value of another type.
+    """
+    return convert(_read_toml(path, missing="Give the path of the file."), kind, path)
 
 
 def write_config(config: Config) -> None:
@@ -191,7 +206,7 @@ def write_config(config: Config) -> None:
     Raises:
         ConfigError: a value that ``read_config`` would refuse.
     """
-    _check(config, config.config_file)
+    check_config(config)
     lines = [
         "# A Konsil node. Every key that is left out has its default; an unknown key is an error.",
         "[member]",
@@ -307,7 +322,14 @@ def _in_words(message: str) -> str:
 # --- checking ------------------------------------------------------------------------------------
 
 
-def _check(config: Config, file: Path) -> None:
+def check_config(config: Config) -> None:
+    """See that every value can be used.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    file = config.config_file
+
     def require(good: bool, key: str, problem: str) -> None:
         if not good:
             raise ConfigError(
@@ -324,12 +346,12 @@ def _check(config: Config, file: Path) -> None:
         f"is '{config.member.name}', but a name has 1 to 63 small letters, digits and hyphens",
     )
     require(
-        all(_NAME.fullmatch(label) for label in config.trust_domain.split(".")),
+        all(_TRUST_DOMAIN.fullmatch(label) for label in config.trust_domain.split(".")),
         "member.trust_domain",
         f"is '{config.trust_domain}', which is not a SPIFFE trust domain such as 'lyon.example'",
     )
     require(
-        config.builtin_identity or config.identity.workload_api.startswith(("unix:", "tcp:")),
+        config.builtin_identity or config.identity.workload_api.startswith("unix:///"),
         "identity.workload_api",
         f"is '{config.identity.workload_api}', but must be \"builtin\" or an address such as unix:///run/agent.sock",
     )

@@ -1,0 +1,65 @@
+"""One node's part in a study: (what it knows, what happened) -> (what it knows, what to do).
+
+The shell tells this machine facts (an update is ready, a part is merged, the ledger moved) and it
+answers with effects (commit, lead a part, fetch the merge). Facts are recorded by one table, and what
+is to be done follows from a second table of goals that compare what the ledger says with what this
+node has. So a restarted node, or one that missed news, wants the same things as one that saw
+everything: there is no transition to miss.
+"""
+
+from konsil.core.round.events import (
+    Attached,
+    Cancel,
+    Deliver,
+    Detached,
+    Done,
+    Effect,
+    Event,
+    Failed,
+    Fetch,
+    FinishWanted,
+    Found,
+    Held,
+    Lead,
+    Looked,
+    Offered,
+    PartMerged,
+    ProgressMade,
+    Recompute,
+    ScoreReady,
+    Submit,
+    Suspected,
+    UpdateReady,
+)
+from konsil.core.round.knowledge import NodeRound, Retry
+from konsil.core.round.machine import Step, stage, step
+
+__all__ = [
+    "Attached",
+    "Cancel",
+    "Deliver",
+    "Detached",
+    "Done",
+    "Effect",
+    "Event",
+    "Failed",
+    "Fetch",
+    "FinishWanted",
+    "Found",
+    "Held",
+    "Lead",
+    "Looked",
+    "NodeRound",
+    "Offered",
+    "PartMerged",
+    "ProgressMade",
+    "Recompute",
+    "Retry",
+    "ScoreReady",
+    "Step",
+    "Submit",
+    "Suspected",
+    "UpdateReady",
+    "stage",
+    "step",
+]

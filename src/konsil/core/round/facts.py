@@ -1,0 +1,134 @@
+"""The first table of the round machine: each event and how it changes what a node knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from konsil.core.round.events import (
+    Attached,
+    Deliver,
+    Detached,
+    Done,
+    Event,
+    Failed,
+    FinishWanted,
+    Found,
+    Held,
+    Lead,
+    Looked,
+    Offered,
+    PartMerged,
+    ProgressMade,
+    ScoreReady,
+    Submit,
+    Suspected,
+    UpdateReady,
+)
+from konsil.core.round.knowledge import NEVER_FAILED, NodeRound, Retry
+from konsil.core.rules.calls import Leave, Score
+
+RETRY_FIRST_S = 0.5
+"""A failed effect is tried again after this; each further failure doubles it."""
+
+RETRY_LAST_S = 15.0
+"""... up to this, so that a peer that comes back after hours is noticed within seconds."""
+
+
+def _looked(state: NodeRound, _event: Looked, _now_s: float) -> NodeRound:
+    return state
+
+
+def _attached(state: NodeRound, event: Attached, _now_s: float) -> NodeRound:
+    return replace(
+        state,
+        attached=True,
+        greeted=False,
+        waiting=True,
+        delivered=event.holds,
+        leaving=False,
+        finish=None,
+        progress=0.0,
+    )
+
+
+def _offered(state: NodeRound, event: Offered, _now_s: float) -> NodeRound:
+    return replace(state, offered=event, held=state.held | {event.digest})
+
+
+def _detached(state: NodeRound, event: Detached, _now_s: float) -> NodeRound:
+    return replace(state, attached=False, waiting=False, leaving=event.goodbye)
+
+
+def _update_ready(state: NodeRound, event: UpdateReady, _now_s: float) -> NodeRound:
+    return replace(state, update=event, waiting=True, progress=1.0)
+
+
+def _progress_made(state: NodeRound, event: ProgressMade, _now_s: float) -> NodeRound:
+    return replace(state, progress=event.progress)
+
+
+def _finish_wanted(state: NodeRound, event: FinishWanted, _now_s: float) -> NodeRound:
+    return replace(state, finish=event.contribution)
+
+
+def _score_ready(state: NodeRound, event: ScoreReady, _now_s: float) -> NodeRound:
+    return replace(state, scores=(*state.scores, event.score))
+
+
+def _held(state: NodeRound, event: Held, _now_s: float) -> NodeRound:
+    return replace(state, held=state.held | {event.digest})
+
+
+def _part_merged(state: NodeRound, event: PartMerged, _now_s: float) -> NodeRound:
+    return replace(state, merged=state.merged | {(event.round, event.attempt, event.part): event})
+
+
+def _suspected(state: NodeRound, event: Suspected, _now_s: float) -> NodeRound:
+    return replace(state, suspects=(*state.suspects, event))
+
+
+def _found(state: NodeRound, event: Found, _now_s: float) -> NodeRound:
+    return replace(state, findings=state.findings | {event.at: event.wrong})
+
+
+def _done(state: NodeRound, event: Done, _now_s: float) -> NodeRound:
+    match event.effect:
+        case Deliver(digest=digest):
+            state = replace(state, delivered=digest, greeted=True, waiting=False, progress=0.0)
+        case Submit(call=Score() as score):
+            state = replace(state, scores=tuple(other for other in state.scores if other != score))
+        case Submit(call=Leave()):
+            state = replace(state, leaving=False)
+    return replace(state, doing=state.doing - {event.effect})
+
+
+def _failed(state: NodeRound, event: Failed, now_s: float) -> NodeRound:
+    failures = state.retries.get(event.effect, NEVER_FAILED).failures + 1
+    wait_s = min(RETRY_LAST_S, RETRY_FIRST_S * 2 ** min(failures - 1, 10))
+    if event.wait_s is not None:
+        wait_s = event.wait_s
+    retries = state.retries | {event.effect: Retry(now_s + wait_s, failures)}
+    if event.unreachable and isinstance(event.effect, Lead):
+        known = state.unreachable[1] if state.unreachable[0] == event.effect.round else frozenset()
+        state = replace(state, unreachable=(event.effect.round, known | set(event.unreachable)))
+    return replace(state, doing=state.doing - {event.effect}, retries=retries)
+
+
+FACTS: dict[type[Event], Any] = {
+    Looked: _looked,
+    Attached: _attached,
+    Offered: _offered,
+    Detached: _detached,
+    UpdateReady: _update_ready,
+    ProgressMade: _progress_made,
+    FinishWanted: _finish_wanted,
+    ScoreReady: _score_ready,
+    Held: _held,
+    PartMerged: _part_merged,
+    Suspected: _suspected,
+    Found: _found,
+    Done: _done,
+    Failed: _failed,
+}
+"""Each handler takes the one event that stands beside it; the type system cannot say so."""

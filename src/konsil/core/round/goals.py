@@ -1,0 +1,216 @@
+"""The second table of the round machine: what a node wants, given what it knows and what the ledger says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from konsil.core.round.events import (
+    Deliver,
+    Effect,
+    Fetch,
+    Lead,
+    Recompute,
+    Submit,
+)
+from konsil.core.round.knowledge import NodeRound
+from konsil.core.rules.calls import (
+    Accept,
+    Alive,
+    Commit,
+    Dispute,
+    Enter,
+    Finish,
+    Initialise,
+    Leave,
+    Publish,
+    Report,
+    Tick,
+    Verdict,
+)
+from konsil.core.rules.state import OpenRound, Study
+
+TICK_STAGGER_S = 0.4
+"""Members tick one after the other, in name order, so that one call does the work of all."""
+
+
+def _offer_the_initial_parameters(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    if study.phase == "proposed" and not study.initial and study.proposer == state.me and state.offered:
+        offer = state.offered
+        yield Submit(Initialise(state.study, offer.schema, offer.digest, offer.data_bytes))
+
+
+def _hold_the_accepted_model(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    if state.me in study.participants and study.accepted and study.accepted not in state.held:
+        yield Fetch(len(study.history), study.accepted)
+
+
+def _accept_the_merge(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    current = study.open
+    if current is None or not current.digest or state.me not in current.roster:
+        return
+    if current.digest not in state.held:
+        yield Fetch(current.number, current.digest)
+    elif state.me not in current.accepts:
+        yield Submit(Accept(state.study, current.number, current.attempt, current.digest))
+
+
+def _deliver_it(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    if not (state.attached and state.waiting):
+        return
+    has_news = not state.greeted or state.delivered != study.accepted or study.phase == "finished"
+    if study.phase == "failed" or (study.accepted in state.held and has_news):
+        yield Deliver(len(study.history), study.accepted)
+
+
+def _be_present(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    participant = study.participants.get(state.me)
+    if participant is None or study.phase in {"finished", "failed"} or participant.struck:
+        return
+    if state.leaving and not state.attached and participant.present:
+        yield Submit(Leave(state.study))
+    ready = state.attached and state.delivered == study.accepted != ""
+    if ready and not participant.present and participant.finished is None and state.finish is None:
+        yield Submit(Enter(state.study))
+
+
+def _commit_the_update(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    current = study.open
+    if current is None or current.phase != "collecting" or state.me in current.commits:
+        return
+    commit = _update_for(state, study, current)
+    if commit is not None:
+        yield Submit(commit)
+
+
+def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | None:
+    """The update that this node can commit to the open round, if it has one."""
+    update = state.update
+    if update is not None and (update.round, update.base) == (current.number, study.accepted):
+        return Commit(state.study, current.number, study.accepted, update.digest, update.examples)
+    participant = study.participants.get(state.me)
+    if update is None or participant is None or state.me not in current.expected:
+        return None
+    if participant.finished == "snapshot":
+        return Commit(state.study, current.number, study.accepted, update.digest, update.examples)
+    if participant.finished == "active" and study.accepted in state.held:
+        return Commit(state.study, current.number, study.accepted, study.accepted, update.examples)
+    return None
+
+
+def _lead_own_parts(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    current = study.open
+    if current is None or current.phase != "merging":
+        return
+    for part, dealt in enumerate(current.parts):
+        if dealt.leader != state.me or dealt.digest:
+            continue
+        merged = state.merged.get((current.number, current.attempt, part))
+        if merged is None:
+            yield Lead(current.number, current.attempt, part)
+        else:
+            yield Submit(
+                Publish(state.study, current.number, current.attempt, part, merged.digest, merged.gram)
+            )
+
+
+def _report_the_unreachable(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    current = study.open
+    if current is None or current.phase != "merging" or state.me not in current.roster:
+        return
+    round_number, names = state.unreachable
+    named = tuple(sorted(names & set(current.roster) - {state.me}))
+    if round_number == current.number and named and set(named) - set(current.reports.get(state.me, ())):
+        yield Submit(Report(state.study, current.number, current.attempt, named))
+
+
+def _settle_disputes(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    current = study.open
+    if current is None or state.me not in current.roster:
+        return
+    dispute = current.dispute
+    if dispute is None:
+        for suspect in state.suspects:
+            yield Submit(Dispute(state.study, suspect.round, suspect.attempt, suspect.part, suspect.chunk))
+        return
+    if state.me in dispute.verdicts:
+        return
+    at = Recompute(current.number, current.attempt, dispute.part, dispute.chunk)
+    if at in state.findings:
+        wrong = state.findings[at]
+        yield Submit(Verdict(state.study, at.round, at.attempt, at.part, at.chunk, wrong))
+    else:
+        yield at
+
+
+def _put_scores_on_record(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    for score in state.scores:
+        if score.round <= len(study.history):
+            yield Submit(score)
+
+
+def _finish(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    participant = study.participants.get(state.me)
+    if state.finish is None or participant is None or study.phase in {"finished", "failed"}:
+        return
+    if participant.finished is None and not state.scores:
+        yield Submit(Finish(state.study, state.finish))
+
+
+def _say_that_training_goes_on(state: NodeRound, study: Study, now_s: float) -> Iterator[Effect]:
+    due_s = _alive_due_s(state, study)
+    if due_s is not None and now_s >= due_s and study.open is not None:
+        yield Submit(Alive(state.study, study.open.number, round(state.progress, 2)))
+
+
+def _alive_due_s(state: NodeRound, study: Study) -> float | None:
+    """When this node must next say that its training goes on; None if nobody waits for it."""
+    current = study.open
+    if current is None or current.phase != "collecting" or state.me in current.commits:
+        return None
+    until_s = current.expected.get(state.me)
+    if until_s is None or not state.attached or state.waiting:
+        return None
+    if until_s >= current.opened_s + study.settings.patience_s:
+        return None
+    return until_s - study.settings.silence_s / 2
+
+
+def _tick(state: NodeRound, study: Study, now_s: float) -> Iterator[Effect]:
+    due_s = _tick_due_s(state, study)
+    if due_s is not None and now_s >= due_s:
+        yield Submit(Tick(state.study))
+
+
+def _tick_due_s(state: NodeRound, study: Study) -> float | None:
+    if state.me not in study.participants:
+        return None
+    current = study.open
+    if current is None:
+        return None
+    due_s = current.deadline_s
+    if current.dispute is not None:
+        due_s = min(due_s, current.dispute.closes_s)
+    return due_s + sorted(study.participants).index(state.me) * TICK_STAGGER_S
+
+
+GOALS: tuple[Callable[[NodeRound, Study, float], Iterable[Effect]], ...] = (
+    _offer_the_initial_parameters,
+    _settle_disputes,
+    _hold_the_accepted_model,
+    _accept_the_merge,
+    _deliver_it,
+    _be_present,
+    _commit_the_update,
+    _lead_own_parts,
+    _report_the_unreachable,
+    _put_scores_on_record,
+    _finish,
+    _say_that_training_goes_on,
+    _tick,
+)
+
+
+def next_look_s(state: NodeRound, study: Study) -> list[float]:
+    """When a goal may want something new without any event, unix time."""
+    dues = (_alive_due_s(state, study), _tick_due_s(state, study))
+    return [due_s for due_s in dues if due_s is not None]

@@ -1,0 +1,50 @@
+"""What a node knows of its own part in a study; everything else stands on the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from konsil.core.round.events import Effect, Offered, PartMerged, Recompute, Suspected, UpdateReady
+from konsil.core.rules.calls import Contribution, Score
+
+
+@dataclass(frozen=True)
+class Retry:
+    """When to try a failed effect again, and how often it has failed."""
+
+    at_s: float
+    failures: int
+
+
+@dataclass(frozen=True)
+class NodeRound:
+    """What a node knows of its own part in a study; the rest stands on the ledger.
+
+    ``greeted``: the training process got its first model since it joined. ``delivered``: digest of the
+    model that the training process has. ``waiting``: the training process
+    waits for a model. ``held``: digests of the models that this node has, the
+    base and the merge that is not accepted yet. ``doing``: effects under way.
+    """
+
+    me: str
+    study: str
+    attached: bool = False
+    greeted: bool = False
+    waiting: bool = False
+    delivered: str = ""
+    leaving: bool = False
+    offered: Offered | None = None
+    held: frozenset[str] = frozenset()
+    update: UpdateReady | None = None
+    progress: float = 0.0
+    finish: Contribution | None = None
+    scores: tuple[Score, ...] = ()
+    merged: dict[tuple[int, int, int], PartMerged] = field(default_factory=dict)
+    unreachable: tuple[int, frozenset[str]] = (0, frozenset())
+    suspects: tuple[Suspected, ...] = ()
+    findings: dict[Recompute, bool] = field(default_factory=dict)
+    doing: frozenset[Effect] = frozenset()
+    retries: dict[Effect, Retry] = field(default_factory=dict)
+
+
+NEVER_FAILED = Retry(0.0, 0)

@@ -1,0 +1,94 @@
+"""One step of the round machine: record the fact, then want what the goals say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from konsil.core.round.events import Cancel, Effect, Event, Fetch, Lead, Recompute
+from konsil.core.round.facts import FACTS
+from konsil.core.round.goals import GOALS, next_look_s
+from konsil.core.round.knowledge import NEVER_FAILED, NodeRound
+from konsil.core.rules.state import Study
+
+
+@dataclass(frozen=True)
+class Step:
+    """A machine's answer: the new state, what to do now, and when to look again (unix time)."""
+
+    state: NodeRound
+    effects: tuple[Effect, ...]
+    wake_s: float
+
+
+def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
+    """Record what happened, then want what the goals say.
+
+    Args:
+        state: what this node knows.
+        event: what happened.
+        study: the study as it stands on the ledger now.
+        now_s: unix time on this node's clock.
+    """
+    recorded: NodeRound = FACTS[type(event)](state, event, now_s)
+    state = _forget_what_is_over(recorded, study)
+    wanted = tuple(dict.fromkeys(effect for goal in GOALS for effect in goal(state, study, now_s)))
+    cancels = tuple(
+        Cancel(effect)
+        for effect in state.doing
+        if isinstance(effect, Lead | Fetch | Recompute) and effect not in wanted
+    )
+    state = replace(state, doing=state.doing - {cancel.effect for cancel in cancels})
+    starts = tuple(
+        effect
+        for effect in wanted
+        if effect not in state.doing and state.retries.get(effect, NEVER_FAILED).at_s <= now_s
+    )
+    retries = {effect: retry for effect, retry in state.retries.items() if effect in wanted}
+    state = replace(state, doing=state.doing | set(starts), retries=retries)
+    return Step(state, cancels + starts, _wake(state, study, now_s))
+
+
+def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
+    """Drop what belongs to attempts that are past."""
+    current = study.open
+    at = (current.number, current.attempt) if current is not None else (0, 0)
+    settled = {(d.attempt, d.part, d.chunk) for d in current.disputes} if current is not None else set()
+    digests = {study.accepted, current.digest if current is not None else ""}
+    if study.phase == "proposed" and state.offered is not None:
+        digests.add(state.offered.digest)
+    return replace(
+        state,
+        held=state.held & digests,
+        merged={key: part for key, part in state.merged.items() if key[:2] == at},
+        suspects=tuple(
+            suspect
+            for suspect in state.suspects
+            if (suspect.round, suspect.attempt) == at
+            and (suspect.attempt, suspect.part, suspect.chunk) not in settled
+        ),
+        findings={key: wrong for key, wrong in state.findings.items() if (key.round, key.attempt) == at},
+    )
+
+
+def _wake(state: NodeRound, study: Study, now_s: float) -> float:
+    """The next moment at which a goal may want something new without any event; inf if none."""
+    times_s = [retry.at_s for effect, retry in state.retries.items() if effect not in state.doing]
+    times_s += next_look_s(state, study)
+    return min((time_s for time_s in times_s if time_s > now_s), default=float("inf"))
+
+
+def stage(state: NodeRound, study: Study) -> str:
+    """What this node is doing, in one or two words, for people."""
+    if study.phase in {"finished", "failed"}:
+        return study.phase
+    if any(isinstance(effect, Lead) for effect in state.doing):
+        return "merging"
+    if any(isinstance(effect, Fetch) for effect in state.doing):
+        return "fetching"
+    if not state.attached:
+        return "no training"
+    if study.open is None:
+        return "waiting to start"
+    if state.me in study.open.commits:
+        return "committed"
+    return "waiting" if state.waiting else "training"

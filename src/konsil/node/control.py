@@ -1,0 +1,145 @@
+"""The command line's door: hospital IT asks, votes and proposes through the running node."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from konsil import __version__
+from konsil.core import round as machine
+from konsil.core.parameters import Schema
+from konsil.core.rules import ProposeAdmit, ProposeStudy, encode_state, state_digest
+from konsil.core.wall import (
+    AskAdmit,
+    AskCall,
+    AskModel,
+    AskNode,
+    AskPropose,
+    AskState,
+    FromNode,
+    Noted,
+    PeerStatus,
+    ToldModel,
+    ToldNode,
+    ToldState,
+    ToNode,
+)
+from konsil.errors import FrameError, KonsilError, ParametersError, StudyError
+from konsil.identity.card import member_record
+from konsil.node.store import model_of
+from konsil.wall.door import Visitor
+from konsil.wall.frames import failure
+from konsil.wall.memory import open_sealed
+
+if TYPE_CHECKING:
+    from konsil.node.daemon import Node
+
+MAX_WAIT_S = 60.0
+RUNNER_S = 10.0
+"""How long a study that was just proposed may take to appear at this node."""
+
+
+class Control:
+    """Answers the command line."""
+
+    def __init__(self, node: Node, clock: Callable[[], float] = time.time) -> None:
+        """Answer for this node."""
+        self.node = node
+        self.clock = clock
+
+    async def serve(self, visitor: Visitor) -> None:
+        """One command: the handler of the door."""
+        while True:
+            word, fd = await visitor.receive()
+            try:
+                answer, answer_fd = await self._answer(word, fd)
+            except FrameError:
+                raise
+            except KonsilError as error:
+                await visitor.send(failure(error))
+            else:
+                await visitor.send(answer, answer_fd)
+
+    async def _answer(self, word: ToNode, fd: int | None) -> tuple[FromNode, int | None]:
+        if fd is not None and not isinstance(word, AskPropose):
+            os.close(fd)
+        match word:
+            case AskState():
+                return await self._state(word), None
+            case AskCall():
+                return Noted(await self.node.ledger.submit(word.call)), None
+            case AskNode():
+                return self._about_the_node(), None
+            case AskModel():
+                return self._model(word)
+            case AskPropose():
+                return Noted(await self._propose(word, fd)), None
+            case AskAdmit():
+                card = await asyncio.to_thread(self.node.directory.cards.put, word.card)
+                return Noted(await self.node.ledger.submit(ProposeAdmit(member_record(card)))), None
+            case _:
+                raise FrameError(f"{type(word).__name__} is not for this socket.", do="Compare versions.")
+
+    async def _state(self, word: AskState) -> ToldState:
+        ledger = self.node.ledger
+        if ledger.state.height <= word.after:
+            await ledger.changed(word.after, min(MAX_WAIT_S, max(0.0, word.wait_s)))
+        state = ledger.state
+        return ToldState(state.height, state_digest(state), encode_state(state))
+
+    def _model(self, word: AskModel) -> tuple[FromNode, int | None]:
+        runner = self.node.runners.get(word.study)
+        study = self.node.ledger.state.studies.get(word.study)
+        model = runner.store.model(study.accepted) if runner is not None and study is not None else None
+        if study is None or model is None:
+            raise StudyError(
+                f"This node does not hold a model of study {word.study!r}.",
+                safe="Nothing was changed.",
+                do="It is fetched as soon as this member takes part: `konsil study agree NAME`.",
+            )
+        return ToldModel(word.study, len(study.history), study.accepted), model.memory.fd
+
+    async def _propose(self, word: AskPropose, fd: int | None) -> int:
+        if fd is None:
+            return await self.node.ledger.submit(ProposeStudy(word.settings))
+        memory = open_sealed(fd)
+        try:
+            header_bytes = 8 + int.from_bytes(memory.data[:8], "little")
+            schema = Schema.from_header(bytes(memory.data[:header_bytes]))
+            model = await asyncio.to_thread(model_of, memory, schema)
+        except (KonsilError, ValueError) as error:
+            memory.close()
+            if isinstance(error, KonsilError):
+                raise
+            raise ParametersError("The model file cannot be read.", do="Write it as safetensors.") from error
+        height = await self.node.ledger.submit(ProposeStudy(word.settings))
+        runner = await self.node.runner(word.settings.name, RUNNER_S)
+        runner.serve(model)
+        runner.post(machine.Offered(schema.digest, model.digest, schema.data_bytes))
+        return height
+
+    def _about_the_node(self) -> ToldNode:
+        node = self.node
+        transport = node.transport
+        links = tuple(
+            PeerStatus(link.name, link.connected, link.via, link.rtt_ms, link.problem)
+            for link in sorted(transport.links())
+        )
+        return ToldNode(
+            member=node.config.name,
+            version=__version__,
+            swarm=node.genesis.swarm,
+            genesis=node.genesis_digest,
+            height=node.ledger.state.height,
+            clock_s=self.clock(),
+            svid_expires_s=node.svid_expires_s(),
+            peers=links,
+            studies=tuple(runner.status() for _, runner in sorted(node.runners.items())),
+            bytes_out=transport.bytes_out,
+            bytes_in=transport.bytes_in,
+            ledger=node.ledger.description,
+            problems=node.problems(),
+        )

@@ -1,0 +1,353 @@
+"""The daemon behind `konsil node start`: puts the parts of a node together and keeps them running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Self
+
+import structlog
+
+from konsil.core.messages import (
+    MAX_ENTRIES_BYTES,
+    PROTOCOL_VERSION,
+    Accepted,
+    Hello,
+    LedgerFollow,
+    LedgerSubmit,
+    decode_request,
+    encode,
+)
+from konsil.core.rules import Genesis, genesis_digest
+from konsil.errors import ConfigError, FrameError, IdentityError, KonsilError, NodeBusy, NodeError, StudyError
+from konsil.identity.authority import Authority
+from konsil.identity.ledger_key import LedgerKey, verify
+from konsil.identity.source import SvidSource
+from konsil.identity.workload_api import WorkloadApi
+from konsil.ledger.local import FollowerLedger, LocalLedger
+from konsil.node.config import Config, read_config
+from konsil.node.control import Control
+from konsil.node.credentials import Credentials
+from konsil.node.directory import Cards, Directory
+from konsil.node.genesis import read_genesis
+from konsil.node.journal import Journal
+from konsil.node.log import configure_log
+from konsil.node.models import Models
+from konsil.node.peers import Peers
+from konsil.node.pull import Puller
+from konsil.node.service import Service, split_entries
+from konsil.node.study import Site, StudyRunner
+from konsil.node.training import Training
+from konsil.transport.base import Transport
+from konsil.transport.tls import TlsTransport
+from konsil.wall.door import Door
+
+IDENTITY_S = 30.0
+"""How long a node waits for its first SVID at start."""
+
+WATCH_S = 60.0
+"""The node looks at everything at least this often, news or not."""
+
+CARD_RETRY_S = 2.0
+"""A member's card that nobody here has yet is asked for again after this."""
+
+ANSWER_S = 15.0
+"""How long a peer may take for a small answer."""
+
+_log = structlog.get_logger(__name__)
+
+
+class OperatorLine:
+    """The operator's ledger, reached over the peer connections."""
+
+    def __init__(self, operator: str, peers: Peers) -> None:
+        """``operator``: the member named in the genesis."""
+        self.operator = operator
+        self.peers = peers
+
+    async def submit(self, signed: bytes) -> int:
+        """Put a signed call on the ledger; its height."""
+        answer, _ = await self.peers.ask(self.operator, LedgerSubmit(signed), timeout_s=ANSWER_S)
+        if not isinstance(answer, Accepted):
+            raise FrameError(f"{self.operator} answered a call with {type(answer).__name__}.")
+        return answer.height
+
+    async def follow(self, after: int, wait_s: float) -> list[bytes]:
+        """Entries above a height."""
+        _, received = await self.peers.ask(
+            self.operator,
+            LedgerFollow(after, wait_s),
+            timeout_s=wait_s + ANSWER_S,
+            limit_bytes=MAX_ENTRIES_BYTES,
+        )
+        return split_entries(received.body)
+
+
+class Node:
+    """One member's node. Use ``async with``; ``run`` then serves until it is told to stop."""
+
+    transport: Transport
+    ledger: LocalLedger | FollowerLedger
+
+    def __init__(self, config: Config) -> None:
+        """Read what is on disk; nothing is opened yet."""
+        self.config = config
+        self.genesis: Genesis = read_genesis(config.genesis_file)
+        self.genesis_digest = genesis_digest(self.genesis)
+        self.key = LedgerKey.load(config.ledger_key_file)
+        self.instance = secrets.token_hex(8)
+        self.directory = Directory(config.name, Cards(config.cards_dir))
+        self.runners: dict[str, StudyRunner] = {}
+        self._appeared = asyncio.Event()
+        self._lacking_cards = False
+        self._source: SvidSource | None = None
+        self._stack = AsyncExitStack()
+
+    # --- life ----------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self._stack.__aexit__(None, None, None)
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        config = self.config
+        stack.enter_context(only_one(config.directory))
+        for folder in (config.cards_dir, config.merges_dir):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        journal = stack.enter_context(Journal(config.journal_file))
+        if config.builtin_identity:
+            authority = Authority.load(config.keys_dir)
+            await stack.enter_async_context(
+                WorkloadApi(authority, config.workload_socket, config.identity.svid_ttl_s)
+            )
+        source = await stack.enter_async_context(SvidSource.open(config.workload_api))
+        await source.wait_ready(IDENTITY_S)
+        self._source = source
+        service = Service(config.name, lambda: self.runners, self.directory.cards.bytes_of)
+        transport = self._make_transport(service, source)
+        peers = Peers(transport)
+        service.peers = peers
+        self.peers = peers
+        self.transport = transport
+        self.ledger = await self._open_ledger(peers)
+        stack.push_async_callback(self.ledger.close)
+        service.ledger = self.ledger
+        service.operator = self.ledger if isinstance(self.ledger, LocalLedger) else None
+        self._require_own_card()
+        self._set_peers()
+        await transport.start()
+        stack.push_async_callback(transport.close)
+        self.site = Site(
+            config.name, self.ledger, journal, Models(config.merges_dir), Puller(config.name, peers)
+        )
+        stack.push_async_callback(self._close_runners)
+        await self._refresh()
+        training = Training(config.name, lambda: self.runners)
+        await stack.enter_async_context(Door(config.session_socket, training.serve, mode=0o660))
+        await stack.enter_async_context(Door(config.control_socket, Control(self).serve))
+
+    def _make_transport(self, service: Service, source: SvidSource) -> TlsTransport:
+        return TlsTransport(
+            self.config.name,
+            identity=Credentials(source),
+            make_hello=self._make_hello,
+            check_hello=self._check_hello,
+            handler=service.answer,
+            listen=self.config.node.listen or None,
+        )
+
+    async def _open_ledger(self, peers: Peers) -> LocalLedger | FollowerLedger:
+        config, genesis = self.config, self.genesis
+        if genesis.engine != "local":
+            raise ConfigError(
+                f"The genesis names the ledger engine {genesis.engine!r}, which this version does not run.",
+                safe="Nothing was started.",
+                do="Found the swarm with the local engine.",
+            )
+        if genesis.operator == config.name:
+            return await LocalLedger.open(
+                config.ledger_file, genesis, self.key, config.name, time.time, verify
+            )
+        line = OperatorLine(genesis.operator, peers)
+        return await FollowerLedger.open(config.ledger_file, genesis, self.key, config.name, line, verify)
+
+    async def _close_runners(self) -> None:
+        await asyncio.gather(*(runner.close() for runner in self.runners.values()))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Follow the ledger until told to stop."""
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                height = self.ledger.state.height
+                await self._refresh()
+                patience_s = CARD_RETRY_S if self._lacking_cards else WATCH_S
+                news = asyncio.create_task(self.ledger.changed(height, patience_s))
+                await asyncio.wait({news, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                news.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await news
+        finally:
+            stopping.cancel()
+
+    # --- following the ledger ------------------------------------------------------------------
+
+    async def _refresh(self) -> None:
+        lacking = self._set_peers()
+        if lacking and await self.directory.fetch(lacking, self.peers):
+            lacking = self._set_peers()
+        self._lacking_cards = bool(lacking)
+        for name in self.ledger.state.studies:
+            if name not in self.runners:
+                runner = StudyRunner(name, self.site)
+                self.runners[name] = runner
+                await runner.open()
+                self._appeared.set()
+                self._appeared = asyncio.Event()
+            else:
+                self.runners[name].look()
+
+    def _set_peers(self) -> list:  # type: ignore[type-arg]
+        found, lacking = self.directory.peers(self.ledger.state)
+        self.transport.set_peers(found)
+        return lacking
+
+    async def runner(self, study: str, timeout_s: float) -> StudyRunner:
+        """The runner of a study, once it has appeared here.
+
+        Raises:
+            StudyError: it has not appeared in time.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while study not in self.runners:
+                    await self._appeared.wait()
+        except TimeoutError:
+            raise StudyError(f"Study {study!r} has not appeared at this node.", do="Try again.") from None
+        return self.runners[study]
+
+    # --- identity ------------------------------------------------------------------------------
+
+    def _require_own_card(self) -> None:
+        """See that this node is who its directory says, for this ledger."""
+        me = self.config.name
+        member = self.ledger.state.members.get(me)
+        source = self._source
+        if source is not None and member is not None:
+            record = member.record
+            if record.ledger_key != self.key.public or record.spiffe_id != source.svid.spiffe_id:
+                raise IdentityError(
+                    f"The ledger knows {me} by another key or SPIFFE ID than this directory holds.",
+                    safe="Nothing was started.",
+                    do="Use the directory whose card the members have, or be admitted anew with this one.",
+                )
+
+    def _make_hello(self) -> bytes:
+        return encode(Hello(PROTOCOL_VERSION, self.genesis_digest, self.config.name, self.instance))
+
+    def _check_hello(self, peer: str, data: bytes) -> str:
+        hello = decode_request(data)
+        if not isinstance(hello, Hello):
+            raise FrameError("The first word of a connection must be Hello.", do="Compare versions.")
+        if hello.version != PROTOCOL_VERSION:
+            raise NodeError(
+                f"{peer} speaks version {hello.version} of the protocol, {self.config.name} version "
+                f"{PROTOCOL_VERSION}.",
+                do="Install the same version of Konsil at every member.",
+            )
+        if hello.swarm != self.genesis_digest or hello.member != peer:
+            raise IdentityError(
+                f"{peer} belongs to another swarm: its genesis is {hello.swarm[:12]}, ours "
+                f"{self.genesis_digest[:12]}.",
+                do="Compare the digests that `konsil swarm found` printed; use the same cards.",
+            )
+        return hello.instance
+
+    def svid_expires_s(self) -> float:
+        """Unix time at which this node's certificate ends; 0 without one."""
+        try:
+            return float(self._source.svid.not_after_s) if self._source is not None else 0.0
+        except IdentityError:
+            return 0.0
+
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong now, in sentences."""
+        found = [f"{link.name}: {link.problem}" for link in self.transport.links() if link.problem]
+        found += [
+            f"study {name}: {runner.problem}" for name, runner in self.runners.items() if runner.problem
+        ]
+        for part in (self._source, self.ledger):
+            problem = getattr(part, "problem", "")
+            if problem:
+                found.append(str(problem))
+        return tuple(found)
+
+
+@contextmanager
+def only_one(directory: Path) -> Iterator[None]:
+    """Hold a member's directory: two nodes with one identity would contradict each other.
+
+    Raises:
+        NodeBusy: another node holds it.
+    """
+    descriptor = os.open(directory / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NodeBusy(
+                f"A node runs from {directory} already.",
+                safe="It goes on undisturbed.",
+                do="Look at it with `konsil node status`, or stop it first.",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def serve(config: Config) -> None:
+    """Run a node until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Node(config) as node:
+        _log.info(
+            "ready",
+            member=config.name,
+            swarm=node.genesis.swarm,
+            genesis=node.genesis_digest[:12],
+            listen=config.node.listen or "dials out only",
+            height=node.ledger.state.height,
+        )
+        await node.run(stop)
+        _log.info("stopping")
+    _log.info("stopped", member=config.name)
+
+
+def run(directory: Path) -> None:
+    """Run the node of a member's directory until it is told to stop.
+
+    Raises:
+        KonsilError: it cannot start; says why and what to do.
+    """
+    config = read_config(directory)
+    configure_log(config.node.log_level, config.node.log_format, config.name)
+    try:
+        asyncio.run(serve(config))
+    except KonsilError as error:
+        _log.error("cannot go on", why=str(error))
+        raise

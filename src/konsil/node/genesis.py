@@ -1,0 +1,162 @@
+"""What the founding members agree on before there is a ledger: made from their cards, alike for all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from konsil.core.rules import Genesis, genesis_digest
+from konsil.errors import ConfigError
+from konsil.identity.card import Card, card_digest, encode_card, member_record, read_card
+
+MAX_GENESIS_BYTES = 1024 * 1024
+"""A record has a few hundred bytes; this is room for a thousand members."""
+
+
+def found(swarm: str, cards: Sequence[Card], operator: str = "") -> Genesis:
+    """The genesis of a swarm on the local engine: the same for the same cards, in whatever order.
+
+    Its time is that of the newest card, so that nobody's clock at the moment of founding matters.
+
+    Args:
+        swarm: the swarm's name.
+        cards: of all founding members, checked.
+        operator: the member whose node serves the ledger; by default the first, in name order, that has
+            an address.
+
+    Raises:
+        ConfigError: fewer than two members, two cards with one name, identity or key, or an operator that
+            is not among them or that nobody can reach.
+    """
+    records = sorted((member_record(card) for card in cards), key=lambda record: record.name)
+    if len(records) < 2:  # noqa: PLR2004 - a swarm of one learns alone
+        raise _cannot("a swarm needs the cards of two members or more", "Give every founding member's card.")
+    for field in ("name", "spiffe_id", "ledger_key"):
+        values = [getattr(record, field) for record in records]
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise _cannot(
+                f"two cards have the same {field}, {twice}", "Give each member's card once, its newest."
+            )
+    reachable = [record.name for record in records if record.addresses]
+    operator = operator or (reachable[0] if reachable else "")
+    if operator not in reachable:
+        why = (
+            f"'{operator}', the operator, is not among the members that have an address"
+            if operator
+            else ("no member has an address at which the others could reach it")
+        )
+        raise _cannot(why, "Name as --operator a member whose card has an address.")
+    return Genesis(
+        swarm=swarm,
+        engine="local",
+        operator=operator,
+        created_s=max(card.issued_s for card in cards),
+        members=tuple(records),
+    )
+
+
+def write_genesis(genesis: Genesis, path: Path) -> None:
+    """Write the genesis to its file.
+
+    Raises:
+        ConfigError: another genesis is there already, or the folder cannot be written to.
+    """
+    if path.exists() and genesis_digest(read_genesis(path)) != genesis_digest(genesis):
+        raise ConfigError(
+            f"{path} holds another genesis.",
+            safe="It was not changed.",
+            do="If its swarm never began, move it and ledger.db away, and found again.",
+        )
+    _write(path, msgspec.json.format(msgspec.json.encode(genesis), indent=2) + b"\n")
+
+
+def read_genesis(path: Path) -> Genesis:
+    """The genesis from its file.
+
+    Raises:
+        ConfigError: no such file, or not a genesis.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_GENESIS_BYTES + 1)
+        if len(data) > MAX_GENESIS_BYTES:
+            raise msgspec.ValidationError(f"it has over {MAX_GENESIS_BYTES} bytes")
+        return msgspec.json.decode(data, type=Genesis)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"There is no genesis at {path}: this node does not belong to a swarm yet.",
+            safe="Nothing was changed.",
+            do="Founding members: `konsil swarm found`. Others: get genesis.json from a member.",
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}.", do="See its owner and permissions."
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} is not a genesis: {error}.",
+            safe="Nothing was changed.",
+            do="Make it again from the cards with `konsil swarm found`, or get it from a member.",
+        ) from error
+
+
+def keep_card(card: Card, directory: Path) -> Path:
+    """Keep a member's card under its digest; where it lies.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    path = directory / f"{card_digest(card)}.json"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+    _write(path, encode_card(card))
+    return path
+
+
+def read_card_file(path: Path) -> Card:
+    """A member's card from a file.
+
+    Raises:
+        ConfigError: it cannot be read.
+        IdentityError: it is not a card, or cannot be trusted.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"The card {path} cannot be read: {error.strerror}.",
+            safe="Nothing was changed.",
+            do="Give its path.",
+        ) from error
+    return read_card(data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and to disk before it has its name."""
+    place = path.with_name(f".{path.name}.new")
+    try:
+        with place.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        place.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be written: {error.strerror}.",
+        safe="Nothing was changed.",
+        do="See owner, permissions, disk.",
+    )
+
+
+def _cannot(why: str, do: str) -> ConfigError:
+    return ConfigError(f"The swarm cannot be founded: {why}.", safe="Nothing was written.", do=do)

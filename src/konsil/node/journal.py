@@ -1,0 +1,102 @@
+"""What this node promised: written and fsynced before it is said to the ledger."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from konsil.core.rules import Call, Commit, Publish
+from konsil.errors import LedgerError, NodeError
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS promises (
+    study TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    PRIMARY KEY (study, round, kind)
+) STRICT
+"""
+
+
+class Journal:
+    """The promises of one node, in an fsynced SQLite file."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the journal.
+
+        Raises:
+            NodeError: the file is damaged, or the disk refuses.
+        """
+        self.path = path
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(_TABLE)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise NodeError(
+                f"The node's journal {path.name} cannot be opened: {error}.",
+                safe="The ledger and the last accepted merge are in other files and untouched.",
+                do="Restore it from a backup, or move it away: the node then rejoins with the next round.",
+            ) from error
+
+    def promise(self, call: Call) -> None:
+        """Write a commit or a published part down, before the ledger hears of it.
+
+        Raises:
+            NodeError: another digest was promised before, or the disk is full.
+        """
+        match call:
+            case Commit():
+                kind = f"commit on {call.base}"
+            case Publish():
+                kind = f"publish {call.attempt} {call.part}"
+            case _:
+                return
+        try:
+            self._db.execute(
+                "INSERT OR IGNORE INTO promises VALUES (?, ?, ?, ?)",
+                (call.study, call.round, kind, call.digest),
+            )
+        except sqlite3.Error as error:
+            raise LedgerError(
+                f"The promise for round {call.round} of study {call.study!r} could not be written: {error}.",
+                safe="Nothing was promised and nothing said to the ledger; accepted rounds are safe.",
+                do="Free disk space; the node tries again by itself.",
+            ) from error
+        promised = self.promised(call.study, call.round, kind)
+        if promised != call.digest:
+            raise NodeError(
+                f"This node promised {promised} as '{kind}' of round {call.round} of study {call.study!r} "
+                f"and would now promise {call.digest}.",
+                safe="The second promise was not made.",
+                do="Training was repeated after a crash: the first update stands; go on with the next round.",
+            )
+
+    def promised(self, study: str, round_number: int, kind: str) -> str:
+        """The digest promised, or ""."""
+        row = self._db.execute(
+            "SELECT digest FROM promises WHERE study = ? AND round = ? AND kind = ?",
+            (study, round_number, kind),
+        ).fetchone()
+        return str(row[0]) if row else ""
+
+    def forget(self, study: str, before_round: int) -> None:
+        """Drop promises of rounds that are accepted and can no longer be disputed."""
+        self._db.execute("DELETE FROM promises WHERE study = ? AND round < ?", (study, before_round))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,121 @@
+"""Accepted merges on disk: what survives a node, one file a model, named by its digest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from konsil.core.digest import Manifest, chunk_range, leaf
+from konsil.core.parameters import Schema
+from konsil.errors import KonsilError, NodeError
+from konsil.node.store import Assembly, Model
+
+KEPT = 2
+"""The newest accepted merge and the one before it, which peers may still fetch."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Models:
+    """The models of one node's studies in its directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Use a directory that exists."""
+        self.directory = directory
+        self._saving: dict[str, asyncio.Task[None]] = {}
+
+    async def save(self, study: str, model: Model) -> None:
+        """Write a model down, fsynced, unless it is there already.
+
+        Raises:
+            NodeError: the disk refuses.
+        """
+        if model.digest not in self._saving:
+            task = asyncio.create_task(asyncio.to_thread(self._write, study, model))
+            self._saving[model.digest] = task
+            task.add_done_callback(lambda _: self._saving.pop(model.digest, None))
+        await asyncio.shield(self._saving[model.digest])
+
+    async def load(self, study: str, digest: str) -> Model | None:
+        """A model from disk, every byte checked against its digest; None if it is not there or damaged."""
+        if not digest:
+            return None
+        try:
+            return await asyncio.to_thread(self._read, study, digest)
+        except FileNotFoundError:
+            return None
+        except (OSError, KonsilError, ValueError, msgspec.DecodeError) as error:
+            _log.warning("a stored model is damaged; it is fetched again", digest=digest, why=str(error))
+            return None
+
+    def _paths(self, study: str, digest: str) -> tuple[Path, Path]:
+        folder = self.directory / study
+        return folder / f"{digest}.safetensors", folder / f"{digest}.manifest"
+
+    def _write(self, study: str, model: Model) -> None:
+        data, manifest = self._paths(study, model.digest)
+        if manifest.exists():
+            return
+        try:
+            data.parent.mkdir(mode=0o700, exist_ok=True)
+            _write_whole(data, model.memory.data)
+            _write_whole(manifest, model.manifest.encode())
+            _sync_folder(data.parent)
+        except OSError as error:
+            for path in (manifest, data):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+            raise NodeError(
+                f"The merge {model.digest[:12]} of study {study!r} could not be written: {error.strerror}.",
+                safe="The members hold it; the previous merge is on disk here. Nothing new is promised.",
+                do="Free disk space; the node tries again by itself.",
+            ) from error
+        self._drop_old(data.parent)
+
+    def _drop_old(self, folder: Path) -> None:
+        found = sorted(folder.glob("*.manifest"), key=lambda path: path.stat().st_mtime_ns)
+        for manifest in found[:-KEPT]:
+            manifest.unlink(missing_ok=True)
+            manifest.with_suffix(".safetensors").unlink(missing_ok=True)
+
+    def _read(self, study: str, digest: str) -> Model:
+        data, manifest_file = self._paths(study, digest)
+        manifest = Manifest.decode(manifest_file.read_bytes())
+        if manifest.digest != digest:
+            raise ValueError("the manifest has another digest")
+        schema = Schema.from_header(manifest.header)
+        assembly = Assembly(schema)
+        try:
+            with data.open("rb") as file:
+                file.seek(len(schema.header))
+                for index, expected in enumerate(manifest.leaves):
+                    start, stop = chunk_range(index, schema.data_bytes)
+                    with assembly.chunk(index) as into:
+                        if file.readinto(into) != stop - start or leaf(into) != expected:
+                            raise ValueError(f"chunk {index} is damaged")
+            return assembly.seal(manifest.groups)
+        finally:
+            assembly.close()
+
+
+def _write_whole(path: Path, data: memoryview | bytes) -> None:
+    """Write to a name beside it, fsync, then rename: the file is there whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

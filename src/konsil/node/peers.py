@@ -1,0 +1,70 @@
+"""Typed requests to peers: words of core.messages over any transport."""
+
+from __future__ import annotations
+
+from konsil import errors
+from konsil.core.messages import Answer, Failure, Request, decode_answer, encode
+from konsil.errors import KonsilError, PeerRefused, Refused
+from konsil.transport.base import Received, Reply, Transport
+
+NOT_HERE = "not_here"
+"""A peer's code for "I do not have what is behind this digest"."""
+
+
+class Peers:
+    """Asks peers by name; a peer's failure becomes an exception here."""
+
+    def __init__(self, transport: Transport) -> None:
+        """Use a transport that somebody else opens and closes."""
+        self.transport = transport
+
+    async def ask(
+        self,
+        peer: str,
+        request: Request,
+        *,
+        timeout_s: float,
+        into: memoryview | None = None,
+        limit_bytes: int = 0,
+    ) -> tuple[Answer, Received]:
+        """Send a request; its answer and raw bytes.
+
+        Raises:
+            PeerUnreachable: no answer in time.
+            Refused: the contract, at the peer, refused a call.
+            PeerRefused: the peer answered with any other error.
+            FrameError: the answer cannot be read.
+        """
+        received = await self.transport.request(
+            peer, encode(request), timeout_s=timeout_s, into=into, limit_bytes=limit_bytes
+        )
+        answer = decode_answer(received.message)
+        if isinstance(answer, Failure):
+            raise raised(answer, peer)
+        return answer, received
+
+    def connected(self) -> tuple[str, ...]:
+        """Peers with a connection now, in name order."""
+        return tuple(sorted(link.name for link in self.transport.links() if link.connected))
+
+
+def raised(failure: Failure, peer: str) -> KonsilError:
+    """A peer's failure as the exception to raise here."""
+    if failure.kind == errors.Refused.__name__:
+        return Refused(failure.code, failure.what, safe=failure.safe, do=failure.do, **failure.fields)
+    return PeerRefused(
+        failure.code or failure.kind,
+        f"{peer} answered: {failure.what}",
+        safe=failure.safe,
+        do=failure.do,
+        peer=peer,
+    )
+
+
+def failure_reply(error: KonsilError) -> Reply:
+    """An error as the reply that tells a peer."""
+    code = getattr(error, "code", "")
+    fields = {
+        name: value for name, value in error.fields.items() if isinstance(value, int | float | str | bool)
+    }
+    return Reply(encode(Failure(error.kind, str(code), error.what, error.safe, error.do, fields)))

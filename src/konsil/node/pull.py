@@ -1,0 +1,113 @@
+"""Getting manifests and chunks by digest, from whoever has them: a digest says if they are right."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from konsil.core.digest import Manifest, check_leaf, group_digest
+from konsil.core.messages import MAX_MANIFEST_BYTES, GetChunk, GetManifest
+from konsil.errors import DigestMismatch, FrameError, PeerRefused, PeerUnreachable, TransportError
+from konsil.node.peers import Peers
+
+CHUNK_TIMEOUT_S = 120.0
+"""For 4 MiB: a line of 0.3 Mbit/s still makes it; a dead one is noticed by the transport much earlier."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Puller:
+    """Asks holders one after the other, directly or, where there is no way to them, through a relay."""
+
+    def __init__(self, me: str, peers: Peers) -> None:
+        """Pull as the member ``me``."""
+        self.me = me
+        self.peers = peers
+
+    async def manifest(self, digest: str, holders: Sequence[str]) -> Manifest:
+        """The manifest of a model (a root digest) or of a part (a group digest), checked.
+
+        Raises:
+            PeerUnreachable: nobody who has it could be reached.
+        """
+        failures: list[str] = []
+        for holder, via in self._ways(holders):
+            request = GetManifest(digest, holder=holder, relay=via != holder)
+            try:
+                _, received = await self.peers.ask(
+                    via, request, timeout_s=CHUNK_TIMEOUT_S, limit_bytes=MAX_MANIFEST_BYTES
+                )
+                manifest = Manifest.decode(received.body)
+                _require_same(manifest, digest)
+            except (TransportError, DigestMismatch, FrameError) as error:
+                failures.append(f"{via}: {error.what}")
+                continue
+            return manifest
+        raise _nobody(digest, holders, failures)
+
+    async def chunk(
+        self, digest: str, index: int, leaf: bytes, into: memoryview, holders: Sequence[str]
+    ) -> None:
+        """One chunk straight into memory, checked against its leaf.
+
+        Raises:
+            PeerUnreachable: nobody who has it could be reached, or nobody sent the right bytes.
+        """
+        failures: list[str] = []
+        for holder, via in self._ways(holders):
+            request = GetChunk(digest, index, holder=holder, relay=via != holder)
+            try:
+                await self.peers.ask(via, request, timeout_s=CHUNK_TIMEOUT_S, into=into)
+                await asyncio.to_thread(check_leaf, into, leaf, index=index)
+            except DigestMismatch as error:
+                _log.warning("a peer sent a wrong chunk", peer=via, digest=digest, chunk=index)
+                failures.append(f"{via}: {error.what}")
+                continue
+            except TransportError as error:
+                failures.append(f"{via}: {error.what}")
+                continue
+            return
+        raise _nobody(digest, holders, failures)
+
+    def _ways(self, holders: Sequence[str]) -> list[tuple[str, str]]:
+        """(holder, whom to ask): every holder directly, those connected first; then through relays."""
+        others = [holder for holder in holders if holder != self.me]
+        connected = set(self.peers.connected())
+        direct = sorted(others, key=lambda holder: holder not in connected)
+        relays = [
+            (holder, relay)
+            for holder in others
+            if holder not in connected
+            for relay in sorted(connected - {holder})
+        ]
+        near = [(holder, holder) for holder in direct if holder in connected]
+        far = [(holder, holder) for holder in direct if holder not in connected]
+        return near + relays + far
+
+
+def _require_same(manifest: Manifest, digest: str) -> None:
+    is_part = not manifest.header and len(manifest.groups) == 1
+    actual = group_digest(manifest.groups[0]) if is_part else manifest.digest
+    if actual != digest:
+        raise DigestMismatch(
+            f"A manifest has digest {actual}, not {digest}.",
+            safe="Nothing was taken from it.",
+            do="Another holder is asked.",
+        )
+
+
+def _nobody(digest: str, holders: Sequence[str], failures: Sequence[str]) -> PeerUnreachable:
+    return PeerUnreachable(
+        f"Nobody could give what is behind {digest[:12]} (held by {', '.join(holders) or 'nobody known'}): "
+        f"{'; '.join(failures) or 'no connection'}.",
+        safe="Accepted rounds are safe; it is tried again.",
+        do="See who is connected: `konsil node status`.",
+        digest=digest,
+    )
+
+
+def is_gone(error: TransportError) -> bool:
+    """Whether a holder is away or has lost the bytes, rather than merely busy."""
+    return isinstance(error, PeerUnreachable | PeerRefused)

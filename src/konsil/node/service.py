@@ -1,0 +1,192 @@
+"""What this node answers to its peers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+import structlog
+
+from konsil import __version__
+from konsil.core.digest import CHUNK_BYTES
+from konsil.core.messages import (
+    MAX_MANIFEST_BYTES,
+    Accepted,
+    Bytes,
+    Done,
+    GetCard,
+    GetChunk,
+    GetGram,
+    GetManifest,
+    GetStatus,
+    Heartbeat,
+    LedgerFollow,
+    LedgerSubmit,
+    Request,
+    Status,
+    decode_request,
+    encode,
+)
+from konsil.errors import KonsilError, PeerRefused
+from konsil.ledger.base import Ledger
+from konsil.node.peers import NOT_HERE, Peers, failure_reply
+from konsil.node.study import StudyRunner
+from konsil.transport.base import Reply
+
+RELAY_TIMEOUT_S = 60.0
+"""A relayed chunk crosses two lines; the asker waits twice this."""
+
+MAX_WAIT_S = 60.0
+"""The longest that a peer may ask this node to wait with an answer."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Operator(Protocol):
+    """What the node that keeps the local ledger offers to the others."""
+
+    async def accept(self, signed: bytes) -> int:
+        """Put a signed call on the ledger."""
+        ...
+
+    async def follow(self, after: int, wait_s: float) -> list[bytes]:
+        """Entries after a height, waiting for the first."""
+        ...
+
+
+class Service:
+    """Answers peers' requests; the handler of the transport."""
+
+    def __init__(
+        self,
+        me: str,
+        runners: Callable[[], dict[str, StudyRunner]],
+        cards: Callable[[str], bytes | None],
+    ) -> None:
+        """``cards``: a card's bytes by digest, if it is here. Ledger and peers are set once they exist."""
+        self.me = me
+        self._runners = runners
+        self._cards = cards
+        self.ledger: Ledger | None = None
+        self.operator: Operator | None = None
+        self.peers: Peers | None = None
+
+    async def answer(self, peer: str, message: bytes) -> Reply:
+        """The reply to a peer's request; errors become replies, never silence."""
+        try:
+            request = decode_request(message)
+            return await self._dispatch(peer, request)
+        except KonsilError as error:
+            _log.debug("a peer was refused", peer=peer, why=error.what)
+            return failure_reply(error)
+        except TimeoutError:
+            return failure_reply(PeerRefused("not_yet", "What was waited for has not come in time."))
+
+    def _dispatch(self, peer: str, request: Request) -> Coroutine[Any, Any, Reply]:
+        match request:
+            case GetManifest() | GetChunk():
+                return self._model_bytes(request)
+            case GetGram():
+                return self._gram(request)
+            case GetCard():
+                return self._card(request)
+            case Heartbeat():
+                return self._heard(peer, request)
+            case LedgerSubmit():
+                return self._ledger_submit(request)
+            case LedgerFollow():
+                return self._ledger_follow(request)
+            case GetStatus():
+                return self._status()
+            case _:
+                raise PeerRefused("unknown", f"{type(request).__name__} is not asked here.")
+
+    async def _model_bytes(self, request: GetManifest | GetChunk) -> Reply:
+        for runner in self._runners().values():
+            if isinstance(request, GetManifest):
+                found: bytes | memoryview | None = runner.store.manifest(request.digest)
+            else:
+                found = runner.store.chunk(request.digest, request.index)
+            if found is not None:
+                return Reply(encode(Bytes()), found)
+        if request.relay and request.holder != self.me and self.peers is not None:
+            return await self._relay(request, self.peers)
+        raise PeerRefused(
+            NOT_HERE, f"{self.me} does not have what is behind {request.digest[:12]}.", do="Ask another peer."
+        )
+
+    async def _relay(self, request: GetManifest | GetChunk, peers: Peers) -> Reply:
+        """Fetch from the holder for a peer that cannot reach it."""
+        if isinstance(request, GetManifest):
+            asked: Request = GetManifest(request.digest, holder=request.holder)
+            limit = MAX_MANIFEST_BYTES
+        else:
+            asked = GetChunk(request.digest, request.index, holder=request.holder)
+            limit = CHUNK_BYTES
+        _, received = await peers.ask(request.holder, asked, timeout_s=RELAY_TIMEOUT_S, limit_bytes=limit)
+        return Reply(encode(Bytes()), received.body)
+
+    async def _gram(self, request: GetGram) -> Reply:
+        runner = self._runners().get(request.study)
+        if runner is None:
+            raise PeerRefused(NOT_HERE, f"There is no study {request.study!r} here.")
+        wait_s = min(MAX_WAIT_S, max(0.0, request.wait_s))
+        matrix = await runner.gram(request.round, request.attempt, request.part, wait_s)
+        return Reply(encode(Bytes()), matrix)
+
+    async def _card(self, request: GetCard) -> Reply:
+        card = await asyncio.to_thread(self._cards, request.digest)
+        if card is None:
+            raise PeerRefused(NOT_HERE, f"{self.me} does not have that card.", do="Ask another peer.")
+        return Reply(encode(Bytes()), card)
+
+    async def _heard(self, peer: str, beat: Heartbeat) -> Reply:
+        runner = self._runners().get(beat.study)
+        if runner is not None:
+            runner.heard(peer, beat)
+        return Reply(encode(Done()))
+
+    async def _ledger_submit(self, request: LedgerSubmit) -> Reply:
+        height = await self._keeper().accept(request.signed)
+        return Reply(encode(Accepted(height)))
+
+    async def _ledger_follow(self, request: LedgerFollow) -> Reply:
+        wait_s = min(MAX_WAIT_S, max(0.0, request.wait_s))
+        entries = await self._keeper().follow(request.after, wait_s)
+        return Reply(encode(Bytes()), join_entries(entries))
+
+    def _keeper(self) -> Operator:
+        if self.operator is None:
+            raise PeerRefused(
+                "not_operator", f"{self.me} does not keep the ledger.", do="Ask the operator in the genesis."
+            )
+        return self.operator
+
+    async def _status(self) -> Reply:
+        height = self.ledger.state.height if self.ledger is not None else 0
+        reachable = self.peers.connected() if self.peers is not None else ()
+        return Reply(encode(Status(self.me, __version__, time.time(), height, reachable)))
+
+
+def join_entries(entries: list[bytes]) -> bytes:
+    """Ledger entries as one run of bytes: 4 bytes length each, big-endian."""
+    return b"".join(len(entry).to_bytes(4, "big") + entry for entry in entries)
+
+
+def split_entries(data: bytes | bytearray) -> list[bytes]:
+    """The reverse of ``join_entries``.
+
+    Raises:
+        PeerRefused: the bytes break the format.
+    """
+    entries: list[bytes] = []
+    at = 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if at + 4 + size > len(data):
+            raise PeerRefused("broken_entries", "The ledger's entries break off.", safe="None was taken.")
+        entries.append(bytes(data[at + 4 : at + 4 + size]))
+        at += 4 + size
+    return entries

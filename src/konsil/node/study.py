@@ -1,0 +1,436 @@
+"""A study at this node: feeds the round machine of ``core`` with facts and carries out its effects."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from konsil.core import round as machine
+from konsil.core.messages import Heartbeat
+from konsil.core.parameters import Schema
+from konsil.core.round import (
+    Cancel,
+    Deliver,
+    Done,
+    Effect,
+    Event,
+    Failed,
+    Fetch,
+    Held,
+    Lead,
+    Looked,
+    NodeRound,
+    PartMerged,
+    Recompute,
+    Submit,
+    Suspected,
+)
+from konsil.core.rules import Commit, Initialise, OpenRound, Publish, Score, Study, weights_of
+from konsil.core.wall import MemberProgress, StudyStatus
+from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError
+from konsil.ledger.base import Ledger
+from konsil.node.bench import Bench, Roster, UpdatesMissing
+from konsil.node.journal import Journal
+from konsil.node.models import Models
+from konsil.node.pull import Puller
+from konsil.node.store import Assembly, Model, Store, model_of
+from konsil.wall.memory import SealedMemory
+
+GRACE_FRACTION = 0.2
+GRACE_LEAST_S = 2.0
+GRACE_MOST_S = 30.0
+"""How long an unreachable member is waited for before it is reported: a share of the study's ``merge_s``."""
+
+HEARTBEAT_S = 2.0
+"""How often a node tells its peers how far it is: often enough for a live view, nothing for the line."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Site:
+    """What a study at this node needs of the node."""
+
+    me: str
+    ledger: Ledger
+    journal: Journal
+    models: Models
+    puller: Puller
+    clock: Callable[[], float] = time.time
+
+
+@dataclass
+class Trainee:
+    """The training process on the other side of the wall, as the study sees it."""
+
+    schema: Schema
+    tell: Callable[[Deliver, Study, Model | None], Awaitable[None]]
+    delivered: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class StudyRunner:
+    """One study at one node."""
+
+    def __init__(self, name: str, site: Site) -> None:
+        """Start with nothing but what the ledger and the disk say."""
+        self.name = name
+        self.site = site
+        self.store = Store()
+        self.state = NodeRound(me=site.me, study=name)
+        self.trainee: Trainee | None = None
+        self.heartbeats: dict[str, MemberProgress] = {}
+        self.problem = ""
+        self.schema: Schema | None = None
+        self._bench: Bench | None = None
+        self._tasks: dict[Effect, asyncio.Task[None]] = {}
+        self._wake: asyncio.TimerHandle | None = None
+        self._heartbeat: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def study(self) -> Study:
+        """The study as it stands on the ledger."""
+        return self.site.ledger.state.studies[self.name]
+
+    def require_participant(self) -> None:
+        """See that this member takes part in the study.
+
+        Raises:
+            StudyError: it has not agreed, or was struck.
+        """
+        participant = self.study.participants.get(self.site.me)
+        if participant is None:
+            raise StudyError(
+                f"{self.site.me} has not agreed to study {self.name!r}.",
+                safe="Nothing was changed.",
+                do=f"Look at it and agree: `konsil study agree {self.name}`.",
+            )
+        if participant.struck:
+            raise StudyError(
+                f"{self.site.me} was struck from study {self.name!r}: a merge that it published was wrong.",
+                safe="The model up to then is on every member's disk.",
+                do=f"See `konsil ledger show {self.name}`; a faulty memory module can be the cause.",
+            )
+
+    async def open(self) -> None:
+        """Take the last accepted merge from disk, if it is there, and begin."""
+        model = await self.site.models.load(self.name, self.study.accepted)
+        if model is not None:
+            self._keep(model)
+            self.post(Held(model.digest))
+        self._heartbeat = asyncio.create_task(self._tell_peers())
+        self.post(Looked())
+
+    def look(self) -> None:
+        """The ledger moved."""
+        self.post(Looked())
+
+    async def close(self) -> None:
+        """Stop everything; what was promised stays in the journal."""
+        self._closed = True
+        if self._wake is not None:
+            self._wake.cancel()
+        tasks = [*self._tasks.values(), *([self._heartbeat] if self._heartbeat else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._bench is not None:
+            self._bench.close()
+        self.store.close()
+
+    # --- the machine ---------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Tell the machine a fact and carry out what it wants."""
+        if self._closed:
+            return
+        now_s = self.site.clock()
+        before = machine.stage(self.state, self.study)
+        outcome = machine.step(self.state, event, self.study, now_s)
+        self.state = outcome.state
+        for effect in outcome.effects:
+            self._start(effect)
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if outcome.wake_s < math.inf:
+            loop = asyncio.get_running_loop()
+            self._wake = loop.call_later(max(0.0, outcome.wake_s - now_s) + 0.001, self.post, Looked())
+        after = machine.stage(self.state, self.study)
+        if after != before:
+            _log.info("stage", study=self.name, stage=after, round=self._round_number())
+        self._let_go()
+
+    def _start(self, effect: Effect) -> None:
+        if isinstance(effect, Cancel):
+            task = self._tasks.pop(effect.effect, None)
+            if task is not None:
+                task.cancel()
+            return
+        task = asyncio.create_task(self._carry_out(effect), name=f"{self.name}: {type(effect).__name__}")
+        self._tasks[effect] = task
+        task.add_done_callback(lambda done, effect=effect: self._over(effect, done))
+
+    def _over(self, effect: Effect, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(effect) is task:
+            del self._tasks[effect]
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("an effect broke", study=self.name, effect=str(effect), exc_info=task.exception())
+            self.problem = f"internal error: {task.exception()!r}"
+            self.post(Failed(effect))
+
+    async def _carry_out(self, effect: Effect) -> None:
+        try:
+            await self._perform(effect)
+        except Refused as refusal:
+            if isinstance(effect, Submit) and isinstance(effect.call, Score):
+                _log.warning("a score was refused", study=self.name, why=refusal.what)
+                self.post(Done(effect))
+                return
+            wait = refusal.fields.get("wait_s")
+            _log.debug("refused", study=self.name, code=refusal.code, effect=str(effect))
+            self.post(Failed(effect, wait_s=float(wait) if isinstance(wait, int | float) else None))
+        except UpdatesMissing as missing:
+            self.problem = missing.what
+            _log.warning("updates missing", study=self.name, members=missing.members, why=missing.what)
+            self.post(Failed(effect, unreachable=missing.members))
+        except (KonsilError, TimeoutError, ConnectionError) as error:
+            self.problem = str(error)
+            _log.warning("to be tried again", study=self.name, effect=type(effect).__name__, why=str(error))
+            self.post(Failed(effect))
+        else:
+            self.problem = ""
+            self.post(Done(effect))
+
+    def _perform(self, effect: Effect) -> Coroutine[Any, Any, None]:
+        match effect:
+            case Submit():
+                return self._submit(effect)
+            case Fetch():
+                return self._fetch(effect)
+            case Lead():
+                return self._lead(effect)
+            case Recompute():
+                return self._recompute(effect)
+            case Deliver():
+                return self._deliver(effect)
+            case _:
+                raise TypeError(effect)
+
+    # --- effects -------------------------------------------------------------------------------
+
+    async def _submit(self, effect: Submit) -> None:
+        call = effect.call
+        match call:
+            case Initialise(digest=digest):
+                await self._make_durable(digest)
+            case Commit(base=base):
+                await self._make_durable(base)
+        if isinstance(call, Commit | Publish):
+            await asyncio.to_thread(self.site.journal.promise, call)
+        await self.site.ledger.submit(call)
+
+    async def _make_durable(self, digest: str) -> None:
+        model = self.store.model(digest)
+        if model is not None:
+            await self.site.models.save(self.name, model)
+
+    async def _fetch(self, effect: Fetch) -> None:
+        known = self.store.model(effect.digest)
+        if known is not None:
+            self.post(Held(effect.digest))
+            return
+        current = self.study.open
+        if current is not None and current.digest == effect.digest and self.site.me in current.roster:
+            model = await self._complete(current)
+        else:
+            model = await self._fetch_whole(effect.digest)
+        self._keep(model)
+        self.post(Held(effect.digest))
+
+    async def _complete(self, current: OpenRound) -> Model:
+        bench = await self._bench_for(current)
+        model = await bench.complete(current.parts, current.digest)
+        settled = {dispute.chunk for dispute in current.disputes if dispute.attempt == current.attempt}
+        try:
+            await bench.audit(current.parts, model, settled)
+        except MergeMismatch as mismatch:
+            _log.error("a wrong merge", study=self.name, why=str(mismatch))
+            part, chunk = mismatch.fields["part"], mismatch.fields["chunk"]
+            if isinstance(part, int) and isinstance(chunk, int):
+                self.post(Suspected(current.number, current.attempt, part, chunk))
+            raise
+        return model
+
+    async def _fetch_whole(self, digest: str) -> Model:
+        """A model by its root digest from any peer: for a member that was away or comes late."""
+        study = self.study
+        holders = self._likely_holders(study)
+        puller = self.site.puller
+        manifest = await puller.manifest(digest, holders)
+        schema = Schema.from_header(manifest.header)
+        if schema.digest != study.schema:
+            raise StudyError("The model's header is not the study's.", safe="Nothing was loaded.")
+        assembly = Assembly(schema)
+        try:
+            pending = iter(range(len(manifest.leaves)))
+
+            async def pull() -> None:
+                for index in pending:
+                    turn = index % len(holders)
+                    with assembly.chunk(index) as into:
+                        await puller.chunk(
+                            digest, index, manifest.leaves[index], into, (*holders[turn:], *holders[:turn])
+                        )
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(4, len(manifest.leaves))):
+                    group.create_task(pull())
+            return assembly.seal(manifest.groups)
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            assembly.close()
+
+    def _likely_holders(self, study: Study) -> tuple[str, ...]:
+        me = self.site.me
+        accepted = study.history[-1].accepts if study.history else (study.proposer,)
+        others = tuple(name for name in sorted(study.participants) if name != me and name not in accepted)
+        return (*(name for name in accepted if name != me), *others)
+
+    async def _lead(self, effect: Lead) -> None:
+        current = self.study.open
+        if current is None or (current.number, current.attempt) != (effect.round, effect.attempt):
+            return
+        bench = await self._bench_for(current)
+        digest, gram = await bench.lead(effect.part, current)
+        self.post(PartMerged(effect.round, effect.attempt, effect.part, digest, gram))
+
+    async def _recompute(self, effect: Recompute) -> None:
+        current = self.study.open
+        if current is None or (current.number, current.attempt) != (effect.round, effect.attempt):
+            return
+        bench = await self._bench_for(current)
+        published = await bench.published_leaf(current.parts[effect.part], effect.part, effect.chunk)
+        wrong = await bench.is_wrong(effect.chunk, published)
+        self.post(machine.Found(effect, wrong))
+
+    async def _bench_for(self, current: OpenRound) -> Bench:
+        roster = self._roster(current)
+        if self._bench is not None and self._bench.roster == roster:
+            return self._bench
+        if self._bench is not None:
+            self._bench.close()
+        schema = self.schema or await self._schema()
+        self._bench = Bench(
+            roster, schema, self.site.me, self.site.puller, self.store, grace_s=self._grace_s()
+        )
+        return self._bench
+
+    def _roster(self, current: OpenRound) -> Roster:
+        study = self.study
+        weights = weights_of(study)
+        return Roster(
+            study=self.name,
+            round=current.number,
+            members=current.roster,
+            digests=tuple(current.commits[name].digest for name in current.roster),
+            weights=tuple(weights[name] for name in current.roster),
+            settings=study.settings,
+            n_parts=len(current.parts),
+        )
+
+    async def _schema(self) -> Schema:
+        """The study's schema from a model that is here or, failing that, from the update of a peer."""
+        study = self.study
+        manifest = await self.site.puller.manifest(study.accepted, self._likely_holders(study))
+        return Schema.from_header(manifest.header)
+
+    def _grace_s(self) -> float:
+        return min(GRACE_MOST_S, max(GRACE_LEAST_S, self.study.settings.merge_s * GRACE_FRACTION))
+
+    async def _deliver(self, effect: Deliver) -> None:
+        """Hand the model to the training process; without one there is nobody to hand it to."""
+        trainee = self.trainee
+        if trainee is not None:
+            await trainee.tell(effect, self.study, self.store.model(effect.digest))
+
+    # --- models --------------------------------------------------------------------------------
+
+    def take_update(self, memory: SealedMemory, schema: Schema) -> Model:
+        """Digest an update and serve it. Call in a thread: it reads every byte."""
+        return model_of(memory, schema)
+
+    def serve(self, model: Model) -> None:
+        """Serve an update or the initial parameters to peers."""
+        self._keep(model)
+
+    def _keep(self, model: Model) -> None:
+        self.schema = model.schema
+        self.store.add_model(model)
+
+    def _let_go(self) -> None:
+        """Forget models and benches that no peer can ask for any more."""
+        study, current = self.study, self.study.open
+        keep = {study.accepted, self.state.update.digest if self.state.update else ""}
+        if self.state.offered is not None and study.phase == "proposed":
+            keep.add(self.state.offered.digest)
+        if current is not None:
+            keep |= {current.digest, current.base}
+            mine = current.commits.get(self.site.me)
+            keep.add(mine.digest if mine else "")
+        self.store.keep_only(keep)
+        if self._bench is not None and (current is None or self._bench.roster.round != current.number):
+            self._bench.close()
+            self._bench = None
+
+    # --- peers ---------------------------------------------------------------------------------
+
+    async def gram(self, round_number: int, attempt: int, part: int, wait_s: float) -> bytes:
+        """A Gram matrix for a peer; waits for the workbench and the matrix."""
+        current = self.study.open
+        if current is None or (current.number, current.attempt) != (round_number, attempt):
+            raise StudyError("That attempt is not being merged here.", do="Ask again when it is.")
+        bench = await self._bench_for(current)
+        return await bench.gram(part, wait_s)
+
+    def heard(self, peer: str, beat: Heartbeat) -> None:
+        """A peer's heartbeat."""
+        self.heartbeats[peer] = MemberProgress(peer, beat.round, beat.stage, beat.progress, self.site.clock())
+
+    async def _tell_peers(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)  # a heartbeat is a rhythm: there is no event to wait for
+            if self.study.phase in {"finished", "failed"} or self.site.me not in self.study.participants:
+                continue
+            beat = Heartbeat(
+                self.name, self._round_number(), machine.stage(self.state, self.study), self.state.progress
+            )
+            connected = set(self.site.puller.peers.connected()) & set(self.study.participants)
+            await asyncio.gather(*(self._beat(peer, beat) for peer in connected))
+
+    async def _beat(self, peer: str, beat: Heartbeat) -> None:
+        with contextlib.suppress(KonsilError):
+            await self.site.puller.peers.ask(peer, beat, timeout_s=HEARTBEAT_S)
+
+    def _round_number(self) -> int:
+        return self.study.open.number if self.study.open is not None else len(self.study.history)
+
+    def status(self) -> StudyStatus:
+        """What this node does in the study, for people."""
+        members = tuple(self.heartbeats[name] for name in sorted(self.heartbeats))
+        mine = MemberProgress(
+            self.site.me,
+            self._round_number(),
+            machine.stage(self.state, self.study),
+            self.state.progress,
+            self.site.clock(),
+        )
+        return StudyStatus(self.name, mine.stage, mine.round, (mine, *members), self.problem)
