@@ -178,12 +178,17 @@ class Connection:
         if self._line is None and now_s < self._look_at_s:
             return None
         self._look_at_s = now_s + LOOK_AGAIN_S
-        try:
-            line = self._connected(now_s + BRIEF_S)
-            line.send(word, timeout_s=BRIEF_S)
-            self._read_arrived(line)
-        except (NodeUnreachable, _NoAnswer):
-            self._drop()
+        while True:
+            had_line = self._line is not None
+            try:
+                line = self._connected(now_s + BRIEF_S)
+                line.send(word, timeout_s=BRIEF_S)
+                self._read_arrived(line)
+                break
+            except (NodeUnreachable, _NoAnswer):
+                self._drop()
+                if not had_line:
+                    break  # it is away; a line that only broke is made anew at once
         news = self._take_news()
         if news is not None:
             self._hold(news)

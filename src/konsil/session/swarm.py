@@ -62,9 +62,18 @@ class Swarm:
     """
 
     def __init__(
-        self, connection: Connection, model: Any, *, timeout_s: float | None, after: Contribution
+        self,
+        connection: Connection,
+        model: Any,
+        *,
+        timeout_s: float | None,
+        after: Contribution,
+        settled: Callable[[], None],
     ) -> None:
-        """Join; the model holds the study's parameters afterwards. Use ``join``."""
+        """Join; the model holds the study's parameters afterwards. Use ``join``.
+
+        ``settled`` is called when a wait is over.
+        """
         self._connection = connection
         self._model = model
         self._timeout_s = timeout_s

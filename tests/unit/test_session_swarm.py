@@ -1,0 +1,605 @@
+"""A training process and a node that speaks the real words over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import konsil
+from konsil.core.parameters import Schema
+from konsil.core.rules.settings import StudySettings
+from konsil.core.rules.state import Commitment, RoundRecord
+from konsil.core.wall import (
+    WALL_VERSION,
+    Failed,
+    Finished,
+    Goodbye,
+    Join,
+    Joined,
+    Knock,
+    Merged,
+    Noted,
+    Progress,
+    Scored,
+    Terms,
+    Update,
+    Waiting,
+)
+from konsil.errors import (
+    ConfigError,
+    FrameError,
+    NodeError,
+    NodeUnreachable,
+    NonFinite,
+    ParametersError,
+    Refused,
+    SchemaMismatch,
+    StudyError,
+)
+from konsil.session import connection as connection_module
+from konsil.session import swarm as swarm_module
+from konsil.wall.door import Door
+from konsil.wall.layout import read_arrays, seal_arrays
+from konsil.wall.memory import open_sealed, seal_pieces
+
+SETTINGS = StudySettings(name="aml", every_steps=2, rounds=5)
+
+
+def model(value=0.0):
+    return {"w": np.full((3, 2), value, np.float32), "b": np.full(4, float(value)), "count": np.array(7)}
+
+
+SCHEMA = Schema.of({name: array for name, array in model().items() if name != "count"})
+
+
+def sealed_model(value):
+    return seal_arrays(SCHEMA, {name: array for name, array in model(value).items() if name != "count"})
+
+
+def record(number, digest, **more):
+    return RoundRecord(
+        number=number,
+        attempt=0,
+        base="",
+        digest=digest,
+        roster={"lyon": Commitment(digest="u", examples=20, at_s=1)},
+        weights={"lyon": 20},
+        parts=(),
+        absent={"nantes": "silent"},
+        opened_s=0,
+        merging_s=1,
+        accepted_s=2,
+        **more,
+    )
+
+
+class FakeNode:
+    """Keeps one study of one member: its merge is the update plus 1. Lives in a thread; can die and return."""
+
+    def __init__(self, path):
+        self.path = path
+        self.settings = SETTINGS
+        self.accepted = 0
+        self.value = 10.0
+        self.heard = []
+        self.ends_after = 99
+        self.die_on = None  # (kind of word, how often): close that connection instead of answering
+        self.answers = {}  # kind of word -> coroutine function instead of the usual
+        self.wanted = False
+        self._stop = None
+        self._thread = None
+        self.error = None
+
+    def __enter__(self):
+        ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run(ready)))
+        self._thread.start()
+        assert ready.wait(5)
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+        assert self.error is None
+
+    async def _run(self, ready):
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(lambda _, context: setattr(self, "error", context))
+        self._stop = asyncio.Event()
+        async with Door(self.path, self.serve):
+            ready.set()
+            await self._stop.wait()
+
+    def merged(self):
+        return Merged(
+            round=self.accepted,
+            digest=f"d{self.accepted}",
+            record=record(self.accepted, f"d{self.accepted}"),
+            settings=self.settings,
+            ended="rounds" if self.accepted >= self.ends_after else "",
+        )
+
+    async def serve(self, visitor):
+        while True:
+            word, fd = await visitor.receive()
+            self.heard.append(word)
+            memory = None if fd is None else open_sealed(fd)
+            try:
+                if self.die_on is not None and isinstance(word, self.die_on[0]) and self.die_on[1] > 0:
+                    self.die_on = (self.die_on[0], self.die_on[1] - 1)
+                    return
+                await self.answers.get(type(word), self.answer)(visitor, word, memory)
+            finally:
+                if memory is not None:
+                    memory.close()
+
+    async def answer(self, visitor, word, memory):
+        match word:
+            case Knock():
+                await visitor.send(Terms(member="lyon", settings=self.settings, wanted=self.wanted))
+            case Join():
+                joined = Joined(
+                    settings=self.settings,
+                    round=self.accepted + 1,
+                    digest=f"d{self.accepted}",
+                    record=record(self.accepted, f"d{self.accepted}") if self.accepted else None,
+                )
+                if (word.round, word.digest) == (self.accepted, f"d{self.accepted}"):
+                    await visitor.send(joined)
+                else:
+                    with sealed_model(self.value) as mine:
+                        await visitor.send(joined, mine.fd)
+            case Update():
+                self.merge(word, memory)
+                with sealed_model(self.value) as mine:
+                    await visitor.send(self.merged(), mine.fd)
+            case Scored() | Finished() | Goodbye():
+                await visitor.send(Noted(height=1))
+
+    def merge(self, word, memory):
+        if word.round == self.accepted + 1:
+            _, data = read_arrays(memory, SCHEMA)
+            self.value = float(np.frombuffer(data, np.float64, 1)[0]) + 1
+            self.accepted += 1
+
+    def said(self, kind):
+        return [word for word in self.heard if isinstance(word, kind)]
+
+
+@pytest.fixture
+def node(tmp_path):
+    with FakeNode(tmp_path / "s") as node:
+        yield node
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(connection_module, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(connection_module, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(swarm_module, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(swarm_module, "GOODBYE_S", 0.2)
+
+
+def train(arrays, by=1.0):
+    for array in arrays.values():
+        if array.dtype.kind == "f":
+            np.add(array, by, out=array)
+
+
+def open_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_study_is_trained_merged_scored_and_finished(node):
+    mine = model()
+    held = mine["w"]
+    with konsil.join("aml", mine, node=node.path) as swarm:
+        assert (swarm.member, swarm.round, swarm.digest, swarm.last) == ("lyon", 1, "d0", None)
+        assert np.all(held == 10)
+        merges = []
+        for _ in range(4):
+            train(mine)
+            merges.append(swarm.step(examples=8))
+        assert merges == [False, True, False, True]
+        assert np.all(held == 16)
+        assert mine["count"] == 7
+        assert swarm.round == 3
+        assert swarm.last.members == {"lyon": 20}
+        assert swarm.last.absent == {"nantes": "silent"}
+        swarm.score(examples=5, loss=0.5, auc=0.9)
+    assert node.said(Knock) == [Knock(version=WALL_VERSION, study="aml", pid=os.getpid())]
+    assert node.said(Update) == [
+        Update(round=1, base="d0", examples=16),
+        Update(round=2, base="d1", examples=16),
+    ]
+    assert node.said(Scored) == [Scored(round=2, examples=5, loss=0.5, metrics={"auc": 0.9})]
+    assert node.said(Finished) == [Finished("inactive")]
+    assert Progress(round=1, progress=0.5) in node.said(Progress)
+
+
+def test_the_proposers_parameters_travel_only_when_wanted(node):
+    brought = []
+
+    async def keep(visitor, word, memory):
+        brought.append(None if memory is None else bytes(memory.data))
+        await node.answer(visitor, word, memory)
+
+    node.answers[Join] = keep
+    konsil.join("aml", model(3), node=node.path).close()
+    node.wanted = True
+    konsil.join("aml", model(3), node=node.path).close()
+    with sealed_model(3) as expected:
+        assert brought == [None, bytes(expected.data)]
+
+
+def test_names_that_the_study_keeps_local_do_not_travel(node):
+    node.settings = StudySettings(name="aml", every_steps=1, local=("b*",))
+    schema = Schema.of({"w": model()["w"]})
+
+    async def joined(visitor, word, memory):
+        assert word.header == schema.header
+        with seal_arrays(schema, {"w": np.ones((3, 2), np.float32)}) as mine:
+            await visitor.send(Joined(settings=node.settings, round=1, digest="d0"), mine.fd)
+
+    node.answers[Join] = joined
+    mine = model(5)
+    with konsil.join("aml", mine, node=node.path):
+        assert np.all(mine["w"] == 1)
+        assert np.all(mine["b"] == 5)
+
+
+def test_when_the_study_is_over_steps_do_nothing_and_the_session_only_says_goodbye(node):
+    node.ends_after = 1
+    with konsil.join("aml", model(), node=node.path) as swarm:
+        assert not swarm.finished
+        assert [swarm.step(1), swarm.step(1), swarm.step(1), swarm.epoch()] == [False, True, False, False]
+        assert swarm.finished
+        assert swarm.ended == "rounds"
+        swarm.score(examples=1, loss=1)
+    assert node.said(Finished) == []
+    assert len(node.said(Goodbye)) == 1
+
+
+@pytest.mark.parametrize("after", ["active", "snapshot"])
+def test_a_member_says_what_it_keeps_contributing(node, after):
+    with konsil.join("aml", model(), node=node.path, after=after):
+        pass
+    assert node.said(Finished) == [Finished(after)]
+
+
+def test_an_exception_in_training_says_goodbye_and_not_finished(node):
+    with pytest.raises(ZeroDivisionError), konsil.join("aml", model(), node=node.path) as swarm:
+        raise ZeroDivisionError
+    assert node.said(Finished) == []
+    assert len(node.said(Goodbye)) == 1
+    with pytest.raises(StudyError, match="closed"):
+        swarm.step(1)
+
+
+def test_a_nan_is_refused_by_name_before_it_leaves_and_the_model_is_untouched(node):
+    mine = model()
+    with konsil.join("aml", mine, node=node.path) as swarm:
+        mine["w"][1, 1] = np.nan
+        swarm.step(1)
+        with pytest.raises(NonFinite, match="'w'"):
+            swarm.step(1)
+        assert np.all(mine["b"] == 10)
+        assert node.said(Update) == []
+        mine["w"][1, 1] = 10
+        assert swarm.step(1)
+
+
+def test_a_model_that_changed_its_shape_is_refused_by_name(node):
+    mine = model()
+    with konsil.join("aml", mine, node=node.path) as swarm:
+        mine["w"] = np.zeros((5, 5), np.float32)
+        swarm.step(1)
+        with pytest.raises(SchemaMismatch, match=r"'w' has shape \(5, 5\) instead of \(3, 2\)"):
+            swarm.step(1)
+
+
+def test_without_examples_a_due_round_says_what_to_do(node):
+    node.settings = StudySettings(name="aml", every_epochs=1)
+    with konsil.join("aml", model(), node=node.path) as swarm:
+        with pytest.raises(ConfigError, match="no examples"):
+            swarm.epoch()
+        with pytest.raises(ConfigError, match="-1"):
+            swarm.epoch(examples=-1)
+        assert swarm.epoch(examples=5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "merges"),
+    [
+        (StudySettings(name="aml", every_steps=3), [0, 0, 1, 0, 0]),
+        (StudySettings(name="aml", every_epochs=1), [0, 1, 0, 1, 0]),
+        (StudySettings(name="aml", every_minutes=1e-9), [1, 1, 1, 1, 1]),
+    ],
+)
+def test_a_study_merges_by_steps_epochs_or_minutes(node, settings, merges):
+    node.settings = settings
+    found = []
+    with konsil.join("aml", model(), node=node.path) as swarm:
+        for number in range(5):
+            merged = swarm.step(1)
+            found.append(merged or (number % 2 == 1 and swarm.epoch()))
+    assert found == [bool(each) for each in merges]
+
+
+@pytest.mark.parametrize("kind", [Knock, Join, Update, Finished, Scored])
+def test_a_node_that_dies_instead_of_answering_loses_nothing(node, kind):
+    node.die_on = (kind, 3)
+    mine = model()
+    with konsil.join("aml", mine, node=node.path) as swarm:
+        train(mine)
+        assert [swarm.step(8), swarm.step(8)] == [False, True]
+        assert np.all(mine["b"] == 12)
+        swarm.score(examples=1, loss=1)
+    assert node.die_on == (kind, 0)
+    assert node.accepted == 1
+    assert len(set(node.said(Update))) == 1
+    assert node.said(Join)[-1].round in (-1, 0, 1)
+    assert len(node.said(Finished)) >= 1
+
+
+def test_a_node_that_restarts_while_training_goes_on_is_joined_again(tmp_path):
+    mine = model()
+    with FakeNode(tmp_path / "s") as first:
+        swarm = konsil.join("aml", mine, node=tmp_path / "s")
+    assert not swarm.step(4)
+    with FakeNode(tmp_path / "s") as second:
+        train(mine)
+        assert swarm.step(4)
+        assert np.all(mine["b"] == 12)
+        assert second.said(Join) == [Join(header=SCHEMA.header, round=0, digest="d0")]
+        assert second.said(Update) == [Update(round=1, base="d0", examples=8)]
+        swarm.close()
+    assert first.said(Update) == []
+
+
+def test_a_round_that_was_accepted_while_the_node_was_restarting_is_loaded_and_not_trained_again(tmp_path):
+    mine = model()
+    with FakeNode(tmp_path / "s"):
+        swarm = konsil.join("aml", mine, node=tmp_path / "s")
+    with FakeNode(tmp_path / "s") as second:
+        second.accepted, second.value = 3, 50.0
+        assert swarm.step(4)
+        assert swarm.round == 4
+        assert swarm.last.round == 3
+        assert np.all(mine["b"] == 50)
+        assert [swarm.step(4), swarm.step(4)] == [False, True]
+        assert second.said(Update) == [Update(round=4, base="d3", examples=8)]
+        swarm.close()
+
+
+def test_a_merge_that_comes_unasked_is_loaded_at_the_next_step(node):
+    async def without_it(visitor, word, memory):
+        if word.round == node.accepted + 1 and node.accepted == 0:
+            node.accepted, node.value = 1, 77.0
+            with sealed_model(77) as mine:
+                await visitor.send(node.merged(), mine.fd)
+
+    node.settings = StudySettings(name="aml", every_steps=1000)
+    node.answers[Progress] = without_it
+    mine = model()
+    with konsil.join("aml", mine, node=node.path) as swarm:
+        until = itertools.count()
+        while not swarm.step(1):
+            assert next(until) < 900
+        assert swarm.round == 2
+        assert np.all(mine["b"] == 77)
+
+
+def test_a_node_that_stays_away_is_an_error_and_the_next_call_tries_again(tmp_path):
+    mine = model()
+    with FakeNode(tmp_path / "s"):
+        swarm = konsil.join("aml", mine, node=tmp_path / "s", timeout_s=0.1)
+    swarm.step(4)
+    with pytest.raises(NodeUnreachable, match="No node answers"):
+        swarm.step(4)
+    with FakeNode(tmp_path / "s") as again:
+        assert swarm.step(4)
+        assert again.said(Update) == [Update(round=1, base="d0", examples=12)]
+        swarm.close()
+
+
+def test_no_node_at_all_is_a_clear_error(tmp_path):
+    with pytest.raises(NodeUnreachable, match="konsil node start"):
+        konsil.join("aml", model(), node=tmp_path / "s", timeout_s=0.05)
+
+
+def test_a_merge_that_does_not_come_in_time_is_an_error_and_may_still_come(node):
+    first = [True]
+
+    async def late(visitor, word, memory):
+        if first.pop() if first else False:
+            await visitor.send(Waiting(round=1, stage="collecting", missing=("nantes",), until_s=9))
+            return
+        await node.answer(visitor, word, memory)
+
+    node.answers[Update] = late
+    seen = []
+    with konsil.join("aml", model(), node=node.path, timeout_s=0.1, on_waiting=seen.append) as swarm:
+        swarm.step(1)
+        with pytest.raises(StudyError, match="no answer in time"):
+            swarm.step(1)
+        assert [waiting.missing for waiting in seen] == [("nantes",)]
+        assert swarm.step(1)
+
+
+@pytest.mark.parametrize(
+    ("failed", "kind"),
+    [
+        (Failed(kind="StudyError", code="", what="No study 'aml'.", do="Agree to it."), StudyError),
+        (Failed(kind="NodeError", code="", what="Wall version 9 is not mine."), NodeError),
+        (Failed(kind="Refused", code="not_in_study", what="You are not in it."), Refused),
+    ],
+)
+def test_why_the_node_refuses_is_raised_as_the_error_that_it_is(node, failed, kind):
+    async def refuse(visitor, word, memory):
+        await visitor.send(failed)
+
+    node.answers[Knock] = refuse
+    before = open_descriptors()
+    with pytest.raises(kind, match=failed.what.split()[0]):
+        konsil.join("aml", model(), node=node.path)
+    assert open_descriptors() <= before + 1
+
+
+def a_study_of_another_model():
+    return seal_arrays(Schema.of({"v": np.ones(3)}), {"v": np.ones(3)})
+
+
+def a_cut_model():
+    with sealed_model(1) as whole:
+        return seal_pieces([bytes(whole.data[:-8])])
+
+
+def a_stretched_model():
+    with sealed_model(1) as whole:
+        return seal_pieces([bytes(whole.data) + b"12345678"])
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (a_study_of_another_model, SchemaMismatch),
+        (a_cut_model, ParametersError),
+        (a_stretched_model, ParametersError),
+        (lambda: seal_pieces([b"\xff" * 100]), ParametersError),
+        (lambda: seal_pieces([b"1"]), ParametersError),
+        (lambda: seal_pieces([(20).to_bytes(8, "little") + b"{}                  "]), ParametersError),
+    ],
+)
+def test_a_merge_that_is_not_what_it_must_be_is_not_loaded(node, make, kind):
+    async def wrong(visitor, word, memory):
+        node.accepted = 1
+        with make() as other:
+            await visitor.send(node.merged(), other.fd)
+
+    node.answers[Update] = wrong
+    mine = model()
+    with konsil.join("aml", mine, node=node.path) as swarm:
+        swarm.step(1)
+        before = open_descriptors()
+        with pytest.raises(kind):
+            swarm.step(1)
+        assert np.all(mine["b"] == 10)
+        assert open_descriptors() <= before
+
+
+def test_an_unsealed_merge_is_not_loaded(node):
+    async def unsealed(visitor, word, memory):
+        fd = os.memfd_create("x", os.MFD_ALLOW_SEALING)
+        os.write(fd, b"0123456789")
+        await visitor.send(node.merged(), fd)
+        os.close(fd)
+
+    node.answers[Update] = unsealed
+    mine = model()
+    with konsil.join("aml", mine, node=node.path) as swarm:
+        swarm.step(1)
+        with pytest.raises(FrameError, match="can still be changed"):
+            swarm.step(1)
+        assert np.all(mine["b"] == 10)
+
+
+def test_a_merge_without_its_descriptor_is_an_error(node):
+    async def empty(visitor, word, memory):
+        await visitor.send(node.merged())
+
+    node.answers[Update] = empty
+    with konsil.join("aml", model(), node=node.path) as swarm:
+        swarm.step(1)
+        with pytest.raises(NodeError, match="did not hand it over"):
+            swarm.step(1)
+
+
+def test_a_node_whose_ledger_is_behind_is_an_error(tmp_path):
+    with FakeNode(tmp_path / "s") as first:
+        first.accepted = 5
+        swarm = konsil.join("aml", model(), node=tmp_path / "s", timeout_s=1)
+    with FakeNode(tmp_path / "s"), pytest.raises(NodeError, match="behind"):
+        swarm.step(1)
+    swarm.leave()
+
+
+def test_scores_must_be_finite_and_of_a_merge(node):
+    with konsil.join("aml", model(), node=node.path) as swarm:
+        with pytest.raises(StudyError, match="no merge to score"):
+            swarm.score(examples=5, loss=1)
+        swarm.step(1)
+        swarm.step(1)
+        with pytest.raises(ConfigError, match="auc"):
+            swarm.score(examples=5, auc=float("nan"))
+        with pytest.raises(ConfigError, match="0 examples"):
+            swarm.score(examples=0, loss=1)
+    assert node.said(Scored) == []
+
+
+def test_two_hundred_rounds_leave_no_descriptor_open(node):
+    node.settings = StudySettings(name="aml", every_steps=1)
+    node.ends_after = 1000
+    mine = model()
+    with konsil.join("aml", mine, node=node.path) as swarm:
+        swarm.step(1)
+        before = open_descriptors()
+        for _ in range(200):
+            assert swarm.step(1)
+        assert open_descriptors() <= before + 3  # the node's thread may be between two of its own
+    assert node.accepted == 201
+
+
+def test_a_training_process_that_is_killed_leaves_nothing_behind(node, tmp_path):
+    script = textwrap.dedent(f"""
+        import os, signal, sys, tempfile
+        import numpy as np, konsil
+        tempfile.tempdir = {str(tmp_path / "tmp")!r}
+        model = {{"w": np.zeros((3, 2), np.float32), "b": np.zeros(4)}}
+        swarm = konsil.join("aml", model, node={str(node.path)!r}, timeout_s=20)
+        swarm.step(1)
+        swarm.step(1)
+    """)
+    (tmp_path / "tmp").mkdir()
+    gone = threading.Event()
+    pid = []
+
+    async def kill(visitor, word, memory):
+        os.kill(visitor.credentials.pid, 9)
+        pid.append(visitor.credentials.pid)
+        with pytest.raises(ConnectionError):
+            await visitor.receive()
+        gone.set()
+        raise ConnectionResetError
+
+    node.answers[Update] = kill
+    done = subprocess.run([sys.executable, "-c", script], timeout=20, check=False)
+    assert done.returncode == -9
+    assert gone.wait(5)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    with konsil.join("aml", model(), node=node.path) as swarm:
+        assert swarm.round == 1
+
+
+def test_the_socket_is_found_by_argument_environment_or_home(monkeypatch, tmp_path):
+    monkeypatch.delenv("KONSIL_SOCKET", raising=False)
+    monkeypatch.delenv("KONSIL_DIR", raising=False)
+    assert swarm_module.socket_path() == Path.home() / ".konsil" / "session.sock"
+    monkeypatch.setenv("KONSIL_DIR", "/srv/konsil")
+    assert swarm_module.socket_path() == Path("/srv/konsil/session.sock")
+    monkeypatch.setenv("KONSIL_SOCKET", "/run/konsil.sock")
+    assert swarm_module.socket_path() == Path("/run/konsil.sock")
+    assert swarm_module.socket_path(tmp_path) == tmp_path / "session.sock"
+    assert swarm_module.socket_path("/other.sock") == Path("/other.sock")
