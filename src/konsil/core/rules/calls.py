@@ -143,7 +143,8 @@ class Alive(_Call, frozen=True, tag="alive"):
 
 class Publish(_Call, frozen=True, tag="publish"):
     """A leader's merged part. ``digest``: group digest of the part's leaves. ``gram``: digest of the
-    summed Gram matrix where the rule mixes, else empty."""
+    summed Gram matrix where the rule mixes, else empty.
+    """
 
     study: str
     round: int
@@ -151,6 +152,19 @@ class Publish(_Call, frozen=True, tag="publish"):
     part: int
     digest: str
     gram: str = ""
+
+
+class Accept(_Call, frozen=True, tag="accept"):
+    """A member of the roster holds the whole merge, has audited its share of it, and can serve it.
+
+    ``digest``: root over the published parts. The round is accepted when all of the roster say so; once
+    its deadline has passed, when a majority does. So an accepted merge survives the loss of any minority.
+    """
+
+    study: str
+    round: int
+    attempt: int
+    digest: str
 
 
 class Report(_Call, frozen=True, tag="report"):
@@ -169,7 +183,10 @@ class Tick(_Call, frozen=True, tag="tick"):
 
 
 class Dispute(_Call, frozen=True, tag="dispute"):
-    """The caller recomputed a chunk of a part and got another leaf than the part's leader."""
+    """The caller recomputed a chunk of a published part and got another leaf than the part's leader.
+
+    Only for the open round while it is merging: while a dispute is open the round cannot be accepted.
+    """
 
     study: str
     round: int
@@ -209,5 +226,5 @@ class Finish(_Call, frozen=True, tag="finish"):
 Call = (
     ProposeAdmit | ProposeRemove | ProposeSwarmSettings | ProposeStudySettings | Vote | Announce
     | ProposeStudy | Agree | Initialise | Enter | Leave
-    | Commit | Alive | Publish | Report | Tick | Dispute | Verdict | Score | Finish
+    | Commit | Alive | Publish | Accept | Report | Tick | Dispute | Verdict | Score | Finish
 )  # fmt: skip

@@ -17,7 +17,7 @@ class SwarmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Plateau(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Stop when the roster's weighted mean of a score has not improved by ``min_delta`` for ``rounds`` rounds.
+    """Stop when the roster's weighted mean of a score has not improved by ``min_delta`` in ``rounds`` rounds.
 
     ``metric``: "loss" or a metric's name; ``mode``: which way is better.
     """

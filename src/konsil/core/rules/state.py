@@ -90,13 +90,19 @@ class Part(_Value, frozen=True):
 
 
 class DisputeRecord(_Value, frozen=True):
-    """A disputed chunk of a part and what the roster found. ``verdicts``: member -> wrong?"""
+    """A disputed chunk of a part and what the roster found. ``verdicts``: member -> wrong?
+
+    ``outcome``: "open", "wrong" (the leader was struck), "right", or "undecided" when time ran out.
+    """
 
     by: str
+    leader: str
+    attempt: int
     part: int
     chunk: int
     closes_s: int
     verdicts: dict[str, bool]
+    outcome: Literal["open", "wrong", "right", "undecided"] = "open"
 
 
 class OpenRound(_Value, frozen=True):
@@ -105,7 +111,11 @@ class OpenRound(_Value, frozen=True):
     ``base``: digest of the merge it starts from. ``expected``: member that the round waits for ->
     ledger time until which it does. ``absent``: member -> why it is not in this round.
     ``deadline_s``: the next moment at which a tick has consequences.
-    ``roster`` (sorted), ``parts`` and ``reports`` are empty while collecting.
+    ``roster`` (sorted), ``parts`` and ``reports`` are empty while collecting. ``digest``: of the merge once
+    all parts are published; then ``accepts`` (sorted) are the members of the roster that hold it all.
+    ``dispute``: the open one, if any; ``disputes``: closed ones of this round; ``struck``: cheats proven.
+    ``phase_since_s``: start of the phase or, while merging, of this attempt. ``silent``: leaders that let a
+    deadline of this round pass; parts are dealt to others while there are any.
     """
 
     number: int
@@ -121,6 +131,12 @@ class OpenRound(_Value, frozen=True):
     roster: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     reports: dict[str, tuple[str, ...]] = {}
+    digest: str = ""
+    accepts: tuple[str, ...] = ()
+    dispute: DisputeRecord | None = None
+    disputes: tuple[DisputeRecord, ...] = ()
+    struck: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
 
 
 class ScoreRecord(_Value, frozen=True):
@@ -135,7 +151,7 @@ class RoundRecord(_Value, frozen=True):
     """An accepted round: who took part, who did not and why, and what came out.
 
     ``roster``: member -> its commitment. ``weights``: member -> integer merge weight.
-    ``parts``: leader and digest of each. ``absent``: member -> why. ``disputes``: closed and open ones.
+    ``parts``: leader and digest of each. ``absent``: member -> why. ``disputes``: those raised on the way.
     ``struck``: cheats proven in this round.
     """
 
@@ -151,7 +167,8 @@ class RoundRecord(_Value, frozen=True):
     merging_s: int
     accepted_s: int
     scores: dict[str, ScoreRecord] = {}
-    dispute: DisputeRecord | None = None
+    accepts: tuple[str, ...] = ()
+    disputes: tuple[DisputeRecord, ...] = ()
     struck: tuple[str, ...] = ()
 
 
@@ -159,7 +176,7 @@ class Study(_Value, frozen=True):
     """A study: its settings, who takes part, the open round and every accepted one.
 
     ``accepted``: digest of the last accepted merge (the initial parameters before round 1 ends).
-    ``ended``: why it finished or failed.
+    ``ended``: why it finished or failed. ``pending``: settings voted for, which hold from the next round on.
     """
 
     settings: StudySettings
@@ -176,6 +193,7 @@ class Study(_Value, frozen=True):
     ended: str = ""
     started_s: int = 0
     ended_s: int = 0
+    pending: StudySettings | None = None
 
     @property
     def accepted(self) -> str:

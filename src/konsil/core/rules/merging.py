@@ -1,0 +1,188 @@
+"""While a round merges: leaders publish parts, the roster accepts what it holds, the silent lose out."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from msgspec.structs import replace
+
+from konsil.core.digest import root_from
+from konsil.core.rules.agreement import rule_mixes
+from konsil.core.rules.calls import Accept, Publish, Report
+from konsil.core.rules.refusing import in_open_round, require, require_digest, running, study_named
+from konsil.core.rules.rounds import (
+    accept_if_due,
+    deal_parts,
+    give_up,
+    give_up_at_s,
+    leave_roster,
+    merge_time_s,
+)
+from konsil.core.rules.state import OpenRound, Part, State, Study
+from konsil.core.rules.studies import put
+from konsil.errors import Refused
+
+
+def merging(state: State, caller: str, study_name: str, number: int, attempt: int) -> tuple[Study, OpenRound]:
+    """The study and its open round, if the call is about its present attempt at merging.
+
+    Raises:
+        Refused: "round_over", "round_not_open", "attempt_over" or "not_merging".
+    """
+    study, current = running(study_named(state, study_name))
+    in_open_round(current, number, attempt)
+    require(
+        current.phase == "merging",
+        "not_merging",
+        f"Round {number} is collecting updates; nothing is merged yet ('{caller}').",
+        do="Wait until the ledger says that it merges.",
+    )
+    return study, current
+
+
+def require_on_roster(current: OpenRound, caller: str) -> None:
+    """See that the caller's update is in this merge.
+
+    Raises:
+        Refused: "not_on_roster".
+    """
+    require(
+        caller in current.roster,
+        "not_on_roster",
+        f"'{caller}' is not on the roster of round {current.number}: {', '.join(current.roster[:20])}.",
+    )
+
+
+def publish(state: State, caller: str, call: Publish, now_s: int) -> State:
+    """Put a leader's merged part on record; with the last one the merge's digest stands."""
+    study, current = merging(state, caller, call.study, call.round, call.attempt)
+    require(
+        0 <= call.part < len(current.parts),
+        "unknown_part",
+        f"There is no part {call.part}: round {call.round} has {len(current.parts)}, counted from 0.",
+    )
+    part = current.parts[call.part]
+    require(
+        part.leader == caller,
+        "not_leader",
+        f"Part {call.part} of round {call.round} is led by '{part.leader}', not by '{caller}'.",
+    )
+    require_digest(call.digest, "digest of the part")
+    if part.digest:
+        if (part.digest, part.gram) != (call.digest, call.gram):
+            raise Refused(
+                "second_publish",
+                f"'{caller}' has published another digest for part {call.part} already.",
+                digest=part.digest,
+            )
+        return state
+    mixes = rule_mixes(study.settings)
+    if mixes or (mixes is None and call.gram):
+        require_digest(call.gram, "digest of the Gram matrix")
+    require(
+        mixes is not False or not call.gram,
+        "no_gram",
+        f"The rule {study.settings.rule} does not mix, so a part has no Gram matrix.",
+    )
+    parts = list(current.parts)
+    parts[call.part] = Part(leader=caller, digest=call.digest, gram=call.gram)
+    current = replace(current, parts=tuple(parts))
+    if all(part.digest for part in parts):
+        return put(state, _all_published(study, current, now_s))
+    return put(state, replace(study, open=current))
+
+
+def _all_published(study: Study, current: OpenRound, now_s: int) -> Study:
+    grams = Counter(part.gram for part in current.parts)
+    if len(grams) == 1:
+        digest = root_from(study.schema, [part.digest for part in current.parts])
+        return replace(study, open=replace(current, digest=digest))
+    # Leaders mixed by different Gram matrices, so their parts are not of one merge.
+    if now_s >= give_up_at_s(study, current):
+        return give_up(study, current, now_s)
+    winner, count = grams.most_common(1)[0]
+    if 2 * count <= len(current.parts):
+        current = replace(current, attempt=current.attempt + 1)
+        return replace(study, open=deal_parts(study, current, now_s))
+    odd = {part.leader for part in current.parts if part.gram != winner}
+    return replace(study, open=_without_parts_of(study, current, odd, now_s))
+
+
+def _without_parts_of(study: Study, current: OpenRound, leaders: set[str], now_s: int) -> OpenRound:
+    """A new attempt in which others lead the parts of these leaders; other published parts stay."""
+    parts = tuple(Part(leader="") if part.leader in leaders else part for part in current.parts)
+    silent = tuple(sorted({*current.silent, *leaders}))
+    current = replace(current, attempt=current.attempt + 1, parts=parts, silent=silent)
+    return deal_parts(study, current, now_s, keep=True)
+
+
+def accept(state: State, caller: str, call: Accept, now_s: int) -> State:
+    """Note that the caller holds the whole merge; accept the round once all of the roster do."""
+    study, current = merging(state, caller, call.study, call.round, call.attempt)
+    require_on_roster(current, caller)
+    require(
+        bool(current.digest),
+        "not_published",
+        f"Not all parts of round {call.round} are published yet.",
+    )
+    require(
+        call.digest == current.digest,
+        "other_digest",
+        f"The merge of round {call.round} has another digest than '{caller}' holds.",
+        do="Pull the parts that differ again.",
+        digest=current.digest,
+    )
+    accepts = tuple(sorted({*current.accepts, caller}))
+    study = replace(study, open=replace(current, accepts=accepts))
+    return put(state, accept_if_due(study, now_s))
+
+
+def report(state: State, caller: str, call: Report, now_s: int) -> State:
+    """Note whom the caller cannot reach; who is out of a majority's reach leaves the roster at once."""
+    study, current = merging(state, caller, call.study, call.round, call.attempt)
+    require_on_roster(current, caller)
+    named = set(call.unreachable)
+    require(caller not in named, "reports_itself", f"'{caller}' reports itself as unreachable.")
+    strangers = sorted(named - set(current.roster))
+    require(
+        not strangers,
+        "unknown_member",
+        f"{', '.join(strangers)[:200]} is not on the roster of round {call.round}.",
+    )
+    current = replace(current, reports=current.reports | {caller: tuple(sorted(named))})
+    counts = Counter(name for names in current.reports.values() for name in names)
+    gone = {name for name, count in counts.items() if 2 * count > len(current.roster) - 1}
+    study = replace(study, open=current)
+    if gone:
+        participants = {
+            name: replace(p, present=False) if name in gone else p for name, p in study.participants.items()
+        }
+        study = leave_roster(replace(study, participants=participants), current, gone, "unreachable", now_s)
+    return put(state, study)
+
+
+def tick_merging(study: Study, current: OpenRound, now_s: int) -> Study:
+    """Take parts from silent leaders; accept with a majority; begin again if a merge cannot be pulled."""
+    if not current.digest:
+        if now_s >= give_up_at_s(study, current):
+            return give_up(study, current, now_s)
+        silent = {part.leader for part in current.parts if not part.digest}
+        return replace(study, open=_without_parts_of_the_silent(study, current, silent, now_s))
+    study = accept_if_due(study, now_s)
+    if study.open is None or study.open.number != current.number or study.phase != "running":
+        return study
+    if now_s >= give_up_at_s(study, current):
+        return give_up(study, current, now_s)
+    time_s = merge_time_s(study, current.attempt)
+    if now_s < current.phase_since_s + 2 * time_s:
+        return replace(study, open=replace(current, deadline_s=now_s + time_s))
+    # Twice the time was not enough for a majority to pull it: some leader does not serve what it published.
+    others = {part.leader for part in current.parts} - set(current.accepts)
+    current = replace(current, attempt=current.attempt + 1, silent=tuple(sorted({*current.silent, *others})))
+    return replace(study, open=deal_parts(study, current, now_s))
+
+
+def _without_parts_of_the_silent(study: Study, current: OpenRound, silent: set[str], now_s: int) -> OpenRound:
+    silent_now = tuple(sorted({*current.silent, *silent}))
+    current = replace(current, attempt=current.attempt + 1, silent=silent_now)
+    return deal_parts(study, current, now_s, keep=True)

@@ -1,0 +1,280 @@
+"""A round's way from open to accepted: the mechanics that the calls and the tick set in motion.
+
+Each function takes a study and the ledger's time and gives the study as it is then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from msgspec.structs import replace
+
+from konsil.core.merge import merge_weights
+from konsil.core.rules.agreement import effective_quorum, settings_digest
+from konsil.core.rules.deal import deal, part_count
+from konsil.core.rules.state import OpenRound, Part, Participant, RoundRecord, Study, StudyPhase
+from konsil.core.rules.stopping import why_it_ends
+
+FIRST_ATTEMPT = 1
+
+RECENT_ROUNDS = 5
+"""A merge's deadline comes from this many rounds, so that one slow day is forgotten."""
+
+SLACK = 4
+"""... and allows this many times the longest of them: networks vary, and a false alarm costs a merge."""
+
+MAX_DOUBLINGS = 10
+"""Each attempt doubles the time to merge, so that slow leaders come through; 30 s become 8.5 h at most."""
+
+_LASTING = frozenset({"silent", "unreachable", "left"})
+"""Why a member is away that stays away until it enters again."""
+
+
+def missing(current: OpenRound) -> tuple[str, ...]:
+    """The members that the round waits for: expected, and without a commit."""
+    return tuple(sorted(name for name in current.expected if name not in current.commits))
+
+
+def weights_of(study: Study) -> dict[str, int]:
+    """The integer merge weights of the open round's roster; empty while it collects."""
+    current = study.open
+    if current is None or not current.roster:
+        return {}
+    examples = {name: current.commits[name].examples for name in current.roster}
+    return merge_weights(study.settings.weighting, examples, study.settings.given)
+
+
+def next_deadline_s(study: Study) -> int | None:
+    """The next moment (ledger time) at which a tick has consequences; None if there is none."""
+    return study.open.deadline_s if study.open is not None else None
+
+
+def merge_time_s(study: Study, attempt: int) -> int:
+    """How long leaders and followers of the merge may take in this attempt.
+
+    Rounds that not all of the roster accepted count for nothing here: they lasted as long as they were
+    allowed to, and the time would grow from round to round. For the same reason no member can push it
+    beyond the study's patience.
+    """
+    settings = study.settings
+    took = [
+        record.accepted_s - record.merging_s
+        for record in study.history[-RECENT_ROUNDS:]
+        if len(record.accepts) == len(record.roster)
+    ]
+    seen_s = min(SLACK * max(took, default=0), settings.patience_s)
+    doublings = min(attempt - FIRST_ATTEMPT, MAX_DOUBLINGS)
+    return max(settings.merge_s, seen_s) << doublings
+
+
+def give_up_at_s(study: Study, current: OpenRound) -> int:
+    """When a round that cannot be brought to its end fails the study."""
+    return current.opened_s + study.settings.patience_s + study.settings.give_up_s
+
+
+def contributes(participant: Participant) -> bool:
+    """Whether rounds count on this participant's updates."""
+    return participant.present and not participant.struck and participant.finished != "inactive"
+
+
+def open_round(study: Study, number: int, now_s: int) -> Study:
+    """Open a round that expects everyone who is present."""
+    before = study.history[-1].absent if study.history else {}
+    absent = {
+        name: before[name]
+        for name, participant in study.participants.items()
+        if before.get(name) in _LASTING and not participant.present and not participant.struck
+    }
+    current = OpenRound(
+        number=number,
+        attempt=FIRST_ATTEMPT,
+        phase="collecting",
+        base=study.accepted,
+        opened_s=now_s,
+        phase_since_s=now_s,
+        deadline_s=now_s,
+        expected=_all_expected(study, number, now_s),
+        absent=absent,
+    )
+    return settle(replace(study, open=current), now_s)
+
+
+def _all_expected(study: Study, number: int, now_s: int) -> dict[str, int]:
+    until_s = now_s + study.settings.silence_s
+    return {
+        name: until_s
+        for name, participant in study.participants.items()
+        if contributes(participant) and participant.from_round <= number
+    }
+
+
+def expect(study: Study, current: OpenRound, name: str, now_s: int) -> OpenRound:
+    """Wait for a member (longer), within the study's patience."""
+    patient_s = current.opened_s + study.settings.patience_s
+    until_s = max(min(now_s + study.settings.silence_s, patient_s), current.expected.get(name, 0))
+    if until_s <= now_s or name in current.commits:
+        return current
+    absent = {other: why for other, why in current.absent.items() if other != name}
+    return replace(current, expected=current.expected | {name: until_s}, absent=absent)
+
+
+def settle(study: Study, now_s: int) -> Study:
+    """Begin merging if nothing is missing; else set the next deadline of a collecting round."""
+    current = study.open
+    if current is None or current.phase != "collecting":
+        return study
+    waited_for = missing(current)
+    if not waited_for and len(current.commits) >= effective_quorum(study.settings):
+        return _begin_merging(study, current, now_s)
+    if waited_for:
+        deadline_s = min(current.expected[name] for name in waited_for)
+    else:
+        deadline_s = min(now_s + study.settings.silence_s, max(now_s, give_up_at_s(study, current)))
+    return replace(study, open=replace(current, deadline_s=deadline_s))
+
+
+def _begin_merging(study: Study, current: OpenRound, now_s: int) -> Study:
+    current = replace(current, phase="merging", roster=tuple(sorted(current.commits)))
+    return replace(study, open=deal_parts(study, current, now_s))
+
+
+def deal_parts(study: Study, current: OpenRound, now_s: int, *, keep: bool = False) -> OpenRound:
+    """Start an attempt: deal the parts, or with ``keep`` only those that nobody has published."""
+    silent = current.silent if set(current.silent) < set(current.roster) else ()
+    leaders = tuple(name for name in current.roster if name not in silent)
+    kept = current.parts if keep else ()
+    parts = list(kept) or [Part(leader="")] * part_count(study.settings, len(leaders), study.data_bytes)
+    open_parts = [index for index, part in enumerate(parts) if not part.digest]
+    dealt = deal(current.base, current.number, current.attempt, leaders, len(open_parts))
+    for index, leader in zip(open_parts, dealt, strict=True):
+        parts[index] = Part(leader=leader)
+    set_aside = (replace(current.dispute, outcome="undecided"),) if current.dispute is not None else ()
+    return replace(
+        current,
+        phase_since_s=now_s,
+        deadline_s=now_s + merge_time_s(study, current.attempt),
+        parts=tuple(parts),
+        digest="",
+        accepts=(),
+        silent=silent,
+        dispute=None,
+        disputes=current.disputes + set_aside,
+    )
+
+
+def leave_roster(study: Study, current: OpenRound, names: Collection[str], why: str, now_s: int) -> Study:
+    """Go on without these members: all parts are dealt anew, or the round collects again."""
+    current = replace(
+        current,
+        attempt=current.attempt + 1,
+        commits={name: commit for name, commit in current.commits.items() if name not in names},
+        absent=current.absent | dict.fromkeys(names, why),
+        roster=tuple(name for name in current.roster if name not in names),
+        reports={},
+    )
+    if len(current.roster) >= effective_quorum(study.settings):
+        return replace(study, open=deal_parts(study, current, now_s))
+    return _collect_again(study, current, now_s)
+
+
+def _collect_again(study: Study, current: OpenRound, now_s: int) -> Study:
+    if now_s >= give_up_at_s(study, current):
+        return give_up(study, current, now_s)
+    expected = _all_expected(study, current.number, now_s)
+    set_aside = (replace(current.dispute, outcome="undecided"),) if current.dispute is not None else ()
+    current = replace(
+        current,
+        phase="collecting",
+        phase_since_s=now_s,
+        expected=expected,
+        absent={name: why for name, why in current.absent.items() if name not in expected},
+        roster=(),
+        parts=(),
+        digest="",
+        accepts=(),
+        silent=(),
+        dispute=None,
+        disputes=current.disputes + set_aside,
+    )
+    return settle(replace(study, open=current), now_s)
+
+
+def accept_if_due(study: Study, now_s: int) -> Study:
+    """Accept the merge if all of the roster hold it, or a majority when its time is up."""
+    current = study.open
+    if current is None or not current.digest or current.dispute is not None:
+        return study
+    held, n = len(current.accepts), len(current.roster)
+    time_is_up = now_s >= current.phase_since_s + merge_time_s(study, current.attempt)
+    if held < n and not (time_is_up and 2 * held > n):
+        return study
+    record = RoundRecord(
+        number=current.number,
+        attempt=current.attempt,
+        base=current.base,
+        digest=current.digest,
+        roster={name: current.commits[name] for name in current.roster},
+        weights=weights_of(study),
+        parts=current.parts,
+        absent=_absences(study, current),
+        opened_s=current.opened_s,
+        merging_s=current.phase_since_s,
+        accepted_s=now_s,
+        accepts=current.accepts,
+        disputes=current.disputes,
+        struck=current.struck,
+    )
+    return _go_on(replace(study, history=(*study.history, record), open=None), now_s)
+
+
+def _absences(study: Study, current: OpenRound) -> dict[str, str]:
+    reasons = {name: _why_absent(p, current.number) for name, p in study.participants.items()}
+    return {name: why for name, why in (reasons | current.absent).items() if name not in current.roster}
+
+
+def _why_absent(participant: Participant, number: int) -> str:
+    if participant.struck:
+        return "struck"
+    if participant.finished == "inactive":
+        return "finished"
+    if participant.from_round > number:
+        return "joined later"
+    return "joined later" if participant.present else "not entered"
+
+
+def _go_on(study: Study, now_s: int) -> Study:
+    if study.pending is not None:
+        study = take_settings(study)
+    end = why_it_ends(study, now_s)
+    if end is not None:
+        return end_study(study, *end, now_s)
+    return open_round(study, study.history[-1].number + 1, now_s)
+
+
+def give_up(study: Study, current: OpenRound, now_s: int) -> Study:
+    """End the study because its round cannot be brought to an end; says who was missing."""
+    names = sorted(set(study.participants) - set(current.commits))
+    reasons = _absences(study, current)
+    away = ", ".join(f"{name} ({reasons.get(name, 'present')})" for name in names) or "nobody"
+    there = ", ".join(sorted(current.commits)) or "nobody"
+    lacks = (
+        f"lacked its quorum of {effective_quorum(study.settings)} commits"
+        if current.phase == "collecting"
+        else "was not merged"
+    )
+    why = (
+        f"Round {current.number} was given up {now_s - current.opened_s} s after it opened: it {lacks}. "
+        f"Committed: {there}. Missing: {away}."
+    )
+    return end_study(study, "failed", why, now_s)
+
+
+def end_study(study: Study, phase: StudyPhase, why: str, now_s: int) -> Study:
+    """End the study; what was accepted stays."""
+    return replace(study, phase=phase, ended=why, ended_s=now_s, open=None, pending=None)
+
+
+def take_settings(study: Study) -> Study:
+    """Let the settings that were voted for hold from here on."""
+    settings = study.pending or study.settings
+    return replace(study, settings=settings, settings_digest=settings_digest(settings), pending=None)

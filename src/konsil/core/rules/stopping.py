@@ -1,0 +1,88 @@
+"""When a study ends: rounds, time, a plateau in the scores, or nobody left to go on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from konsil.core.rules.agreement import effective_quorum
+from konsil.core.rules.settings import Plateau
+from konsil.core.rules.state import RoundRecord, ScoreRecord, Study, StudyPhase
+
+End = tuple[StudyPhase, str]
+
+
+def why_it_ends(study: Study, now_s: int) -> End | None:
+    """How and why a study ends now that a round was accepted; None if it goes on."""
+    settings = study.settings
+    if study.history[-1].number >= settings.rounds:
+        return "finished", f"All {settings.rounds} rounds are done."
+    if settings.stop_minutes and now_s >= study.started_s + settings.stop_minutes * 60:
+        return "finished", f"Its {settings.stop_minutes:g} minutes are over."
+    if settings.plateau is not None:
+        return _plateau(settings.plateau, study.history)
+    return None
+
+
+def nobody_goes_on(study: Study) -> End | None:
+    """How and why a study ends now that a participant has finished; None if it goes on.
+
+    A participant that left, or agreed and never entered, does not hold the others up; one that fell
+    silent does, unless too few are left for a quorum.
+    """
+    absent = study.open.absent if study.open is not None else {}
+    participants = {name: p for name, p in study.participants.items() if not p.struck}
+    finished = sorted(name for name, p in participants.items() if p.finished is not None)
+    going = [
+        name
+        for name, p in participants.items()
+        if p.finished is None and (p.present or absent.get(name) in {"silent", "unreachable"})
+    ]
+    if not going:
+        return "finished", f"All who took part have finished: {', '.join(finished)}."
+    able = [name for name, p in participants.items() if p.finished != "inactive"]
+    quorum = effective_quorum(study.settings)
+    if len(able) < quorum:
+        return "finished", (
+            f"Finished: {', '.join(finished)}. Those left ({', '.join(sorted(able))}) are fewer than the "
+            f"quorum of {quorum}."
+        )
+    return None
+
+
+def _plateau(plateau: Plateau, history: Sequence[RoundRecord]) -> End | None:
+    scored = history[:-1]  # the round just accepted cannot have scores yet
+    recent = scored[-plateau.rounds :]
+    if len(recent) == plateau.rounds and all(mean_score(record, plateau.metric) is None for record in recent):
+        return "failed", (
+            f"The study stops on a plateau of '{plateau.metric}', but its last {plateau.rounds} rounds "
+            f"up to round {recent[-1].number} brought no score of that name."
+        )
+    values = [value for record in scored if (value := mean_score(record, plateau.metric)) is not None]
+    if len(values) <= plateau.rounds:
+        return None
+    sign = 1.0 if plateau.mode == "max" else -1.0
+    best_before = max(sign * value for value in values[: -plateau.rounds])
+    best_since = max(sign * value for value in values[-plateau.rounds :])
+    if best_since - best_before > plateau.min_delta:
+        return None
+    return "finished", (
+        f"'{plateau.metric}' has not improved by more than {plateau.min_delta:g} in {plateau.rounds} rounds: "
+        f"best before {sign * best_before:.6g}, since then {sign * best_since:.6g}."
+    )
+
+
+def mean_score(record: RoundRecord, metric: str) -> float | None:
+    """The roster's mean of a score, weighted by the examples it was measured on; None without any."""
+    measured = [
+        (score.examples, value)
+        for name, score in sorted(record.scores.items())
+        if name in record.roster and (value := _value(score, metric)) is not None
+    ]
+    if not measured:
+        return None
+    return math.fsum(n * value for n, value in measured) / sum(n for n, _ in measured)
+
+
+def _value(score: ScoreRecord, metric: str) -> float | None:
+    return score.loss if metric == "loss" else score.metrics.get(metric)
