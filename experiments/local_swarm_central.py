@@ -1,3 +1,4 @@
+# ruff: noqa: INP001, T201 - a script that prints
 """Does learning together help? Local, swarm and central on each data set, over several seeds.
 
     python experiments/local_swarm_central.py [--data FOLDER] [--seeds 10] [NAME ...]
@@ -44,7 +45,7 @@ def main() -> None:
         rows = []
         for seed in range(arguments.seeds):
             hospitals = load(name, arguments.data, seed)
-            together = prepare_together(load_raw(name, arguments.data, seed, same_units=True))
+            together = prepare_together(load_raw(name, arguments.data, seed))
             rows.append(figures(compare(experiment.run(hospitals, seed, together))))
             print(f"{seed:4}  " + "  ".join(f"{value:.3f}" for value in rows[-1]), flush=True)
         for label, reduce in (("mean", statistics.mean), ("  sd", statistics.stdev)):

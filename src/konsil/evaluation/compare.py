@@ -12,7 +12,7 @@ Three ways to ask what the swarm brought, all in `Comparison`:
 
 All models get each patient as that patient's own hospital prepared the values, so a local model is not
 punished for another hospital's units. The second central arm (``central_together``) is what a data centre
-would do: pooled scales, units corrected.
+would do: gaps and scales from all rows.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,20 +28,16 @@ VALIDATION_FRACTION = 0.20
 
 @dataclass(frozen=True)
 class Dataset:
-    """A question, and where the answers come from.
-
-    ``units``: hospital -> feature -> factor that brings its values to the others' unit. Only a data centre
-    that sees all tables needs it; a hospital that standardises its own rows does not.
-    """
+    """A question, and where the answers come from."""
 
     name: str
     title: str
+    question: str
     positive: str
     negative: str
     source: str
     features: tuple[str, ...]
     read: Callable[[Path | None], dict[str, tables.Table]]
-    units: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     note: str = ""
 
 
@@ -59,33 +55,29 @@ def load(name: str, data: Path | None, seed: int) -> dict[str, Hospital]:
     return prepare_locally(load_raw(name, data, seed))
 
 
-def load_raw(name: str, data: Path | None, seed: int, *, same_units: bool = False) -> dict[str, Hospital]:
-    """As `load`, without preparation: NaN where missing, each hospital's own units.
+def load_raw(name: str, data: Path | None, seed: int) -> dict[str, Hospital]:
+    """As `load`, without preparation: NaN where missing, values as the tables have them.
 
     Args:
         name: a key of `DATASETS`.
         data: the folder with the data sets' folders.
         seed: decides which patients are held out.
-        same_units: apply the data set's unit factors, as somebody who sees all tables would.
     """
     dataset = describe(name)
     hospitals = {}
     for hospital, table in sorted(dataset.read(data).items()):
-        factors = dataset.units.get(hospital, {}) if same_units else {}
-        scale = np.array([factors.get(feature, 1.0) for feature in dataset.features])
         # The split depends on the hospital's name, not on its place, so that one more hospital moves nobody.
         rng = np.random.default_rng([seed, zlib.crc32(hospital.encode())])
         test = _stratified(table.labels, TEST_FRACTION, rng)
         rest = np.setdiff1d(np.arange(len(table.labels)), test)
         validation = rest[_stratified(table.labels[rest], VALIDATION_FRACTION, rng)]
         train = np.setdiff1d(rest, validation)
-        values = table.values * scale
         hospitals[hospital] = Hospital(
             name=hospital,
             features=dataset.features,
-            train=Rows(values[train], table.labels[train]),
-            validation=Rows(values[validation], table.labels[validation]),
-            test=Rows(values[test], table.labels[test]),
+            train=Rows(table.values[train], table.labels[train]),
+            validation=Rows(table.values[validation], table.labels[validation]),
+            test=Rows(table.values[test], table.labels[test]),
         )
     return hospitals
 
@@ -125,6 +117,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
             Dataset(
                 name="breast-cancer",
                 title="Breast cancer from fine-needle aspirates",
+                question="Is a lump in the breast malignant, going by 30 measures of its cells?",
                 positive="malignant",
                 negative="benign",
                 source="Wisconsin Diagnostic Breast Cancer, Street et al. 1993, as in scikit-learn",
@@ -135,7 +128,8 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
             Dataset(
                 name="heart",
                 title="Coronary heart disease",
-                positive="any vessel narrowed by more than half",
+                question="Is any coronary vessel narrowed by more than half, going by 13 findings?",
+                positive="any vessel narrowed",
                 negative="none",
                 source="UCI Heart Disease; Detrano et al., Am J Cardiol 1989;64:304-310",
                 features=tables.HEART_FEATURES,
@@ -146,14 +140,14 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
             Dataset(
                 name="leukaemia",
                 title="Acute myeloid leukaemia from routine laboratory values",
+                question="Is an acute leukaemia myeloid (AML), going by age and 13 laboratory values?",
                 positive="AML",
                 negative="ALL or APL",
                 source="Alcazer et al., Lancet Digit Health 2024;6:e323-e333 (AIPAL)",
                 features=tables.LEUKAEMIA_FEATURES,
                 read=tables.read_leukaemia,
-                # MCHC is recorded in g/dL at these three and in g/L at the others.
-                units={hospital: {"MCHC_g_L": 10.0} for hospital in ("cochin", "mondor", "nantes")},
-                note="Six real hospitals. MCHC is in g/dL at three of them and in g/L at the others.",
+                note="Six real hospitals. MCHC is in g/L at three, in g/dL at two and in both at Nantes: values below"
+                " 100 were taken as g/dL.",
             ),
         )
     }

@@ -65,7 +65,7 @@ def hospital_results(
         local: hospital -> the model that it trained alone.
         swarm: the model trained together.
         central: trained on the pooled rows after the same preparation at each hospital.
-        together: the same patients on pooled scales and in common units.
+        together: the same patients on pooled scales.
         central_together: trained on the pooled rows of ``together``.
     """
     results = []

@@ -119,14 +119,15 @@ def mean_contrast(
     Args:
         results: the same models on each hospital's patients; hospitals are independent.
         weights: float [models].
-        confidence: of the interval (normal).
+        confidence: of the interval (normal, cut to what such a sum can reach).
     """
     chosen = np.asarray(weights, dtype=np.float64)
     count = len(results)
     value = sum(float(chosen @ result.auc) for result in results) / count
     variance = sum(float(chosen @ result.covariance @ chosen) for result in results) / count**2
     reach = _z(confidence) * math.sqrt(max(variance, 0.0))
-    return Interval(value, value - reach, value + reach)
+    least, most = float(chosen[chosen < 0].sum()), float(chosen[chosen > 0].sum())
+    return Interval(value, max(value - reach, least), min(value + reach, most))
 
 
 def paired_p_value(result: Delong, first: int, second: int) -> float:

@@ -1,8 +1,8 @@
 """The demo's learner: a small multilayer perceptron of scikit-learn, trained batch by batch.
 
-One model and one setting serve all data sets. They were chosen on the hospitals' validation patients of the
-leukaemia and heart sets at the setting where the *rivals* (each hospital alone, all data in one place) were
-at their best, so that the swarm does not win against a weak opponent.
+One model and one setting serve all data sets. They were chosen on the validation patients of the leukaemia
+set, never on held-out ones, where the *rivals* (each hospital alone, all data in one place) were at their
+best, so that the swarm does not win against a weak opponent.
 """
 
 from __future__ import annotations

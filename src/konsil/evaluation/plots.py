@@ -62,7 +62,7 @@ _STYLE = {
 COIN = 0.5
 """The AUC of a coin."""
 
-_HOSPITAL_SHADES = ("#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#F0E442", "#0072B2")
+_HOSPITAL_SHADES = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
 _HOSPITAL_LINES = ("-", "--", "-.", ":")
 
 
@@ -91,8 +91,8 @@ def bars(comparison: Comparison) -> str:
                 [0.0 if v is None else min(v.high, 1.0) - v.value for v in values],
             ]
             axes.bar(
-                at, heights, width * 0.92, bottom=COIN, color=look.colour, edgecolor="white", hatch=look.hatch,
-                linewidth=0.4, label=look.label, yerr=whiskers,
+                at, heights, width * 0.92, bottom=COIN, color=look.colour, edgecolor="white",
+                hatch=look.hatch, linewidth=0.4, label=look.label, yerr=whiskers,
                 error_kw={"elinewidth": 0.9, "ecolor": "#222222", "capsize": 1.8},
             )  # fmt: skip
         axes.axhline(COIN, color="#222222", linewidth=0.8)
@@ -124,7 +124,9 @@ def curves(hospitals: Sequence[HospitalResult]) -> str:
             axes.plot(false_rate, true_rate, color=ARMS["local"].colour, linewidth=0.5, alpha=0.45)
         mean = np.append(0.0, np.mean(risen, axis=0))
         look = ARMS["local"]
-        axes.plot(np.append(0.0, grid), mean, look.line, color=look.colour, linewidth=1.8, label="local, mean")
+        axes.plot(
+            np.append(0.0, grid), mean, look.line, color=look.colour, linewidth=1.8, label="local, mean"
+        )
         for arm in ("central", "swarm"):
             scores = np.concatenate([getattr(h, arm) for h in hospitals])
             look = ARMS[arm]
@@ -140,7 +142,9 @@ def curves(hospitals: Sequence[HospitalResult]) -> str:
     return _svg(draw, HALF_MM, 84.0, "ROC curves over all held-out patients: local, swarm, central")
 
 
-def learning(rounds: Sequence[int], scores: Mapping[str, Sequence[float]], mean: Sequence[float], what: str) -> str:
+def learning(
+    rounds: Sequence[int], scores: Mapping[str, Sequence[float]], mean: Sequence[float], what: str
+) -> str:
     """The validation score after each round: each hospital thin, their mean thick.
 
     Args:
@@ -183,7 +187,9 @@ def seconds(round_s: Sequence[float]) -> str:
 def traffic(members: Sequence[MemberTraffic]) -> str:
     """What each member's node sent and received."""
     most = max((max(m.bytes_out, m.bytes_in) for m in members), default=0)
-    unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if most >= s), ("bytes", 1.0))
+    unit, size = next(
+        ((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if most >= s), ("bytes", 1.0)
+    )
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()

@@ -3,7 +3,7 @@
 A hospital that standardises with its own training rows shares nothing and is safe from another's units:
 x and 10 x standardise to the same value. The price is that a true difference between the hospitals'
 patients (older here, sicker there) is removed with the scale. `prepare_together` keeps it, as a data centre
-would that sees all rows and knows the units; comparing both shows what the privacy costs here.
+would that sees all rows; comparing both shows what the privacy costs here.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def prepare_locally(hospitals: Mapping[str, Hospital]) -> dict[str, Hospital]:
 
 
 def prepare_together(hospitals: Mapping[str, Hospital]) -> dict[str, Hospital]:
-    """All rows on the scale of the pooled training rows; the units must agree already."""
+    """All rows on the scale of the pooled training rows."""
     scale = measure(np.concatenate([hospital.train.values for hospital in hospitals.values()]))
     return {name: _scaled(hospital, scale) for name, hospital in hospitals.items()}
 

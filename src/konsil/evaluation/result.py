@@ -17,7 +17,7 @@ class HospitalResult(_Value, frozen=True, kw_only=True):
 
     ``labels``: 0 or 1 [patients]. Probabilities of the positive class, [patients] each: ``local`` by the
     name of the hospital whose own model it is; ``swarm``; ``central`` (pooled rows, each prepared at its
-    hospital); ``central_together`` (pooled rows on pooled scales and in common units; may be empty).
+    hospital); ``central_together`` (pooled rows on pooled scales; may be empty).
     """
 
     name: str

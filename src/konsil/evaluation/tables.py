@@ -39,6 +39,11 @@ _LEUKAEMIA_LOGARITHMIC = frozenset(
 )
 """Cell counts and an enzyme: they span orders of magnitude between patients."""
 
+MCHC_G_DL_BELOW = 100.0
+"""A mean corpuscular haemoglobin concentration below this is in g/dL: nobody lives with less than 200 g/L,
+nor with 100 g/dL. Two hospitals record g/dL and one mixes both units, which its own standard deviation
+cannot heal; each hospital can apply this rule alone."""
+
 _LEUKAEMIA_HOSPITALS = ("clermont", "cochin", "grenoble", "lyon", "mondor", "nantes")
 
 
@@ -59,6 +64,9 @@ def read_leukaemia(data: Path | None) -> dict[str, Table]:
         for column, feature in enumerate(LEUKAEMIA_FEATURES):
             if feature in _LEUKAEMIA_LOGARITHMIC:
                 values[:, column] = np.log1p(values[:, column])
+            if feature == "MCHC_g_L":
+                recorded = values[:, column]
+                values[:, column] = np.where(recorded < MCHC_G_DL_BELOW, 10 * recorded, recorded)
         labels = np.array([row[0] == "AML" for row in rows], dtype=np.int64)
         tables[hospital] = Table(values, labels)
     return tables
