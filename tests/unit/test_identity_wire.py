@@ -248,3 +248,16 @@ def test_svids_with_rsa_keys_are_used_alike(lyon):
     assert not is_signature(built, b"card!", signature)
     assert not is_signature(leaf, b"card", signature)
     assert built.signature_hash_algorithm.name == hashes.SHA256().name
+
+
+async def test_a_listener_that_fails_does_not_end_the_following(lyon):
+    source = SvidSource("unix:///s")
+    heard = []
+
+    def fail():
+        raise RuntimeError("a fault of the listener's own")
+
+    source.on_change(fail)
+    source.on_change(lambda: heard.append(1))
+    source._take(encode_svids((_wire(lyon, lyon.issue()),)))
+    assert heard == [1]

@@ -168,7 +168,7 @@ class SvidSource:
             before = self._generation
             try:
                 await self._follow_stream()
-            except (grpc.aio.AioRpcError, TimeoutError, IdentityError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, following must not end in silence
                 self._note(error)
             if self._generation != before:
                 pause_s = FIRST_PAUSE_S
@@ -201,7 +201,10 @@ class SvidSource:
         self._news = asyncio.Event()
         _log.info("svid_received", spiffe_id=svid.spiffe_id, not_after_s=svid.not_after_s)
         for listener in tuple(self._listeners):
-            listener()
+            try:
+                listener()
+            except Exception:
+                _log.exception("svid_listener_failed")
         return max(RENEWAL_DUE * (svid.not_after_s - now_s), FIRST_PAUSE_S)
 
     def _choose(self, svids: tuple[WireSvid, ...]) -> WireSvid:
@@ -230,7 +233,7 @@ class SvidSource:
         else:
             code: Any = getattr(error, "code", lambda: None)()
             details: Any = getattr(error, "details", lambda: "")()
-            why = f"{code.name if code else 'error'}: {str(details)[:200]}"
+            why = f"{code.name}: {str(details)[:200]}" if code else repr(error)[:200]
         return self._failed(why)
 
     def _failed(self, why: str) -> IdentityError:

@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.utils import CryptographyDeprecationWarning
 
 from konsil.errors import IdentityError
 
@@ -37,6 +38,7 @@ BAD_CERTIFICATE = (
     x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
+    CryptographyDeprecationWarning,  # where warnings are errors: what the library will soon refuse itself
 )
 """What the library raises when bytes are not the certificate or key they should be."""
 
@@ -183,9 +185,13 @@ def load_certificate(der: bytes) -> x509.Certificate:
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise _unreadable("certificate", ValueError(f"it has {len(der)} bytes"))
     try:
-        return x509.load_der_x509_certificate(der)
+        certificate = x509.load_der_x509_certificate(der)
+        serial = certificate.serial_number
     except BAD_CERTIFICATE as error:
         raise _unreadable("certificate", error) from error
+    if serial <= 0:
+        raise _unreadable("certificate", ValueError(f"its serial number is {serial}"))
+    return certificate
 
 
 def split_der(data: bytes, limit: int = MAX_BUNDLE) -> tuple[bytes, ...]:
