@@ -47,7 +47,7 @@ def read_arrays(sealed: SealedMemory, expected: Schema | None = None) -> tuple[S
     header_bytes = _PREFIX_BYTES + int.from_bytes(data[:_PREFIX_BYTES], "little")
     if header_bytes > min(len(data), MAX_HEADER_BYTES):
         raise _wrong_size(f"{len(data)} bytes cannot hold a header of {header_bytes}")
-    header = data[:header_bytes]
+    header = bytes(data[:header_bytes])  # a view would keep the mapping while an error is looked at
     if expected is None or header != expected.header:
         schema = Schema.from_header(header)
         if expected is not None:
