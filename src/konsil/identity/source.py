@@ -203,7 +203,7 @@ class SvidSource:
         for listener in tuple(self._listeners):
             try:
                 listener()
-            except Exception:
+            except Exception:  # noqa: BLE001 - a fault of one listener must not keep the others from the news
                 _log.exception("svid_listener_failed")
         return max(RENEWAL_DUE * (svid.not_after_s - now_s), FIRST_PAUSE_S)
 
