@@ -1,0 +1,221 @@
+"""The ledger's calls and a study's progress as sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from konsil.cli.common import span, when
+from konsil.core.rules.calls import (
+    Accept,
+    Agree,
+    Alive,
+    Announce,
+    Call,
+    Commit,
+    Dispute,
+    Enter,
+    Finish,
+    Initialise,
+    Leave,
+    ProposeAdmit,
+    ProposeRemove,
+    ProposeStudy,
+    ProposeStudySettings,
+    ProposeSwarmSettings,
+    Publish,
+    Report,
+    Score,
+    Tick,
+    Verdict,
+    Vote,
+)
+from konsil.core.rules.settings import StudySettings
+from konsil.core.rules.state import OpenRound, RoundRecord, Study
+
+SHORT_DIGEST = 12
+"""Enough of a digest to tell two apart by eye; `--json` has all of it."""
+
+
+def of_call(call: Call) -> str:
+    """What a member did, to follow its name: "commits its update for round 3"."""
+    return _SENTENCES[type(call)](call)
+
+
+def of_subject(subject: ProposeAdmit | ProposeRemove | ProposeSwarmSettings | ProposeStudySettings) -> str:
+    """What a vote is about, to follow "proposes to"."""
+    match subject:
+        case ProposeAdmit(member=record):
+            return f"admit '{record.name}' ({record.spiffe_id}, card {record.card})"
+        case ProposeRemove(member=name, reason=reason):
+            return f"remove '{name}'" + (f": {reason}" if reason else "")
+        case ProposeSwarmSettings(settings=settings):
+            return f"keep votes open for {span(settings.proposal_s)}"
+        case ProposeStudySettings(settings=study):
+            return f"change the settings of study '{study.name}'"
+
+
+def _proposes(call: Any) -> str:
+    return f"proposes to {of_subject(call)}"
+
+
+def _commits(call: Commit) -> str:
+    return f"commits its update {short(call.digest)} ({call.examples} examples) for {_round(call)}"
+
+
+def _publishes(call: Publish) -> str:
+    return f"publishes part {call.part} of {_round(call)}: {short(call.digest)}"
+
+
+def _finds(call: Verdict) -> str:
+    return (
+        f"finds chunk {call.chunk} of part {call.part} of {_round(call)} {'wrong' if call.wrong else 'right'}"
+    )
+
+
+def _initialises(call: Initialise) -> str:
+    return f"gives the initial model of '{call.study}': {short(call.digest)}, {call.data_bytes / 1e6:.1f} MB"
+
+
+def _scores_merge(call: Score) -> str:
+    return f"scores the merge of {_round(call)} on {call.examples} examples: {_scores(call)}"
+
+
+def _round(call: Any) -> str:
+    return f"round {call.round} of '{call.study}'"
+
+
+_SENTENCES: dict[type, Callable[[Any], str]] = {
+    ProposeAdmit: _proposes,
+    ProposeRemove: _proposes,
+    ProposeSwarmSettings: _proposes,
+    ProposeStudySettings: _proposes,
+    Vote: lambda call: f"votes {'yes' if call.yes else 'no'} on proposal {call.proposal}",
+    Announce: lambda call: f"announces its addresses: {', '.join(call.addresses) or 'none, it dials out'}",
+    ProposeStudy: lambda call: f"proposes the study '{call.settings.name}'",
+    Agree: lambda call: f"agrees to take part in '{call.study}' under settings {short(call.settings)}",
+    Initialise: _initialises,
+    Enter: lambda call: f"enters '{call.study}': its training is ready",
+    Leave: lambda call: f"leaves '{call.study}' for now",
+    Commit: _commits,
+    Alive: lambda call: f"is still training for {_round(call)} ({call.progress:.0%})",
+    Publish: _publishes,
+    Accept: lambda call: f"holds the merge {short(call.digest)} of {_round(call)} and accepts it",
+    Report: lambda call: f"cannot get the update of {', '.join(call.unreachable)} for {_round(call)}",
+    Tick: lambda call: f"notes that a deadline of '{call.study}' has passed",
+    Dispute: lambda call: f"disputes chunk {call.chunk} of part {call.part} of {_round(call)}",
+    Verdict: _finds,
+    Score: _scores_merge,
+    Finish: lambda call: f"has finished training in '{call.study}' and stays {call.contribution}",
+}
+
+
+def of_record(record: RoundRecord) -> Iterator[str]:
+    """An accepted round: who took part, who did not, what came out."""
+    yield f"Round {record.number}, accepted {when(record.accepted_s)}: merge {record.digest}"
+    total = sum(record.weights.values()) or 1
+    for name, commitment in record.roster.items():
+        weight = record.weights.get(name, 0) / total
+        yield f"  {name} took part: {commitment.examples} examples, {weight:.1%} of the merge"
+    for name, why in record.absent.items():
+        yield f"  {name} did not take part: {why}"
+    for dispute in record.disputes:
+        what = f"chunk {dispute.chunk} of {dispute.leader}'s part {dispute.part}"
+        yield f"  {dispute.by} disputed {what}: {dispute.outcome}"
+    if record.struck:
+        yield f"  proven to have published a wrong merge: {', '.join(record.struck)}"
+    for name, score in record.scores.items():
+        yield f"  {name} scored it on {score.examples} examples: {_scores(score)}"
+
+
+def of_study(study: Study, now_s: float) -> Iterator[str]:
+    """Where a study is: its round, its phase, who has committed, who is missing, until when."""
+    settings = study.settings
+    yield f"Study '{settings.name}' is {study.phase}" + (f": {study.ended}" if study.ended else "")
+    agreed = sorted(study.participants)
+    present = [name for name in agreed if study.participants[name].present]
+    if study.phase == "proposed":
+        yield f"  agreed: {', '.join(agreed)}; training is ready at: {', '.join(present) or 'nobody'}"
+        yield f"  round 1 opens when {settings.min_members} members are ready and the initial model is there"
+        if not study.initial:
+            yield f"  the initial model is missing: it comes from {study.proposer}"
+    yield f"  rounds accepted: {len(study.history)} of {settings.rounds}" + (
+        f"; the model: {short(study.accepted)}" if study.accepted else ""
+    )
+    if study.open is not None:
+        yield from of_open(study.open, now_s)
+
+
+def of_open(open_round: OpenRound, now_s: float) -> Iterator[str]:
+    """The open round: its phase, who is missing, what it waits for, until when."""
+    attempt = f", attempt {open_round.attempt}" if open_round.attempt > 1 else ""
+    since = when(open_round.phase_since_s)
+    yield f"  round {open_round.number} is {open_round.phase}{attempt}, since {since}"
+    if open_round.phase == "collecting":
+        missing = missing_members(open_round)
+        yield f"    committed: {', '.join(open_round.commits) or 'nobody yet'}"
+        for name in missing:
+            yield f"    waits for {name} until {when(open_round.expected[name])}"
+    else:
+        for number, part in enumerate(open_round.parts):
+            yield f"    part {number}, led by {part.leader}: " + (short(part.digest) or "not published yet")
+        if open_round.digest:
+            yield f"    accepted by: {', '.join(open_round.accepts) or 'nobody yet'}"
+        if open_round.dispute is not None:
+            yield f"    {open_round.dispute.by} disputes a chunk that {open_round.dispute.leader} merged"
+    for name, why in open_round.absent.items():
+        yield f"    {name} is not in this round: {why}"
+    left_s = open_round.deadline_s - now_s
+    yield f"    next deadline: {when(open_round.deadline_s)} " + (
+        f"(in {span(left_s)})" if left_s >= 0 else f"({span(-left_s)} ago)"
+    )
+
+
+def missing_members(open_round: OpenRound) -> list[str]:
+    """Whom the open round waits for now, in name order."""
+    if open_round.phase == "collecting":
+        return sorted(name for name in open_round.expected if name not in open_round.commits)
+    if not open_round.digest:
+        return sorted({part.leader for part in open_round.parts if not part.digest})
+    return sorted(set(open_round.roster) - set(open_round.accepts))
+
+
+def of_settings(settings: StudySettings) -> Iterator[str]:
+    """A study's settings, one sentence a line, for whoever is asked to agree."""
+    yield f"Study '{settings.name}'" + (f": {settings.description}" if settings.description else "")
+    yield f"  who may take part: {', '.join(settings.members) or 'every member of the swarm'}"
+    every = (
+        f"{settings.every_steps} steps"
+        if settings.every_steps
+        else f"{settings.every_epochs} epochs"
+        if settings.every_epochs
+        else f"{settings.every_minutes:g} minutes"
+    )
+    yield (
+        f"  {settings.rounds} rounds; the models are merged every {every}, by the rule '{settings.rule}'"
+        + (
+            f" with {', '.join(f'{key}={value:g}' for key, value in settings.rule_options.items())}"
+            if settings.rule_options
+            else ""
+        )
+    )
+    yield f"  a member's weight: {settings.weighting}" + (f" {settings.given}" if settings.given else "")
+    yield f"  begins with {settings.min_members} members; quorum {settings.quorum or 'a majority of these'}"
+    silent, alive = span(settings.silence_s), span(settings.patience_s)
+    yield f"  waits {silent} for a member that says nothing, {alive} for one that is training"
+    yield f"  each member recomputes {settings.audit_fraction:.0%} of what others merged"
+    if settings.local:
+        yield f"  stays at each member: {', '.join(settings.local)}"
+    yield f"  privacy: {settings.privacy}. The members see each other's models, never data."
+
+
+def short(digest: str) -> str:
+    """The beginning of a digest."""
+    return digest[:SHORT_DIGEST]
+
+
+def _scores(score: object) -> str:
+    loss = getattr(score, "loss", None)
+    metrics: dict[str, float] = getattr(score, "metrics", {})
+    named = ([("loss", loss)] if loss is not None else []) + sorted(metrics.items())
+    return ", ".join(f"{name} {value:.4g}" for name, value in named) or "nothing"

@@ -1,0 +1,233 @@
+"""``konsil study``: propose studies, agree to them, watch them, get their models."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import click
+
+from konsil.cli import sentences
+from konsil.cli.common import Node, Site, printable, span, verb
+from konsil.core.rules.calls import Agree
+from konsil.core.rules.state import State, Study
+from konsil.core.wall import AskCall, AskModel, AskNode, AskPropose, Noted, StudyStatus, ToldModel, ToldNode
+from konsil.errors import ConfigError, StudyError
+from konsil.node.config import read_study_file
+from konsil.wall.memory import SealedMemory, seal_pieces
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+_COPY_BYTES = 1 << 20
+_NEWS_S = 1.0  # heartbeats are not on the ledger, so a live view asks for them this often
+
+
+@click.group()
+def study() -> None:
+    """Propose studies, agree to them, watch them, get their models."""
+
+
+@verb(study, "propose", example="konsil study propose aml.toml --model initial.safetensors")
+@click.argument("file", type=FILE)
+@click.option("--model", type=FILE, help="The initial parameters.  [default: those of your training]")
+def propose(site: Site, file: Path, model: Path | None) -> None:
+    """Put a study before the members. You agree by proposing it."""
+    settings = read_study_file(file)
+    with site.node() as node:
+        if model is None:
+            height = node.ask(AskPropose(settings), Noted).height
+        else:
+            with _sealed(model) as memory:
+                height = node.ask(AskPropose(settings), Noted, fd=memory.fd).height
+    site.show(
+        {"study": settings.name, "height": height},
+        f"Study '{settings.name}' is on the ledger at height {height}.\n"
+        f"The others agree with: konsil study agree {settings.name}",
+    )
+
+
+@verb(study, "agree", example="konsil study agree aml")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def agree(site: Site, name: str, yes: bool) -> None:
+    """Take part in a study, under the settings that are shown."""
+    with site.node() as node:
+        found = _study(node.state(), name)
+        if not site.as_json:
+            for line in sentences.of_settings(found.settings):
+                click.echo(printable(line))
+            click.echo(f"  proposed by {found.proposer}; digest of these settings: {found.settings_digest}")
+        if not yes and not click.confirm("Agree?", err=site.as_json):
+            raise StudyError(
+                f"You did not agree to '{name}'.",
+                safe="Nothing was sent to the ledger.",
+                do="Ask its proposer.",
+            )
+        height = node.ask(AskCall(Agree(name, found.settings_digest)), Noted).height
+    site.show({"study": name, "height": height}, f"Agreed: '{name}', at height {height} of the ledger.")
+
+
+@verb(study, "status", example="konsil study status aml --follow")
+@click.argument("name")
+@click.option("--follow", is_flag=True, help="Stay, and show what changes, until the study ends.")
+def status(site: Site, name: str, follow: bool) -> None:
+    """Which round it is, who has committed, who is missing, what is waited for and until when."""
+    with site.node() as node:
+        state, told = node.state(), node.ask(AskNode(), ToldNode)
+        if not follow:
+            _show_status(site, state, told, name)
+        elif site.as_json:
+            _follow_json(site, node, state, told, name)
+        else:
+            _follow_live(node, state, told, name)
+
+
+@verb(study, "list", example="konsil study list")
+def list_(site: Site) -> None:
+    """All studies of the swarm."""
+    with site.node() as node:
+        state = node.state()
+    lines = [
+        f"{name}: {found.phase}, {len(found.history)} of {found.settings.rounds} rounds, "
+        f"{', '.join(sorted(found.participants))}" + (f". {found.ended}" if found.ended else "")
+        for name, found in sorted(state.studies.items())
+    ]
+    site.show(
+        {name: _facts(found) for name, found in state.studies.items()}, "\n".join(lines) or "No study yet."
+    )
+
+
+@verb(study, "model", example="konsil study model aml --out aml.safetensors")
+@click.argument("name")
+@click.option("--out", type=FILE, required=True, help="Where to write it (safetensors).")
+def model(site: Site, name: str, out: Path) -> None:
+    """Write the study's last accepted merge to a file."""
+    with site.node() as node:
+        told, fd = node.ask_with_descriptor(AskModel(name), ToldModel)
+    if fd is None:
+        raise StudyError(
+            f"Study '{name}' has no model yet.", safe="Nothing was written.", do="Wait for round 1."
+        )
+    _write_model(fd, out)
+    site.show(
+        {"study": name, "round": told.round, "digest": told.digest, "file": out},
+        f"{out}: the model of '{name}' after round {told.round}, digest {told.digest}",
+    )
+
+
+# --- status --------------------------------------------------------------------------------------
+
+
+def _show_status(site: Site, state: State, told: ToldNode, name: str) -> None:
+    found = _study(state, name)
+    here = _here(told, name)
+    site.show(
+        _facts(found) | {"here": here, "height": state.height},
+        "\n".join(_status_lines(found, here, told.clock_s)),
+    )
+
+
+def _status_lines(found: Study, here: StudyStatus | None, now_s: float) -> list[str]:
+    lines = list(sentences.of_study(found, now_s))
+    if here is not None:
+        lines.append(
+            f"  this node: round {here.round}, {here.stage}" + (f". {here.problem}" if here.problem else "")
+        )
+        lines += [
+            f"    {beat.member}: round {beat.round}, {beat.stage}, {beat.progress:.0%}, "
+            f"heard {span(max(0.0, now_s - beat.seen_s))} ago"
+            for beat in here.members
+        ]
+    return lines
+
+
+def _follow_json(site: Site, node: Node, state: State, told: ToldNode, name: str) -> None:
+    """One JSON object whenever the ledger moves, until the study is over."""
+    while True:
+        _show_status(site, state, told, name)
+        if _over(state, name):
+            return
+        height = state.height
+        while state.height == height:
+            state = node.state(height, _NEWS_S * 30)
+        told = node.ask(AskNode(), ToldNode)
+
+
+def _follow_live(node: Node, state: State, told: ToldNode, name: str) -> None:
+    """A view that redraws itself, until the study is over or Ctrl-C."""
+    from rich.live import Live  # noqa: PLC0415 - only this view needs it; the other commands start faster
+    from rich.text import Text  # noqa: PLC0415 - as above
+
+    def view() -> Text:
+        return Text(printable("\n".join(_status_lines(_study(state, name), _here(told, name), told.clock_s))))
+
+    with Live(view(), refresh_per_second=4) as live:
+        while not _over(state, name):
+            state, told = node.state(state.height, _NEWS_S), node.ask(AskNode(), ToldNode)
+            live.update(view())
+
+
+def _over(state: State, name: str) -> bool:
+    return _study(state, name).phase in ("finished", "failed")
+
+
+def _here(told: ToldNode, name: str) -> StudyStatus | None:
+    return next((found for found in told.studies if found.study == name), None)
+
+
+def _facts(found: Study) -> dict[str, object]:
+    """A study for programs, with what people ask first worked out."""
+    return {
+        "study": found,
+        "phase": found.phase,
+        "accepted_rounds": len(found.history),
+        "missing": sentences.missing_members(found.open) if found.open else [],
+    }
+
+
+def _study(state: State, name: str) -> Study:
+    found = state.studies.get(name)
+    if found is None:
+        known = ", ".join(sorted(state.studies)) or "none yet; `konsil study propose FILE.toml`"
+        raise StudyError(
+            f"There is no study '{name}' on the ledger.",
+            safe="Nothing was changed.",
+            do=f"Studies: {known}.",
+            study=name,
+        )
+    return found
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+def _sealed(path: Path) -> SealedMemory:
+    """A model file in sealed memory, to be handed to the node."""
+    try:
+        with path.open("rb") as stream:
+            return seal_pieces(iter(lambda: stream.read(_COPY_BYTES), b""))
+    except OSError as error:
+        raise ConfigError(
+            f"The model {path} cannot be read: {error.strerror}.",
+            safe="Nothing was proposed.",
+            do="Give its path.",
+        ) from error
+
+
+def _write_model(fd: int, out: Path) -> None:
+    """Copy a descriptor's bytes to a file: whole, or not at all."""
+    place = out.with_name(f".{out.name}.new")
+    try:
+        with os.fdopen(fd, "rb") as source, place.open("wb") as target:
+            source.seek(0)
+            shutil.copyfileobj(source, target, _COPY_BYTES)
+            target.flush()
+            os.fsync(target.fileno())
+        place.replace(out)
+    except OSError as error:
+        place.unlink(missing_ok=True)
+        raise ConfigError(
+            f"The model cannot be written to {out}: {error.strerror}.",
+            safe="Nothing was left there.",
+            do="Try --out.",
+        ) from error

@@ -1,0 +1,179 @@
+"""``konsil swarm``: found a swarm, see its members, vote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from konsil.cli.common import Site, verb, when
+from konsil.cli.sentences import of_subject
+from konsil.core.rules import genesis_digest
+from konsil.core.rules.calls import (
+    Call,
+    ProposeRemove,
+    ProposeSwarmSettings,
+    Vote,
+)
+from konsil.core.rules.settings import SwarmSettings
+from konsil.core.rules.state import Proposal, State
+from konsil.core.wall import AskAdmit, AskCall, Noted
+from konsil.errors import ConfigError
+from konsil.node.config import read_settings_file
+
+CARD_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group()
+def swarm() -> None:
+    """Found a swarm, see its members, vote."""
+
+
+@verb(swarm, "found", example="konsil swarm found eu-aml lyon.card.json nice.card.json lille.card.json")
+@click.argument("name")
+@click.argument("cards", type=CARD_FILE, nargs=-1, required=True)
+@click.option(
+    "--operator", default="", help="Whose node serves the ledger.  [default: the first with an address]"
+)
+def found(site: Site, name: str, cards: tuple[Path, ...], operator: str) -> None:
+    """Make the swarm's genesis from the cards of all founding members, this member's own included.
+
+    Every member does this with the same cards; the digests must be equal.
+    """
+    from konsil.node import genesis as files  # noqa: PLC0415 - needs the identities' libraries; others do not
+
+    config = site.config()
+    read = [files.read_card_file(path) for path in cards]
+    own = files.read_card_file(config.card_file)
+    if own not in read:
+        raise ConfigError(
+            f"The card of this member, '{config.name}', is not among the cards.",
+            safe="Nothing was written.",
+            do=f"Give {config.card_file} too. Others may only found with the newest card that you sent them.",
+        )
+    made = files.found(name, read, operator)
+    for card in read:
+        files.keep_card(card, config.cards_dir)
+    files.write_genesis(made, config.genesis_file)
+    digest = genesis_digest(made)
+    site.show(
+        {
+            "genesis": digest,
+            "file": config.genesis_file,
+            "operator": made.operator,
+            "created_s": made.created_s,
+        },
+        f"Swarm '{made.swarm}': {', '.join(record.name for record in made.members)}.\n"
+        f"Its ledger is served by '{made.operator}'.\n"
+        f"The genesis: {config.genesis_file}\n"
+        f"Its digest:  {_grouped(digest)}\n"
+        "Read the digest to the other members over the telephone: it must be the same everywhere.\n"
+        "Then start the node: konsil node start",
+    )
+
+
+@verb(swarm, "members", example="konsil swarm members")
+def members(site: Site) -> None:
+    """The members on the ledger."""
+    with site.node() as node:
+        state = node.state()
+    lines = []
+    for name, member in sorted(state.members.items()):
+        note = "" if member.active else " (removed)"
+        note += " (serves the ledger)" if name == state.operator else ""
+        where = ", ".join(member.record.addresses) or "dials out only"
+        lines.append(f"{name}{note}\n  {member.record.spiffe_id}, {where}\n  card {member.record.card}")
+    site.show(state.members, "\n".join(lines))
+
+
+@swarm.group()
+def propose() -> None:
+    """Open a vote. Your own vote is yes."""
+
+
+@verb(propose, "admit", example="konsil swarm propose admit rennes.card.json")
+@click.argument("card", type=CARD_FILE)
+def admit(site: Site, card: Path) -> None:
+    """Open a vote to admit the member of a card. Compare the card's digest with the member first."""
+    from konsil.node import genesis as files  # noqa: PLC0415 - as in found
+
+    files.read_card_file(card)  # a good error here is better than one from the node
+    with site.node() as node:
+        node.ask(AskAdmit(card.read_bytes()), Noted)
+        _show_own(site, node.state())
+
+
+@verb(propose, "remove", example='konsil swarm propose remove rennes --reason "left the consortium"')
+@click.argument("member")
+@click.option("--reason", default="", help="Stands on the ledger.")
+def remove(site: Site, member: str, reason: str) -> None:
+    """Open a vote to remove a member."""
+    _propose(site, ProposeRemove(member, reason))
+
+
+@verb(
+    propose,
+    "settings",
+    example="konsil swarm propose settings swarm.toml       # a line such as: proposal_s = 604800",
+)
+@click.argument("file", type=CARD_FILE)
+def settings(site: Site, file: Path) -> None:
+    """Open a vote to change the swarm's settings to those in a TOML file."""
+    _propose(site, ProposeSwarmSettings(read_settings_file(file, SwarmSettings)))
+
+
+@verb(swarm, "vote", example="konsil swarm vote 3 yes")
+@click.argument("number", type=int)
+@click.argument("answer", type=click.Choice(["yes", "no"]))
+def vote(site: Site, number: int, answer: str) -> None:
+    """Vote on a proposal. A vote cannot be taken back."""
+    with site.node() as node:
+        node.ask(AskCall(Vote(number, answer == "yes")), Noted)
+        state = node.state()
+    found = next(proposal for proposal in state.proposals if proposal.number == number)
+    site.show(found, _describe(found, state))
+
+
+@verb(swarm, "proposals", example="konsil swarm proposals --all")
+@click.option("--all", "everything", is_flag=True, help="Closed ones too.")
+def proposals(site: Site, everything: bool) -> None:
+    """The votes that are open."""
+    with site.node() as node:
+        state = node.state()
+    shown = [proposal for proposal in state.proposals if everything or proposal.outcome == "open"]
+    site.show(shown, "\n".join(_describe(proposal, state) for proposal in shown) or "No vote is open.")
+
+
+def _propose(site: Site, call: Call) -> None:
+    with site.node() as node:
+        node.ask(AskCall(call), Noted)
+        _show_own(site, node.state())
+
+
+def _show_own(site: Site, state: State) -> None:
+    """Show the proposal that this member made last."""
+    me = site.config().name
+    own = [proposal for proposal in state.proposals if proposal.proposer == me][-1]
+    site.show(own, _describe(own, state))
+
+
+def _describe(proposal: Proposal, state: State) -> str:
+    yes = sorted(name for name, voted in proposal.votes.items() if voted)
+    no = sorted(name for name, voted in proposal.votes.items() if not voted)
+    missing = sorted(
+        name for name, member in state.members.items() if member.active and name not in proposal.votes
+    )
+    what = of_subject(proposal.subject)
+    lines = [
+        f"{proposal.number}: {proposal.proposer} proposes to {what} [{proposal.outcome}]",
+        f"  yes: {', '.join(yes) or '-'}; no: {', '.join(no) or '-'}",
+    ]
+    if proposal.outcome == "open":
+        lines.append(f"  not voted: {', '.join(missing) or '-'}; open until {when(proposal.closes_s)}")
+        lines.append(f"  `konsil swarm vote {proposal.number} yes|no`")
+    return "\n".join(lines)
+
+
+def _grouped(digest: str) -> str:
+    """A digest in groups of four, so that it can be read aloud."""
+    return " ".join(digest[at : at + 4] for at in range(0, len(digest), 4))
