@@ -1,0 +1,146 @@
+"""What the wall costs: parameters out of a training process and a merge back into it, against a bare memcpy.
+
+    python benchmarks/wall.py --mb 100
+
+Out: check that all is finite, write into a memory file, seal it. In: map a sealed file, check its layout,
+copy into the model. Both copy once; everything above 2 x memcpy is the wall's price. No node and no network:
+the descriptor's way over the socket is measured apart, as a round trip to a door in a thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from konsil.core.parameters import check_finite, views
+from konsil.core.wall import ToldModel, Update
+from konsil.learners import learner_for
+from konsil.wall.door import Door, Visitor
+from konsil.wall.layout import read_arrays, seal_arrays
+from konsil.wall.line import Line
+from konsil.wall.memory import open_sealed
+
+TENSORS = 50  # as many as a small network has; the wall's price hardly depends on it
+
+
+def best_s(repeats: int, work: Callable[[], object]) -> float:
+    """The fastest of several runs: what the machine can do when nothing else disturbs it."""
+    times = []
+    for _ in range(repeats):
+        begin_s = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin_s)
+    return min(times)
+
+
+def round_trip_s(repeats: int, fd: int) -> float:
+    """A descriptor to a door and back, with the words around it."""
+
+    async def echo(visitor: Visitor) -> None:
+        while True:
+            _, received = await visitor.receive()
+            assert received is not None
+            with open_sealed(received) as sealed:
+                await visitor.send(ToldModel(study="bench", round=1, digest=""), sealed.fd)
+
+    async def serve(path: Path, ready: threading.Event, stop: asyncio.Future[None]) -> None:
+        async with Door(path, echo):
+            ready.set()
+            await stop
+
+    with TemporaryDirectory() as directory:
+        path, ready = Path(directory) / "s", threading.Event()
+        loop = asyncio.new_event_loop()
+        stop = loop.create_future()
+        thread = threading.Thread(target=lambda: loop.run_until_complete(serve(path, ready, stop)))
+        thread.start()
+        ready.wait(5)
+        try:
+            with Line.connect(path, 5) as line:
+
+                def there_and_back() -> None:
+                    line.send(Update(round=1, base="", examples=1), fd)
+                    _, back = line.receive(5)
+                    assert back is not None
+                    os.close(back)
+
+                return best_s(max(repeats, 50), there_and_back)
+        finally:
+            loop.call_soon_threadsafe(stop.set_result, None)
+            thread.join(5)
+            loop.close()
+
+
+def measure(mb: int, repeats: int) -> dict[str, float]:
+    """Seconds of each part; ``mb`` in units of 1,000,000 bytes."""
+    size = mb * 1_000_000 // 4 // TENSORS
+    random = np.random.default_rng(1)
+    model = {f"layer{n:02}": random.standard_normal(size, dtype=np.float32) for n in range(TENSORS)}
+    target = {name: np.zeros_like(array) for name, array in model.items()}
+    learner, receiver = learner_for(model), learner_for(target)
+    schema = learner.schema()
+
+    def memcpy() -> None:
+        for name, array in model.items():
+            np.copyto(target[name], array)
+
+    def out() -> None:
+        seal_arrays(schema, learner.parameters()).close()
+
+    sealed = seal_arrays(schema, learner.parameters())
+
+    def load() -> None:
+        with open_sealed(os.dup(sealed.fd)) as received:
+            _, data = read_arrays(received, schema)
+            receiver.load(views(schema, data))
+
+    with sealed:
+        found = {
+            "memcpy_s": best_s(repeats, memcpy),
+            "out_s": best_s(repeats, out),
+            "finite_check_s": best_s(repeats, lambda: check_finite(schema, read_arrays(sealed, schema)[1])),
+            "in_s": best_s(repeats, load),
+            "round_trip_s": round_trip_s(repeats, sealed.fd),
+        }
+    for name, array in model.items():
+        assert np.array_equal(array, target[name]), "what came in is not what went out"
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mb", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    found = measure(chosen.mb, chosen.repeats)
+    if chosen.json:
+        print(json.dumps({"mb": chosen.mb, **found}))
+        return
+    print(f"{chosen.mb} MB, best of {chosen.repeats}")
+    for name, label in (
+        ("memcpy_s", "bare memcpy"),
+        ("out_s", "out: check, write, seal"),
+        ("finite_check_s", "  of it the finite check"),
+        ("in_s", "in: map, check layout, load"),
+    ):
+        print(f"  {label:28} {found[name] * 1e3:8.2f} ms  {chosen.mb / 1e3 / found[name]:6.2f} GB/s")
+    both_s = found["out_s"] + found["in_s"]
+    print(f"  {'out + in':28} {both_s * 1e3:8.2f} ms  {both_s / found['memcpy_s']:6.2f} x memcpy")
+    print(f"  {'descriptor there and back':28} {found['round_trip_s'] * 1e3:8.2f} ms")
+
+
+if __name__ == "__main__":
+    main()
