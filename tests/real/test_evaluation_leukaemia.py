@@ -19,9 +19,8 @@ def test_six_hospitals_together_beat_each_alone_and_come_near_to_all_data_in_one
         if os.environ.get("CI") == "true":
             pytest.fail(problem)
         pytest.skip(problem)
-    figures = [compare(experiment.run(load("leukaemia", folder, seed), seed)) for seed in (0, 1)]
-    for c in figures:
-        assert c.swarm.value > c.local.value + 0.02
-        assert c.swarm.value > c.local_at_home.value
-        assert c.swarm_minus_local.low > 0
-    assert sum(c.swarm_minus_central.value for c in figures) / len(figures) > -0.02
+    c = compare(experiment.run(load("leukaemia", folder, seed=0), seed=0))
+    assert c.swarm.value > c.local.value + 0.02
+    assert c.swarm_minus_local.low > 0
+    assert c.swarm.value > c.local_at_home.value
+    assert c.swarm_minus_central.value > -0.02

@@ -146,8 +146,8 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
                 source="Alcazer et al., Lancet Digit Health 2024;6:e323-e333 (AIPAL)",
                 features=tables.LEUKAEMIA_FEATURES,
                 read=tables.read_leukaemia,
-                note="Six real hospitals. MCHC is in g/L at three, in g/dL at two and in both at Nantes: values below"
-                " 100 were taken as g/dL.",
+                note="Six real hospitals. MCHC is in g/L at three, in g/dL at two and in both at Nantes;"
+                " values below 100 were taken as g/dL.",
             ),
         )
     }

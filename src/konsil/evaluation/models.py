@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from konsil.evaluation.preparation import Rows
+from konsil.learners.sklearn import prepare
 
 if TYPE_CHECKING:
     from sklearn.neural_network import MLPClassifier
@@ -47,9 +48,7 @@ def classifier(features: int, seed: int) -> MLPClassifier:
         random_state=seed,
         shuffle=False,
     )
-    # scikit-learn makes the arrays at the first step only. Two empty patients, one of each class, move
-    # nothing but the outermost biases, by one step of the learning rate at most, and do so everywhere alike.
-    model.partial_fit(np.zeros((2, features)), np.array([0, 1]), classes=np.array([0, 1]))
+    prepare(model, features, classes=[0, 1])
     return model
 
 
