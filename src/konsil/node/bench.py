@@ -171,7 +171,7 @@ class Bench:
 
     def _buffers(self) -> list[memoryview]:
         size = min(CHUNK_BYTES, self.schema.data_bytes)
-        return [memoryview(np.empty(size, np.uint8)).cast("B") for _ in self.roster.members]
+        return [np.empty(size, np.uint8).data.cast("B") for _ in self.roster.members]
 
     async def _get_manifests(self) -> None:
         """Manifests of all updates; each was committed to by its digest, so none can be forged."""
@@ -405,7 +405,7 @@ class Bench:
         start, stop = chunk_range(index, self.schema.data_bytes)
 
         def recompute() -> bytes:
-            out = memoryview(np.empty(stop - start, np.uint8)).cast("B")
+            out = np.empty(stop - start, np.uint8).data.cast("B")
             self._merge(index, chunks, out)
             return leaf(out)
 

@@ -8,6 +8,7 @@ import fcntl
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -318,6 +319,16 @@ def only_one(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def notify(*fields: str) -> None:
+    """Tell a service manager (systemd's protocol: a datagram to NOTIFY_SOCKET), if there is one."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line, contextlib.suppress(OSError):
+        line.connect("\0" + address[1:] if address.startswith("@") else address)
+        line.send("\n".join(fields).encode())
+
+
 async def serve(config: Config) -> None:
     """Run a node until SIGTERM or SIGINT."""
     stop = asyncio.Event()
@@ -333,7 +344,9 @@ async def serve(config: Config) -> None:
             listen=config.node.listen or "dials out only",
             height=node.ledger.state.height,
         )
+        notify("READY=1", f"MAINPID={os.getpid()}")
         await node.run(stop)
+        notify("STOPPING=1")
         _log.info("stopping")
     _log.info("stopped", member=config.name)
 

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
@@ -176,7 +177,7 @@ class StudyRunner:
             return
         task = asyncio.create_task(self._carry_out(effect), name=f"{self.name}: {type(effect).__name__}")
         self._tasks[effect] = task
-        task.add_done_callback(lambda done, effect=effect: self._over(effect, done))
+        task.add_done_callback(partial(self._over, effect))
 
     def _over(self, effect: Effect, task: asyncio.Task[None]) -> None:
         if self._tasks.get(effect) is task:

@@ -266,8 +266,9 @@ class _Conversation:
             return False
         study = self.runner.study
         participant = study.participants.get(self.me)
-        over = study.phase in {"finished", "failed"} or participant is None
-        return over or participant.finished is not None
+        if participant is None or study.phase in {"finished", "failed"}:
+            return True
+        return participant.finished is not None
 
     async def _settled(self, done: Callable[[], bool]) -> None:
         """Wait until the last words stand on the ledger, or the time for that is up."""

@@ -1,0 +1,101 @@
+"""Real swarms for tests: nodes and training scripts as processes, all ended when the test ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from konsil.evaluation.loopback import LoopbackSwarm
+
+MEMBER = Path(__file__).with_name("member.py")
+
+
+class Trainer:
+    """A training script that runs; its words as they come."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.log = log.open("wb")
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
+        self.words: list[dict[str, Any]] = []
+
+    def next(self) -> dict[str, Any] | None:
+        """The next word; None once the script has ended. The test's own time limit bounds the wait."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            return None
+        word: dict[str, Any] = json.loads(line)
+        self.words.append(word)
+        return word
+
+    def until(self, event: str, round_number: int = 0) -> dict[str, Any]:
+        """Read until this event (of this round or later)."""
+        while (word := self.next()) is not None:
+            if word["event"] == event and word.get("round", 0) >= round_number:
+                return word
+        raise AssertionError(f"ended before {event!r}: {self.words}\n{Path(self.log.name).read_text()}")
+
+    def end(self) -> list[dict[str, Any]]:
+        """Read to the end; all words."""
+        while self.next() is not None:
+            pass
+        self.process.wait(30)
+        return self.words
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.close()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.log.close()
+
+
+class Site:
+    """A real swarm with training scripts."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.swarms: list[LoopbackSwarm] = []
+        self.trainers: list[Trainer] = []
+
+    def swarm(self, *members: str, **options: Any) -> LoopbackSwarm:
+        swarm = LoopbackSwarm(self.root, members, **options)
+        self.swarms.append(swarm)
+        return swarm
+
+    def train(self, swarm: LoopbackSwarm, study: str, member: str, number: float, *options: str) -> Trainer:
+        socket = swarm.directory(member) / "session.sock"
+        command = [sys.executable, str(MEMBER), study, str(socket), str(number), *options]
+        trainer = Trainer(command, self.root / f"training-{member}-{len(self.trainers)}.log")
+        self.trainers.append(trainer)
+        return trainer
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    # Unix sockets need a short path, and pytest's own temporary folders are long.
+    root = Path(tempfile.mkdtemp(prefix="konsil-"))
+    site = Site(root)
+    try:
+        yield site
+    finally:
+        for trainer in site.trainers:
+            trainer.close()
+        for swarm in site.swarms:
+            swarm.close()
+        shutil.rmtree(root)

@@ -1,0 +1,62 @@
+"""A hospital's training script for tests: adds its own number to every parameter, and says what it sees.
+
+member.py STUDY SOCKET NUMBER [--elements N] [--pause S] [--examples N] [--after WORD]
+One JSON object a line on standard output: {"event": "joined" | "merged" | "ended" | "failed", ...}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import numpy as np
+
+import konsil
+
+
+def say(event: str, **facts: Any) -> None:
+    print(json.dumps({"event": event, "at_s": time.time(), **facts}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("study")
+    parser.add_argument("socket")
+    parser.add_argument("number", type=float)
+    parser.add_argument("--elements", type=int, default=1000)
+    parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--examples", type=int, default=1)
+    parser.add_argument("--after", default="inactive")
+    parser.add_argument("--rounds", type=int, default=10**9, help="leave after this many merges")
+    options = parser.parse_args()
+
+    model = {"weights": np.zeros(options.elements, np.float32), "bias": np.zeros(3, np.float64)}
+    try:
+        with konsil.join(options.study, model, node=options.socket, after=options.after) as swarm:
+            say("joined", member=swarm.member, round=swarm.round, digest=swarm.digest)
+            merges = 0
+            while not swarm.finished and merges < options.rounds:
+                time.sleep(options.pause)  # the time that training takes
+                for array in model.values():
+                    array += options.number
+                if swarm.step(examples=options.examples):
+                    merges += 1
+                    last = swarm.last
+                    say(
+                        "merged",
+                        round=last.round,
+                        digest=last.digest,
+                        value=float(model["weights"][0]),
+                        members=dict(last.members),
+                        absent=dict(last.absent),
+                    )
+            say("ended", why=swarm.ended, digest=swarm.digest, value=float(model["bias"][-1]))
+    except konsil.KonsilError as error:
+        say("failed", kind=error.kind, what=str(error))
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
