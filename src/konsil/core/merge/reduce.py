@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+_ABOVE_ALL = 2.0**900
+"""Above every value (LARGEST_F64 is 2^400), even a quarter of it; and 2^40 times as much is finite."""
+
 Reduce = Callable[[Floats, Sequence[int], Floats], None]
 """(values float64 [n, elements], weights [n], out float64 [elements]) -> None.
 
@@ -44,18 +47,32 @@ def median(values: Floats, weights: Sequence[int], out: Floats) -> None:
         np.multiply(out, 0.5, out=out)
         return
     carried = _sort_carrying(values, weights)
-    half = sum(weights) / 2  # exact: below 2^53
     for row in range(1, n):
         np.add(carried[row], carried[row - 1], out=carried[row])
-    # From the top down: the last row that is written is the first at which the half is reached (lower) or
-    # passed (upper). Weights below half as integers are exact in float64, and so are the comparisons.
-    lower, upper = out, values[n - 1].copy()
-    lower[:] = upper
-    for row in range(n - 2, -1, -1):
-        np.copyto(lower, values[row], where=carried[row] >= half)
-        np.copyto(upper, values[row], where=carried[row] > half)
-    np.add(lower, upper, out=out)
+    # Halves and quarters of integers below 2^40 are exact in float64.
+    half, quarter = sum(weights) / 2, 0.25
+    scratch = np.empty(len(out))
+    _first_above(half - quarter, values, carried, out, scratch)
+    if sum(weights) % 2:
+        return  # an odd total has no exact half
+    upper = np.empty(len(out))
+    _first_above(half + quarter, values, carried, upper, scratch)
+    np.add(out, upper, out=out)
     np.multiply(out, 0.5, out=out)
+
+
+def _first_above(bound: float, values: Floats, reached: Floats, out: Floats, scratch: Floats) -> None:
+    """In each column of sorted values, the first whose row of ``reached`` is above the bound.
+
+    Those that are not are raised above every value and the lowest is taken: choosing by a mask of booleans
+    takes ten times as long where the mask has no pattern.
+    """
+    out.fill(_ABOVE_ALL)
+    for row, weight in zip(values, reached, strict=True):
+        np.subtract(bound, weight, out=scratch)
+        np.multiply(scratch, _ABOVE_ALL, out=scratch)
+        np.maximum(row, scratch, out=scratch)
+        np.minimum(out, scratch, out=out)
 
 
 def trimmed_mean(f: int) -> Reduce:
@@ -77,10 +94,11 @@ def trimmed_mean(f: int) -> Reduce:
         total = carried[f].copy()
         for row in kept[1:]:
             np.add(total, carried[row], out=total)
-        nothing = total == 0.0
-        np.copyto(total, float(len(kept)), where=nothing)
+        if 0 in weights:
+            nothing = total == 0.0
+            carried[f : n - f, nothing] = 1.0
+            total[nothing] = len(kept)
         for row in kept:
-            np.copyto(carried[row], 1.0, where=nothing)
             np.multiply(values[row], carried[row], out=values[row])
         np.copyto(out, values[f])
         for row in kept[1:]:
