@@ -38,6 +38,7 @@ from konsil.core.wall import (
 from konsil.errors import (
     ConfigError,
     FrameError,
+    NodeBusy,
     NodeError,
     NodeUnreachable,
     NonFinite,
@@ -400,6 +401,39 @@ def test_a_merge_that_comes_unasked_is_loaded_at_the_next_step(node):
             assert next(until) < 900
         assert swarm.round == 2
         assert np.all(mine["b"] == 77)
+
+
+def test_a_node_that_has_not_yet_seen_the_old_connection_end_is_asked_again(node):
+    busy = [Failed(kind="NodeBusy", code="", what="A training process is there.")] * 3
+
+    async def still_busy(visitor, word, memory):
+        if node.accepted == 1 and busy:
+            await visitor.send(busy.pop())
+            return
+        await node.answer(visitor, word, memory)
+
+    node.answers[Knock] = still_busy
+    with konsil.join("aml", model(), node=node.path) as swarm:
+        assert [swarm.step(1), swarm.step(1)] == [False, True]
+        node.die_on = (Update, 1)
+        assert [swarm.step(1), swarm.step(1)] == [False, True]
+    assert busy == []
+
+
+def test_a_second_session_is_told_at_once_that_the_node_is_busy(node):
+    async def busy(visitor, word, memory):
+        await visitor.send(Failed(kind="NodeBusy", code="", what="A training process is there."))
+
+    node.answers[Knock] = busy
+    with pytest.raises(NodeBusy, match="is there"):
+        konsil.join("aml", model(), node=node.path)
+    assert len(node.said(Knock)) == 1
+
+
+def test_a_node_that_dies_at_every_join_is_given_up_in_the_end(node):
+    node.die_on = (Join, 1000)
+    with pytest.raises(NodeUnreachable, match="broke"):
+        konsil.join("aml", model(), node=node.path, timeout_s=0.1)
 
 
 def test_a_node_that_stays_away_is_an_error_and_the_next_call_tries_again(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from konsil.core.wall import (
     Update,
     Waiting,
 )
-from konsil.errors import FrameError, KonsilError, NodeError, NodeUnreachable, StudyError
+from konsil.errors import FrameError, KonsilError, NodeBusy, NodeError, NodeUnreachable, StudyError
 from konsil.wall.frames import raised
 from konsil.wall.line import Line
 from konsil.wall.memory import SealedMemory, open_sealed
@@ -102,13 +103,13 @@ class Connection:
         self._join = Join(header=b"")
         self._news: News | None = None
 
-    def enter(self, prepare: Callable[[Terms], Entry], until_s: float) -> tuple[str, News]:
+    def enter(self, prepare: Callable[[Terms], Entry], terms_s: float) -> tuple[str, News]:
         """Join the study.
 
         Args:
             prepare: makes what this session enters with, after the node has named its terms. Called again
                 when the node dies in between; what it made stays its own to close.
-            until_s: until when the node must name its terms, on the monotonic clock.
+            terms_s: how long a node that is there may take to name its terms.
 
         Returns:
             This member's name, and the round that was accepted last.
@@ -120,13 +121,13 @@ class Connection:
         """
 
         def attempt() -> tuple[str, News]:
-            line, terms = self._knock(until_s)
+            line, terms = self._knock(time.monotonic() + terms_s)
             entry = prepare(terms)
             self._join = Join(header=entry.header)
             initial = None if entry.initial is None else entry.initial.fd
             return terms.member, self._joined(line, initial, entry.until_s)
 
-        member, news = self._persist(attempt)
+        member, news = self._persist(attempt, math.inf)
         self._hold(news)
         return member, news
 
@@ -150,7 +151,7 @@ class Connection:
                 news = _news(*self._answer(line, Merged, until_s))
             return news
 
-        news = self._persist(attempt)
+        news = self._persist(attempt, until_s)
         self._hold(news)
         return news
 
@@ -166,7 +167,7 @@ class Connection:
             line.send(word)
             self._answer(line, Noted, until_s)
 
-        self._persist(attempt)
+        self._persist(attempt, until_s)
 
     def progress(self, word: Progress) -> News | None:
         """Say how far training is, and take news that came unasked. Training goes on while the node is away.
@@ -185,7 +186,7 @@ class Connection:
                 line.send(word, timeout_s=BRIEF_S)
                 self._read_arrived(line)
                 break
-            except (NodeUnreachable, _NoAnswer):
+            except (NodeUnreachable, NodeBusy, _NoAnswer):
                 self._drop()
                 if not had_line:
                     break  # it is away; a line that only broke is made anew at once
@@ -214,19 +215,26 @@ class Connection:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _persist(self, attempt: Callable[[], Result]) -> Result:
-        """Try again, with pauses, while the node is away; ``away_s`` counts anew from every sign of life."""
+    def _persist(self, attempt: Callable[[], Result], until_s: float) -> Result:
+        """Try again, with pauses, while the node is away; ``away_s`` counts anew from every sign of life.
+
+        For a session that comes again, a node that is busy is one that has not yet seen the old
+        connection end.
+        """
+        came_before = self._join.round >= 0
         self._lost_at_s = None
         pause_s = FIRST_PAUSE_S
         while True:
             try:
                 return attempt()
-            except NodeUnreachable:
+            except (NodeUnreachable, NodeBusy) as error:
                 self._drop()
+                if isinstance(error, NodeBusy) and not came_before:
+                    raise
                 now_s = time.monotonic()
                 if self._lost_at_s is None:
-                    self._lost_at_s, pause_s = now_s, FIRST_PAUSE_S
-                if now_s + pause_s > self._lost_at_s + self.away_s:
+                    self._lost_at_s = now_s
+                if now_s + pause_s > min(self._lost_at_s + self.away_s, until_s):
                     raise
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -279,7 +287,8 @@ class Connection:
                     safe="What it was told it keeps; the model is untouched.",
                     do="See who is missing with `konsil study status`, then call again.",
                 ) from error
-            self._lost_at_s = None
+            if not isinstance(word, Terms | Failed):  # a node that gets no further is not back
+                self._lost_at_s = None
             memory = None if fd is None else open_sealed(fd)
             if isinstance(word, kind):
                 return word, memory

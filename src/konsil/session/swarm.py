@@ -87,7 +87,7 @@ class Swarm:
         self._initial: SealedMemory | None = None
         self.last: AcceptedRound | None = None
         try:
-            self.member, news = connection.enter(self._prepare, time.monotonic() + (timeout_s or SETTLE_S))
+            self.member, news = connection.enter(self._prepare, timeout_s or SETTLE_S)
             self.settings = news.settings
             self._pace = Pace(news.settings, time.monotonic)
             self._take(news)
