@@ -1,0 +1,90 @@
+"""The same updates give the same digests in every version and on every processor."""
+
+import ast
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from blake3 import blake3
+
+from konsil.core import merge
+from konsil.core.digest import group_digest, leaf
+
+EXPECTED = {
+    "gram": "0e94596ef563615e2bb85d0a3b3417a4fd454177461e771248407677ffdb2aa4",
+    "mean 1": "aed5d31a4865766ef4354b014cb05fbfa50756cceebbd4ce4fee9f5b5507fd0b",
+    "mean 5": "f947d0d1d6e5f58c27e6c52ef507b0361501d6ed0f079406dd3a3c5e8a43fe57",
+    "median 1": "fbc358c76dae4da2f4a245730ca9137fc76f778cbc482f78d31938decab6c273",
+    "median 5": "47e75ca7188e2ac74e9262240e720d1a61b2648e1472287f9b76f649ee041a34",
+    "trimmed_mean 1": "df172c2465cabf196367ddb2edb7a14a3ef3e3f91385dc4c37973a03780e5325",
+    "trimmed_mean 5": "6711c4ecab61ada5bc150b2fc21aacfdaaaba927337d53b962e813e4a9028bba",
+    "geometric_median 1": "2e66425eab70804c711214acb64030b9f0c452ea787f701174f6dc7a49b24444",
+    "geometric_median 5": "c0e1e54a6c37d5f2cfc8c0b700b5cc0ffaec75b0405e6ce2d08993c272d89034",
+}
+
+ELEMENTS = {"F64": 40_001, "F32": 70_001, "BF16": 501, "F16": 1_003}
+SCALES = {"F64": [1.0, 1e-3, 1e20, 1.0, 0.1], "F32": [1.0, 1e-3, 1e9, 1.0, 0.1]}
+WEIGHTS = [3, 1_000_003, 900_001, 800_017, 700_003]
+
+
+def numbers(seed, count):
+    """Numbers from -1 to 1, float64, that no version of numpy and no processor changes."""
+    raw = blake3(seed.encode()).digest(length=4 * count)
+    return np.frombuffer(raw, "<i4") / 2.0**31
+
+
+def update(member):
+    """One member's chunk, with all dtypes; some members' values are much larger than others'."""
+    parts = []
+    for dtype, count in ELEMENTS.items():
+        values = numbers(f"{member} {dtype}", count) * SCALES.get(dtype, [1.0] * 5)[member]
+        if dtype == "BF16":
+            parts.append((values.astype("<f4").view("<u4") >> 16).astype("<u2"))
+        else:
+            parts.append(values.astype({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]))
+    return parts
+
+
+def digests():
+    """The digest of the Gram matrix and of a merge by every rule."""
+    updates = [update(member) for member in range(5)]
+    runs, at = [], 0
+    for dtype, part in zip(ELEMENTS, updates[0], strict=True):
+        runs.append((dtype, at, at + part.nbytes))
+        at += part.nbytes
+    chunks = [b"".join(part.tobytes() for part in parts) for parts in updates]
+    gram = merge.gram_chunk(runs, chunks)
+    found = {"gram": merge.gram_digest(gram)}
+    for name in ("mean", "median", "trimmed_mean", "geometric_median"):
+        for weights in ([1] * 5, WEIGHTS):
+            rule, out = merge.rule(name, {}), memoryview(bytearray(at))
+            merge.merge_chunk(rule, runs, chunks, weights, out, merge.mixing(rule, gram, weights))
+            found[f"{name} {len(set(weights))}"] = group_digest([leaf(out)])
+    return found
+
+
+def test_merges_stay_bit_for_bit_what_they_were():
+    assert digests() == EXPECTED
+
+
+def test_a_processor_without_vector_instructions_gives_the_same_bits():
+    core = np._core._multiarray_umath if hasattr(np, "_core") else np.core._multiarray_umath
+    features = [name for name in core.__cpu_dispatch__ if core.__cpu_features__.get(name)]
+    if not features:
+        pytest.skip("numpy knows no vector instructions of this processor")
+    script = (
+        f"import runpy, numpy as np; print(runpy.run_path({__file__!r})['digests']()); "
+        "core = np._core._multiarray_umath if hasattr(np, '_core') else np.core._multiarray_umath; "
+        f"assert not any(core.__cpu_features__[name] for name in {features})"
+    )
+    plain = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "NPY_DISABLE_CPU_FEATURES": " ".join(features)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ast.literal_eval(plain.stdout) == digests()
