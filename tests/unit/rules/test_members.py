@@ -1,0 +1,168 @@
+"""Votes: who is admitted and removed, and what a removal does to the studies."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from konsil.core.rules import (
+    Announce,
+    Enter,
+    ProposeAdmit,
+    ProposeRemove,
+    ProposeStudy,
+    ProposeStudySettings,
+    ProposeSwarmSettings,
+    SwarmSettings,
+    Tick,
+    Vote,
+    proposals_at,
+)
+
+
+def outcome(world, number=1):
+    return world.state.proposals[number - 1].outcome
+
+
+def remove(world, name, voters="ac"):
+    world.do(voters[0], ProposeRemove(name))
+    number = len(world.state.proposals)
+    for voter in voters[1:]:
+        world.do(voter, Vote(number, yes=True))
+
+
+def test_a_member_is_admitted_by_more_than_half(swarm):
+    world = swarm()
+    world.do("a", ProposeAdmit(world.record("e")))
+    world.do("b", Vote(1, yes=True))
+    assert outcome(world) == "open"
+    world.do("c", Vote(1, yes=True))
+    assert outcome(world) == "passed"
+    world.do("e", Announce(("e.example:1",)))
+    assert world.state.members["e"].record.addresses == ("e.example:1",)
+
+
+def test_half_of_the_votes_against_are_enough_to_fail(swarm):
+    world = swarm()
+    world.do("a", ProposeAdmit(world.record("e")))
+    world.do("b", Vote(1, yes=False))
+    world.do("c", Vote(1, yes=False))
+    assert outcome(world) == "failed"
+    assert "e" not in world.state.members
+
+
+def test_a_vote_expires(swarm):
+    world = swarm()
+    world.do("a", ProposeAdmit(world.record("e")))
+    assert [p.outcome for p in proposals_at(world.state, world.now_s + 3599)] == ["open"]
+    assert [p.outcome for p in proposals_at(world.state, world.now_s + 3600)] == ["expired"]
+    assert world.refused("b", Vote(1, yes=True), after_s=3600).fields == {"outcome": "expired"}
+    world.do("b", ProposeSwarmSettings(SwarmSettings(proposal_s=60)))
+    assert outcome(world) == "expired"
+
+
+def test_the_swarms_settings_change_by_vote(swarm):
+    world = swarm()
+    world.do("a", ProposeSwarmSettings(SwarmSettings(proposal_s=60)))
+    for name in "bc":
+        world.do(name, Vote(1, yes=True))
+    assert world.state.settings.proposal_s == 60
+
+
+def test_a_removed_member_is_shut_out_and_its_votes_no_longer_count(swarm):
+    world = swarm()
+    world.do("d", ProposeAdmit(world.record("e")))
+    remove(world, "d")
+    assert world.refused("d", Tick("aml")).code == "not_a_member"
+    world.do("a", Vote(1, yes=True))
+    assert outcome(world) == "open"
+    world.do("b", Vote(1, yes=True))
+    assert outcome(world) == "passed"
+
+
+def test_a_removal_may_decide_another_vote(swarm):
+    world = swarm()
+    world.do("a", ProposeAdmit(world.record("e")))
+    world.do("c", Vote(1, yes=True))
+    remove(world, "d")
+    assert outcome(world, 1) == "passed"  # 2 of 3
+
+
+def test_of_two_votes_to_admit_one_name_the_second_fails(swarm):
+    world = swarm()
+    world.do("a", ProposeAdmit(world.record("e")))
+    world.do("b", ProposeAdmit(replace(world.record("e"), ledger_key=world.digest("other"))))
+    for number, voters in ((1, "bc"), (2, "ac")):
+        for name in voters:
+            world.do(name, Vote(number, yes=True))
+    assert (outcome(world, 1), outcome(world, 2)) == ("passed", "failed")
+    assert world.state.members["e"].record == world.record("e")
+
+
+def test_a_member_that_is_admitted_again_goes_on_with_its_sequence(swarm):
+    world = swarm()
+    world.do("d", Announce(()))
+    remove(world, "d")
+    world.do("a", ProposeAdmit(world.record("d")))
+    world.do("b", Vote(2, yes=True))
+    assert world.state.members["d"].active
+    assert world.state.members["d"].sequence == 1
+
+
+def test_a_removed_member_leaves_a_collecting_round(swarm):
+    world = swarm().start().commit("abc")
+    remove(world, "d")
+    assert world.open.phase == "merging"
+    assert world.open.absent == {"d": "removed"}
+    assert "d" not in world.study.participants
+
+
+def test_a_removed_members_update_is_dropped_while_the_round_collects(swarm):
+    world = swarm().start().commit("d")
+    remove(world, "d")
+    assert not world.open.commits
+    world.commit("abc").publish().accept()
+    assert world.study.history[0].absent == {"d": "removed"}
+
+
+def test_a_removed_member_leaves_the_roster_and_all_is_dealt_anew(swarm):
+    world = swarm().start().commit().publish()
+    remove(world, "d")
+    assert (world.open.attempt, world.open.roster) == (2, ("a", "b", "c"))
+    assert not any(part.digest for part in world.open.parts)
+
+
+def test_a_study_whose_proposer_is_removed_before_it_gave_the_model_fails(swarm):
+    world = swarm()
+    world.do("b", ProposeStudy(world.settings))
+    remove(world, "b")
+    assert world.study.phase == "failed"
+    assert "removed before it gave the initial parameters" in world.study.ended
+
+
+def test_only_participants_vote_on_a_studys_settings(swarm):
+    world = swarm(members=("a", "b", "c"))
+    world.do("a", ProposeStudy(world.settings))
+    world.do("a", ProposeStudySettings(replace(world.settings, rounds=7)))
+    assert world.study.settings.rounds == 7  # its only participant has agreed
+    assert world.study.settings_digest
+    assert world.refused("d", Vote(1, yes=True)).code == "proposal_closed"
+
+
+@pytest.mark.parametrize("fixed", [{"members": ("a", "b", "c")}, {"min_members": 4}, {"local": ("x",)}])
+def test_what_makes_up_a_study_is_never_changed(swarm, fixed):
+    world = swarm().start()
+    change = ProposeStudySettings(replace(world.settings, **fixed))
+    assert world.refused("a", change).code == "fixed_setting"
+
+
+def test_a_struck_member_stays_struck_after_removal_and_admission(swarm):
+    world = swarm().start()
+    struck = replace(world.study.participants["d"], struck=True)
+    participants = world.study.participants | {"d": struck}
+    study = replace(world.study, participants=participants)
+    world.state = replace(world.state, studies={"aml": study})
+    remove(world, "d")
+    world.do("a", ProposeAdmit(world.record("d")))
+    world.do("b", Vote(2, yes=True))
+    assert world.refused("d", Enter("aml")).code == "struck"
