@@ -436,6 +436,35 @@ def test_a_node_that_dies_at_every_join_is_given_up_in_the_end(node):
         konsil.join("aml", model(), node=node.path, timeout_s=0.1)
 
 
+def test_a_merge_that_this_session_holds_already_is_not_loaded_again(tmp_path):
+    async def twice(visitor, word, memory):
+        if node.accepted == 1:
+            with sealed_model(-5) as stale:
+                for _ in range(2):
+                    await visitor.send(node.merged(), stale.fd)
+        await node.answer(visitor, word, memory)
+
+    async def always_with_a_model(visitor, word, memory):
+        joined = Joined(settings=node.settings, round=node.accepted + 1, digest=f"d{node.accepted}")
+        with sealed_model(node.value) as mine:
+            await visitor.send(joined, mine.fd)
+
+    before = open_descriptors()
+    with FakeNode(tmp_path / "s") as node:
+        node.settings = StudySettings(name="aml", every_steps=50)
+        node.answers |= {Update: twice, Progress: twice, Join: always_with_a_model}
+        mine = model()
+        with konsil.join("aml", mine, node=node.path) as swarm:
+            assert [swarm.step(1) for _ in range(50)] == [False] * 49 + [True]
+            node.die_on = (Update, 1)
+            train(mine)
+            assert [swarm.step(1) for _ in range(50)] == [False] * 49 + [True]
+            assert np.all(mine["b"] == 13)
+            assert swarm.round == 3
+        assert len(node.said(Update)) == 3
+    assert open_descriptors() == before
+
+
 def test_a_node_that_stays_away_is_an_error_and_the_next_call_tries_again(tmp_path):
     mine = model()
     with FakeNode(tmp_path / "s"):
