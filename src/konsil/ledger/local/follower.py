@@ -169,7 +169,7 @@ class FollowerLedger:
         except TimeoutError as error:
             operator = self._genesis.operator
             raise LedgerUnreachable(
-                f"No answer from the operator '{operator}' within {self._submit_s:g} s. {self._problem}".strip(),
+                f"No answer from operator '{operator}' within {self._submit_s:g} s. {self._problem}".strip(),
                 safe="The call may or may not have been taken; nothing else was changed.",
                 do="Submitting it again is safe.",
             ) from error
@@ -204,8 +204,8 @@ class FollowerLedger:
 
     async def _submit(self, call: Call) -> int:
         wait_s = FIRST_WAIT_S
+        claim = self._sign(call)
         while True:
-            claim = self._sign(call)
             try:
                 if await self._send(claim):
                     await asyncio.wait((claim.height,), timeout=NEWS_S)
@@ -221,9 +221,10 @@ class FollowerLedger:
                 self._problem = str(error)
                 await self._pause(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-            else:
+            if claim.height.done():
                 if height := claim.height.result():
                     return height
+                claim = self._sign(call)  # another call has its number: only now is a new one safe
 
     def _sign(self, call: Call) -> _Claim:
         """The call under the member's next number; the same bytes again while that number is free."""
@@ -279,6 +280,7 @@ class FollowerLedger:
             started_s = loop.time()
             try:
                 entries = await self._remote.follow(self.state.height, FOLLOW_S)
+                self._problem = ""
                 await self._take_in(entries)
             except KonsilError as error:
                 if self._stopped is not None:
@@ -287,7 +289,6 @@ class FollowerLedger:
                 await self._pause(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
                 continue
-            self._problem = ""
             wait_s = FIRST_WAIT_S
             if not entries and loop.time() - started_s < FIRST_WAIT_S:
                 await self._pause(FIRST_WAIT_S)  # an operator that does not wait must not make this spin
@@ -344,6 +345,7 @@ class FollowerLedger:
         read = decode_signed(entry.signed)
         if (read.caller, read.sequence) == (self._name, claim.sequence):
             claim.height.set_result(entry.height if entry.signed == claim.signed else 0)
+            self.nudge()
 
     def _stop(self, bad: _Bad) -> LedgerError:
         operator = self._genesis.operator

@@ -185,6 +185,6 @@ def describe(genesis: Genesis) -> str:
     """Who keeps a local ledger and what that means, in a plain sentence."""
     return (
         f"Local ledger with one operator, '{genesis.operator}': it could delay or withhold calls and sets "
-        "the ledger's time, but it cannot forge or alter a call, since each is signed by its member and every "
-        "member replays the whole history. While the operator is away, nothing new is taken."
+        "the ledger's time, but it cannot forge or alter a call, since each is signed by its member and "
+        "every member replays the whole history. While the operator is away, nothing new is taken."
     )
