@@ -211,6 +211,15 @@ def test_a_node_cannot_sign_another_certificate_with_its_own(lyon):
         verify_chain([node.leaf(), node.der], lyon.pem, ID, NOW_S)
 
 
+def test_an_intermediate_must_be_allowed_to_sign_certificates(lyon):
+    for changes in ({"sign": False}, {"ca": False}, {"usage": False}, {"constraints": False}):
+        middle = Forger("middle", issuer=lyon, **changes)
+        with pytest.raises(IdentityError, match="cannot be trusted"):
+            verify_chain([middle.leaf(), middle.der], lyon.pem, ID, NOW_S)
+        with pytest.raises(IdentityError, match="no authority's"):
+            bundle_digest(Forger(**changes).pem)
+
+
 def test_an_authority_that_may_not_have_others_below_it_is_obeyed():
     top = Forger(path_length=0)
     middle = Forger("middle", issuer=top)
