@@ -437,11 +437,14 @@ def test_a_node_that_dies_at_every_join_is_given_up_in_the_end(node):
 
 
 def test_a_merge_that_this_session_holds_already_is_not_loaded_again(tmp_path):
+    sent = threading.Event()
+
     async def twice(visitor, word, memory):
         if node.accepted == 1:
             with sealed_model(-5) as stale:
                 for _ in range(2):
                     await visitor.send(node.merged(), stale.fd)
+            sent.set()
         await node.answer(visitor, word, memory)
 
     async def always_with_a_model(visitor, word, memory):
@@ -451,14 +454,16 @@ def test_a_merge_that_this_session_holds_already_is_not_loaded_again(tmp_path):
 
     before = open_descriptors()
     with FakeNode(tmp_path / "s") as node:
-        node.settings = StudySettings(name="aml", every_steps=50)
+        node.settings = StudySettings(name="aml", every_steps=3)
         node.answers |= {Update: twice, Progress: twice, Join: always_with_a_model}
         mine = model()
         with konsil.join("aml", mine, node=node.path) as swarm:
-            assert [swarm.step(1) for _ in range(50)] == [False] * 49 + [True]
+            assert [swarm.step(1) for _ in range(3)] == [False, False, True]
             node.die_on = (Update, 1)
             train(mine)
-            assert [swarm.step(1) for _ in range(50)] == [False] * 49 + [True]
+            assert not swarm.step(1)
+            assert sent.wait(5)
+            assert [swarm.step(1) for _ in range(2)] == [False, True]
             assert np.all(mine["b"] == 13)
             assert swarm.round == 3
         assert len(node.said(Update)) == 3
