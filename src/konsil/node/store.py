@@ -73,6 +73,7 @@ class Assembly:
         self._fd = make_writable(self.size_bytes)
         self._map: mmap.mmap | None = mmap.mmap(self._fd, self.size_bytes)
         self._map[: len(schema.header)] = schema.header
+        self._model: Model | None = None
 
     def chunk(self, index: int) -> memoryview:
         """Where a chunk belongs; the caller releases the view."""
@@ -83,8 +84,10 @@ class Assembly:
         with memoryview(self._map) as whole:
             return whole[offset + start : offset + stop]
 
-    def copy(self, index: int) -> bytes:
-        """A chunk's bytes, for a peer that asks before the model is complete."""
+    def read(self, index: int) -> memoryview | bytes:
+        """A chunk for a peer: a copy until the model is sealed, in place from then on."""
+        if self._model is not None:
+            return self._model.chunk(index)
         with self.chunk(index) as view:
             return bytes(view)
 
@@ -95,7 +98,9 @@ class Assembly:
             self._map = None
         fd, self._fd = self._fd, -1
         memory = seal_written(fd, self.size_bytes)
-        return Model(self.schema, Manifest(self.schema.header, tuple(tuple(g) for g in groups)), memory)
+        manifest = Manifest(self.schema.header, tuple(tuple(group) for group in groups))
+        self._model = Model(self.schema, manifest, memory)
+        return self._model
 
     def close(self) -> None:
         """Give the memory back, unless it was sealed into a model."""
@@ -118,7 +123,7 @@ class Slice:
     def chunk(self, index: int) -> memoryview | bytes:
         """The part's chunk number ``index``, counted from the part's first."""
         if isinstance(self.source, Assembly):
-            return self.source.copy(self.first_chunk + index)
+            return self.source.read(self.first_chunk + index)
         return self.source.chunk(self.first_chunk + index)
 
 
@@ -172,12 +177,12 @@ class Store:
             return part.chunk(index) if index < len(part.leaves) else None
         return None
 
-    def keep_only(self, models: Iterable[str]) -> None:
-        """Forget every model that is not named, and every part that lies in none of those kept."""
+    def keep_only(self, models: Iterable[str], assembly: Assembly | None = None) -> None:
+        """Forget every model that is not named, and every part that lies in none of what is kept."""
         kept = set(models)
         for digest in set(self._models) - kept:
             self._models.pop(digest).memory.close()
-        alive = set(map(id, self._models.values()))
+        alive = {id(source) for source in (*self._models.values(), assembly)}
         self._parts = {digest: part for digest, part in self._parts.items() if id(part.source) in alive}
 
     def close(self) -> None:

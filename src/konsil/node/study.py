@@ -387,10 +387,10 @@ class StudyRunner:
             keep |= {current.digest, current.base}
             mine = current.commits.get(self.site.me)
             keep.add(mine.digest if mine else "")
-        self.store.keep_only(keep)
         if self._bench is not None and (current is None or self._bench.roster.round != current.number):
             self._bench.close()
             self._bench = None
+        self.store.keep_only(keep, self._bench.assembly if self._bench is not None else None)
 
     # --- peers ---------------------------------------------------------------------------------
 
