@@ -206,6 +206,13 @@ def test_the_trimmed_mean_weighs_what_is_left(data, n):
     )
 
 
+def test_where_all_that_is_left_weighs_nothing_the_trimmed_mean_is_the_plain_one():
+    values = np.array([[9.0, 1.0], [1.0, 4.0], [2.0, 2.0], [6.0, 9.0]])
+    out = np.empty(2)
+    RULES[2].reduce(values, (3, 1, 0, 0), out)
+    assert out.tolist() == [4.0, 4.0]
+
+
 def weiszfeld(points, weights, epsilon=1e-6):
     """The geometric median from the vectors themselves."""
     middle = np.median(points, axis=0)
