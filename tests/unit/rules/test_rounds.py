@@ -66,10 +66,20 @@ def test_half_of_the_roster_is_not_enough_when_the_time_is_up(swarm):
     assert len(world.study.history) == 1
 
 
-def test_a_merge_that_no_majority_can_pull_is_dealt_to_others(swarm):
+def test_a_merge_that_no_majority_can_pull_is_begun_again(swarm):
     world = swarm().start().commit().publish().accept("ab").tick().tick()
     assert world.open.attempt == 2
+    assert world.open.roster == ("a", "b", "c", "d")
+    assert not any(part.digest for part in world.open.parts)
+
+
+def test_members_that_do_nothing_do_not_keep_the_others_from_a_majority(swarm):
+    world = swarm().start().commit().publish(but="cd").tick().publish()
     assert {part.leader for part in world.open.parts} == {"a", "b"}
+    world.accept("ab").tick().tick()
+    assert world.open.roster == ("a", "b")
+    world.publish().accept()
+    assert world.study.history[0].absent == {"c": "silent", "d": "silent"}
 
 
 def test_every_member_leads_a_part_and_the_deal_changes_with_the_attempt():

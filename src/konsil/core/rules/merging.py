@@ -160,10 +160,7 @@ def report(state: State, caller: str, call: Report, now_s: int) -> State:
     gone = {name for name, count in counts.items() if 2 * count > len(current.roster) - 1}
     study = replace(study, open=current)
     if gone:
-        participants = {
-            name: replace(p, present=False) if name in gone else p for name, p in study.participants.items()
-        }
-        study = leave_roster(replace(study, participants=participants), current, gone, "unreachable", now_s)
+        study = leave_roster(_away(study, gone), current, gone, "unreachable", now_s)
     return put(state, study)
 
 
@@ -182,10 +179,29 @@ def tick_merging(study: Study, current: OpenRound, now_s: int) -> Study:
     time_s = merge_time_s(study, current.attempt)
     if now_s < current.phase_since_s + 2 * time_s:
         return replace(study, open=replace(current, deadline_s=now_s + time_s))
-    # Twice the time was not enough for a majority to pull it: some leader does not serve what it published.
-    others = {part.leader for part in current.parts} - set(current.accepts)
-    current = replace(current, attempt=current.attempt + 1, silent=tuple(sorted({*current.silent, *others})))
+    return _begin_again(study, current, now_s)
+
+
+def _begin_again(study: Study, current: OpenRound, now_s: int) -> Study:
+    """Twice the time was not enough for a majority to pull the merge: go on with those who do something.
+
+    Who published, accepted or reported is there. A leader that withholds what it published is a matter
+    of the others' reports; who did nothing at all is gone, and without it a majority may be had.
+    """
+    there = {*(part.leader for part in current.parts), *current.accepts, *current.reports}
+    gone = set(current.roster) - there
+    if gone:
+        return leave_roster(_away(study, gone), current, gone, "silent", now_s)
+    current = replace(current, attempt=current.attempt + 1, reports={})
     return replace(study, open=deal_parts(study, current, now_s))
+
+
+def _away(study: Study, names: set[str]) -> Study:
+    """The study with these members no longer present: they enter again when they are back."""
+    participants = {
+        name: replace(p, present=False) if name in names else p for name, p in study.participants.items()
+    }
+    return replace(study, participants=participants)
 
 
 def _without_parts_of_the_silent(study: Study, current: OpenRound, silent: set[str], now_s: int) -> OpenRound:
