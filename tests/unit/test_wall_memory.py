@@ -13,7 +13,7 @@ import pytest
 
 from konsil.errors import ConfigError, FrameError
 from konsil.wall import memory
-from konsil.wall.memory import OpenMemory, SealedMemory, open_sealed, seal_pieces
+from konsil.wall.memory import SealedMemory, make_writable, open_sealed, seal_pieces, seal_written
 
 
 def open_descriptors() -> int:
@@ -97,23 +97,18 @@ def test_empty_and_oversized_memory_is_refused():
         open_sealed(unsealed(b"12345", 0xF), limit_bytes=4)
 
 
-def test_memory_filled_through_a_mapping_is_sealed_once_the_views_are_gone():
-    with OpenMemory(8000) as opened:
-        array = np.frombuffer(opened.data, dtype=np.float64)
-        array[:] = np.arange(1000)
-        with pytest.raises(BufferError):
-            opened.seal()
-        del array
-        with opened.seal() as sealed, open_sealed(os.dup(sealed.fd)) as received:
-            assert np.array_equal(np.frombuffer(received.data, np.float64), np.arange(1000))
-
-
-def test_memory_that_is_given_up_before_sealing_leaves_no_descriptor():
-    before = open_descriptors()
-    with OpenMemory(4096) as opened:
-        opened.data[0] = 1
-    opened.close()
-    assert open_descriptors() == before
+def test_memory_filled_through_a_mapping_is_sealed_once_the_mapping_is_closed():
+    fd = make_writable(8000)
+    mapping = mmap.mmap(fd, 8000, flags=mmap.MAP_SHARED)
+    array = np.frombuffer(mapping, dtype=np.float64)
+    array[:] = np.arange(1000)
+    with pytest.raises(OSError, match="busy"):
+        seal_written(fd, 8000)
+    del array
+    mapping.close()
+    with seal_written(fd, 8000) as sealed, open_sealed(os.dup(sealed.fd)) as received:
+        assert sealed.fd == fd
+        assert np.array_equal(np.frombuffer(received.data, np.float64), np.arange(1000))
 
 
 def test_closing_under_a_living_view_keeps_the_view_readable_until_it_is_gone():
@@ -145,7 +140,7 @@ def test_without_descriptors_left_the_error_says_what_to_do(monkeypatch):
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(memory, "_new_file", none_left)
-    for attempt in (lambda: seal_pieces([b"x"]), lambda: OpenMemory(1)):
+    for attempt in (lambda: seal_pieces([b"x"]), lambda: make_writable(1)):
         with pytest.raises(ConfigError, match="ulimit -n"):
             attempt()
 

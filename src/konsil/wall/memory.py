@@ -87,73 +87,6 @@ class SealedMemory:
         self.close()
 
 
-class OpenMemory:
-    """A new memory file of a fixed size that is still being filled, through ``data``; then ``seal`` it.
-
-    For bytes that arrive piece by piece and in any order. Who has them all at once uses ``seal_pieces``,
-    which is faster. Not sealed, it is given up by ``close`` or the end of a ``with``.
-    """
-
-    def __init__(self, size_bytes: int) -> None:
-        """Make the file.
-
-        Raises:
-            ConfigError: no memory, or no descriptor, left for it.
-        """
-        self.size_bytes = size_bytes
-        self._fd = -1
-        try:
-            self._fd = _new_file()
-            os.ftruncate(self._fd, size_bytes)
-            self._map = mmap.mmap(self._fd, size_bytes, flags=mmap.MAP_SHARED)
-        except OSError as error:
-            _close_quietly(self._fd)
-            raise _no_memory(error) from error
-        self.data = memoryview(self._map)
-
-    def seal(self) -> SealedMemory:
-        """End the filling. The result takes over the descriptor.
-
-        The kernel seals against writing only a file that nobody has mapped to write, so the mapping goes
-        first: every view and array made from ``data`` must be gone.
-
-        Raises:
-            BufferError: a view made from ``data`` is still alive; nothing was sealed, and it may be
-                tried again.
-        """
-        self._unmap()
-        fd, self._fd = self._fd, -1
-        try:
-            _seal(fd)
-        except OSError as error:
-            _close_quietly(fd)
-            raise _no_memory(error) from error
-        return SealedMemory(fd, self.size_bytes)
-
-    def close(self) -> None:
-        """Give up what was not sealed. Closing twice is harmless."""
-        fd, self._fd = self._fd, -1
-        _close_quietly(fd)
-        with contextlib.suppress(BufferError):  # whoever still looks into it unmaps it by letting go
-            self._unmap()
-
-    def _unmap(self) -> None:
-        self.data.release()
-        try:
-            self._map.close()
-        except BufferError:
-            self.data = memoryview(self._map)
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 def seal_pieces(pieces: Iterable[memoryview | bytes]) -> SealedMemory:
     """Write the pieces one after the other into a new memory file and seal it.
 
@@ -180,6 +113,8 @@ def seal_pieces(pieces: Iterable[memoryview | bytes]) -> SealedMemory:
 def make_writable(size_bytes: int) -> int:
     """A new memory file of this size, to be filled through mappings and then given to ``seal_written``.
 
+    For bytes that arrive piece by piece and in any order. Who has them all at once uses ``seal_pieces``.
+
     Raises:
         ConfigError: no memory, or no descriptor, left for it.
     """
@@ -189,18 +124,20 @@ def make_writable(size_bytes: int) -> int:
         os.ftruncate(fd, size_bytes)
     except OSError as error:
         _close_quietly(fd)
-        raise ConfigError(
-            f"Memory for {size_bytes} bytes of parameters cannot be reserved: {error.strerror}.",
-            safe="Accepted rounds are safe.",
-            do="Free memory (`free -m`) or raise the limit of open files (`ulimit -n`).",
-        ) from error
+        raise _no_memory(error) from error
     return fd
 
 
 def seal_written(fd: int, size_bytes: int) -> SealedMemory:
-    """Seal a file from ``make_writable``; every mapping through which it was written is closed by now."""
-    if HAVE_MEMFD:
-        fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
+    """Seal a file from ``make_writable``; the result takes over the descriptor.
+
+    The kernel seals against writing only a file that nobody has mapped to write: every mapping through
+    which it was filled must be closed by now.
+
+    Raises:
+        OSError: a writable mapping is still open; the descriptor stays the caller's.
+    """
+    _seal(fd)
     return SealedMemory(fd, size_bytes)
 
 
