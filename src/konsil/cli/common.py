@@ -125,18 +125,22 @@ class _WithExample(click.Command):
         super().format_epilog(ctx, formatter)
 
 
-def verb(group: click.Group, name: str, *, example: str) -> Callable[[Callable[..., None]], click.Command]:
+def verb(
+    group: click.Group | None, name: str, *, example: str
+) -> Callable[[Callable[..., None]], click.Command]:
     """Make a function a command of a group, with the options and the errors that all have.
 
     Args:
-        group: the noun.
+        group: the noun; None for a command that stands alone.
         name: the verb.
         example: one command line, for ``--help``.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        made = group.command(name, cls=_WithExample)(_with_common_options(function))
+        made = click.command(name, cls=_WithExample)(_with_common_options(function))
         made.example = example
+        if group is not None:
+            group.add_command(made)
         return made
 
     return decorate

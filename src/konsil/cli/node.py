@@ -95,7 +95,11 @@ def status(site: Site) -> None:
         "Peers:",
         *(
             f"  {peer.member}: "
-            + (f"connected ({peer.via}, {peer.rtt_ms:.1f} ms)" if peer.connected else f"away. {peer.problem}")
+            + (
+                f"connected ({peer.via}, {peer.rtt_ms:.1f} ms)"
+                if peer.connected
+                else f"away. {peer.problem}".strip()
+            )
             for peer in told.peers
         ),
         "Studies:" if told.studies else "Studies: none here",

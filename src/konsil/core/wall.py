@@ -193,6 +193,10 @@ class AskNode(_Word, frozen=True, tag="ask_node"):
     """What the node is doing. Answer: ``ToldNode``."""
 
 
+class AskPeers(_Word, frozen=True, tag="ask_peers"):
+    """Ask every peer for its version, clock and height now. Answer: ``ToldPeers``."""
+
+
 class AskModel(_Word, frozen=True, tag="ask_model"):
     """A study's last accepted merge (or initial parameters). Answer: ``ToldModel`` with a descriptor."""
 
@@ -237,6 +241,25 @@ class PeerStatus(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
+class PeerCheck(msgspec.Struct, frozen=True):
+    """What a peer says of itself. ``clock_ahead_s``: its clock less this node's; ``problem``: why it
+    gave no answer, else empty.
+    """
+
+    member: str
+    version: str = ""
+    clock_ahead_s: float = 0.0
+    height: int = -1
+    problem: str = ""
+
+
+class ToldPeers(_Word, frozen=True, tag="told_peers"):
+    """Every peer of the directory, in name order. ``height``: this node's own, asked first."""
+
+    height: int
+    peers: tuple[PeerCheck, ...]
+
+
 class MemberProgress(msgspec.Struct, frozen=True):
     """A member's last heartbeat in a study. ``seen_s``: unix time on this node's clock."""
 
@@ -277,6 +300,6 @@ class ToldNode(_Word, frozen=True, tag="told_node"):
 
 ToNode = (
     Knock | Join | Progress | Update | Scored | Finished | Goodbye
-    | AskState | AskCall | AskNode | AskModel | AskPropose | AskAdmit
+    | AskState | AskCall | AskNode | AskPeers | AskModel | AskPropose | AskAdmit
 )  # fmt: skip
-FromNode = Terms | Joined | Merged | Waiting | Failed | Noted | ToldState | ToldModel | ToldNode
+FromNode = Terms | Joined | Merged | Waiting | Failed | Noted | ToldState | ToldModel | ToldNode | ToldPeers

@@ -17,6 +17,7 @@ from konsil.core.wall import (
     AskCall,
     AskModel,
     AskNode,
+    AskPeers,
     AskPropose,
     AskState,
     FromNode,
@@ -24,11 +25,13 @@ from konsil.core.wall import (
     PeerStatus,
     ToldModel,
     ToldNode,
+    ToldPeers,
     ToldState,
     ToNode,
 )
 from konsil.errors import FrameError, KonsilError, ParametersError, StudyError
 from konsil.identity.card import member_record
+from konsil.node.checks import ask_peers
 from konsil.node.store import model_of
 from konsil.wall.door import Visitor
 from konsil.wall.frames import failure
@@ -73,6 +76,9 @@ class Control:
                 return Noted(await self.node.ledger.submit(word.call)), None
             case AskNode():
                 return self._about_the_node(), None
+            case AskPeers():
+                height = self.node.ledger.state.height
+                return ToldPeers(height, await ask_peers(self.node.peers, self.clock)), None
             case AskModel():
                 return self._model(word)
             case AskPropose():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import msgspec
 
 from konsil.core.rules import Genesis, genesis_digest
 from konsil.errors import ConfigError
-from konsil.identity.card import Card, card_digest, encode_card, member_record, read_card
+from konsil.identity.card import Card, card_digest, member_record, read_card, write_card
+from konsil.identity.files import write_public
 
 MAX_GENESIS_BYTES = 1024 * 1024
 """A record has a few hundred bytes; this is room for a thousand members."""
@@ -71,7 +71,7 @@ def write_genesis(genesis: Genesis, path: Path) -> None:
             safe="It was not changed.",
             do="If its swarm never began, move it and ledger.db away, and found again.",
         )
-    _write(path, msgspec.json.format(msgspec.json.encode(genesis), indent=2) + b"\n")
+    write_public(path, msgspec.json.format(msgspec.json.encode(genesis), indent=2) + b"\n")
 
 
 def read_genesis(path: Path) -> Genesis:
@@ -111,11 +111,7 @@ def keep_card(card: Card, directory: Path) -> Path:
         ConfigError: the folder cannot be written to.
     """
     path = directory / f"{card_digest(card)}.json"
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(directory, error) from error
-    _write(path, encode_card(card))
+    write_card(card, path)
     return path
 
 
@@ -135,27 +131,6 @@ def read_card_file(path: Path) -> Card:
             do="Give its path.",
         ) from error
     return read_card(data)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and to disk before it has its name."""
-    place = path.with_name(f".{path.name}.new")
-    try:
-        with place.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        place.replace(path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"{path} cannot be written: {error.strerror}.",
-        safe="Nothing was changed.",
-        do="See owner, permissions, disk.",
-    )
 
 
 def _cannot(why: str, do: str) -> ConfigError:
