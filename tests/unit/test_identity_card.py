@@ -8,6 +8,7 @@ import pytest
 
 from konsil.core.messages import MAX_CARD_BYTES
 from konsil.errors import IdentityError
+from konsil.identity import card as card_module
 from konsil.identity.authority import Authority
 from konsil.identity.card import (
     Card,
@@ -170,6 +171,27 @@ def test_neither_key_can_be_put_on_a_card_without_its_owner(lyon, metz):
     ):
         with pytest.raises(IdentityError):
             check_card(stolen)
+
+
+def test_nobody_can_put_another_ledger_key_on_a_card_and_sign_it_with_that(lyon, metz):
+    taken = msgspec.structs.replace(lyon.card(), ledger_key=metz.ledger_key.public)
+    signature = metz.ledger_key.sign(card_module._ledger_statement(taken)).hex()
+    with pytest.raises(IdentityError, match="signature of its SPIFFE identity"):
+        check_card(msgspec.structs.replace(taken, ledger_signature=signature))
+
+
+def test_nobody_can_claim_another_members_ledger_key(lyon, metz):
+    class Borrowed:
+        public = metz.ledger_key.public
+        sign = lyon.ledger_key.sign
+
+    with pytest.raises(IdentityError, match="signature of its ledger key"):
+        lyon.card(ledger_key=Borrowed())
+
+
+def test_a_ledger_key_that_is_none_is_named(lyon):
+    with pytest.raises(IdentityError, match="not a ledger key"):
+        check_card(msgspec.structs.replace(lyon.card(), ledger_key="A" * 64))
 
 
 def test_another_members_authority_cannot_make_a_card_for_this_one(lyon, metz):

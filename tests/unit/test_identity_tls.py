@@ -6,6 +6,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 from konsil.errors import IdentityError
 from konsil.identity.authority import Authority
@@ -167,6 +169,40 @@ def test_making_a_context_leaves_no_descriptor_open(lyon, metz):
     for _ in range(3):
         server_context(_issued(lyon), [metz.bundle])
     assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - as above
+
+
+def test_an_authority_that_another_one_signed_is_an_anchor_all_the_same(lyon, metz):
+    signed = _signed_by(lyon, metz)
+    accepted, _ = _connect(
+        server_context(_issued(lyon), [signed.bundle]), client_context(_issued(signed), lyon.bundle)
+    )
+    assert check_peer(accepted, {"spiffe://metz.example/node": signed.bundle})
+
+
+def _signed_by(above, below):
+    """The same authority, with a certificate that another one made for it, as under a hospital's own root."""
+    own = below._certificate
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(own.subject)
+        .issuer_name(above._certificate.subject)
+        .public_key(own.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(own.not_valid_before_utc)
+        .not_valid_after(own.not_valid_after_utc)
+    )
+    for kind in (
+        x509.BasicConstraints,
+        x509.KeyUsage,
+        x509.SubjectAlternativeName,
+        x509.SubjectKeyIdentifier,
+    ):
+        extension = own.extensions.get_extension_for_class(kind)
+        builder = builder.add_extension(extension.value, extension.critical)
+    certificate = builder.sign(above._key, hashes.SHA256())
+    return Authority(
+        below.trust_domain, certificate.public_bytes(serialization.Encoding.PEM), certificate, below._key
+    )
 
 
 def test_an_unreadable_bundle_makes_no_context(lyon):

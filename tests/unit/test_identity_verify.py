@@ -161,6 +161,12 @@ def test_a_right_certificate_of_another_node_is_refused(lyon):
         verify_chain([lyon.leaf(uris=["spiffe://lyon.example/other"])], lyon.pem, ID, NOW_S)
 
 
+def test_a_certificate_for_a_whole_trust_domain_is_no_nodes(lyon):
+    whole = "spiffe://lyon.example"
+    with pytest.raises(IdentityError, match="without a path"):
+        verify_chain([lyon.leaf(uris=[whole])], lyon.pem, whole, NOW_S)
+
+
 def test_an_expired_certificate_is_refused_with_its_date(lyon):
     with pytest.raises(IdentityError, match="expired at 20"):
         verify_chain([lyon.leaf(end_s=NOW_S - 1)], lyon.pem, ID, NOW_S)
