@@ -204,6 +204,16 @@ def test_a_new_member_joins_a_running_study_from_the_next_round_on(swarm):
     assert "e" in world.open.expected
 
 
+def test_a_newcomer_is_waited_for_at_once_while_nobody_has_committed(swarm):
+    world = swarm().start("abc")
+    world.do("a", ProposeAdmit(world.record("e")))
+    for name in "bc":
+        world.do(name, Vote(1, yes=True))
+    world.do("e", Agree("aml", world.study.settings_digest))
+    world.do("e", Enter("aml"))
+    assert missing(world.open) == ("a", "b", "c", "e")
+
+
 def test_an_early_newcomer_may_commit_to_the_open_round(swarm):
     world = swarm().start()
     world.commit("a")
@@ -274,6 +284,16 @@ def test_a_report_can_be_taken_back(swarm):
     world.do("a", Report("aml", 1, 1, ()))
     world.do("b", Report("aml", 1, 1, ("d",)))
     assert world.open.roster == ("a", "b", "c", "d")
+
+
+def test_reports_of_who_left_the_roster_no_longer_count(swarm):
+    world = swarm().start().commit()
+    world.do("d", Report("aml", 1, 1, ("a",)))
+    for name in "ab":
+        world.do(name, Report("aml", 1, 1, ("d",)))
+    assert world.open.reports == {}
+    world.do("b", Report("aml", 1, 2, ("a",)))
+    assert world.open.roster == ("a", "b", "c")
 
 
 def test_reports_outlast_an_attempt_that_keeps_the_roster(swarm):
