@@ -141,6 +141,13 @@ def test_a_hospital_without_an_auc_is_named_with_the_reason(read):
     assert "oslo is not in the means" in "".join(read.words)
 
 
+def test_a_hospital_with_few_of_a_class_carries_a_caution(result):
+    c = report.compare(result.hospitals)
+    few = replace(c, hospitals=(replace(c.hospitals[0], positives=2), *c.hospitals[1:]))
+    assert "holds out only 2 patients of one class" in report.sentences(result, few)[-1]
+    assert "holds out only" not in "".join(report.sentences(result, c))
+
+
 def test_absences_stand_with_their_reason_as_one_run(read):
     assert "lima, rounds 2 to 3: silent for 60 s" in "".join(read.words)
 

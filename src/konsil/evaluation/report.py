@@ -21,6 +21,9 @@ from konsil.evaluation.result import StudyResult
 DASH = "\N{EN DASH}"
 """Stands where there is no figure."""
 
+FEW = 5
+"""Patients of a class below which an AUC's interval is not to be trusted."""
+
 ROUNDS_A_ROW = 25
 """Columns of the grid of rounds that fit on A4."""
 
@@ -138,6 +141,14 @@ def sentences(result: StudyResult, c: Comparison) -> tuple[str, ...]:
             f" values: {interval(c.central_together)}."
         )
     lines += [f"{name} is not in the means: {why}." for name, why in c.left_out.items()]
+    arms = c.arms
+    lines += [
+        f"{h.name} holds out only {rarer} patients of one class, so its AUC says little and moves the means."
+        f" All held-out patients in one list: swarm {interval(arms['swarm'].pooled_auc)}, local"
+        f" {interval(arms['local'].pooled_auc)}."
+        for h in c.hospitals
+        if not h.problem and (rarer := min(h.positives, h.patients - h.positives)) < FEW
+    ]
     return tuple(lines)
 
 
