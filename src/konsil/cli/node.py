@@ -14,6 +14,7 @@ from konsil.node.config import (
     IdentityTable,
     MemberTable,
     NodeTable,
+    check_config,
 )
 
 DEFAULT_LISTEN = "0.0.0.0:7400"
@@ -54,6 +55,7 @@ def init(
         IdentityTable(workload_api),
         NodeTable(listen, advertise),
     )
+    check_config(config)
     if not advertise and listen.rpartition(":")[0] in ("0.0.0.0", "[::]"):  # noqa: S104 - compared, not listened on
         raise ConfigError(
             f"Peers cannot dial {listen}: it stands for every address of this machine.",

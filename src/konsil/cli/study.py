@@ -10,7 +10,8 @@ import click
 
 from konsil.cli import sentences
 from konsil.cli.common import Node, Site, printable, span, verb
-from konsil.core.rules.calls import Agree
+from konsil.cli.swarm import open_vote
+from konsil.core.rules.calls import Agree, ProposeStudySettings
 from konsil.core.rules.state import State, Study
 from konsil.core.wall import AskCall, AskModel, AskNode, AskPropose, Noted, StudyStatus, ToldModel, ToldNode
 from konsil.errors import ConfigError, StudyError
@@ -44,6 +45,13 @@ def propose(site: Site, file: Path, model: Path | None) -> None:
         f"Study '{settings.name}' is on the ledger at height {height}.\n"
         f"The others agree with: konsil study agree {settings.name}",
     )
+
+
+@verb(study, "change", example="konsil study change aml.toml")
+@click.argument("file", type=FILE)
+def change(site: Site, file: Path) -> None:
+    """Open a vote among a study's members to change its settings, from the next round on."""
+    open_vote(site, ProposeStudySettings(read_study_file(file)))
 
 
 @verb(study, "agree", example="konsil study agree aml")

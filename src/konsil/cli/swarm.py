@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
 
 from konsil.cli.common import Site, verb, when
 from konsil.cli.sentences import of_subject
-from konsil.core.rules import genesis_digest
+from konsil.core.rules import genesis_digest, proposals_at, voters
 from konsil.core.rules.calls import (
     Call,
     ProposeRemove,
@@ -100,7 +101,7 @@ def admit(site: Site, card: Path) -> None:
     files.read_card_file(card)  # a good error here is better than one from the node
     with site.node() as node:
         node.ask(AskAdmit(card.read_bytes()), Noted)
-        _show_own(site, node.state())
+        show_own(site, node.state())
 
 
 @verb(propose, "remove", example='konsil swarm propose remove rennes --reason "left the consortium"')
@@ -108,7 +109,7 @@ def admit(site: Site, card: Path) -> None:
 @click.option("--reason", default="", help="Stands on the ledger.")
 def remove(site: Site, member: str, reason: str) -> None:
     """Open a vote to remove a member."""
-    _propose(site, ProposeRemove(member, reason))
+    open_vote(site, ProposeRemove(member, reason))
 
 
 @verb(
@@ -119,7 +120,7 @@ def remove(site: Site, member: str, reason: str) -> None:
 @click.argument("file", type=CARD_FILE)
 def settings(site: Site, file: Path) -> None:
     """Open a vote to change the swarm's settings to those in a TOML file."""
-    _propose(site, ProposeSwarmSettings(read_settings_file(file, SwarmSettings)))
+    open_vote(site, ProposeSwarmSettings(read_settings_file(file, SwarmSettings)))
 
 
 @verb(swarm, "vote", example="konsil swarm vote 3 yes")
@@ -140,17 +141,19 @@ def proposals(site: Site, everything: bool) -> None:
     """The votes that are open."""
     with site.node() as node:
         state = node.state()
-    shown = [proposal for proposal in state.proposals if everything or proposal.outcome == "open"]
+    known = proposals_at(state, int(time.time()))
+    shown = [proposal for proposal in known if everything or proposal.outcome == "open"]
     site.show(shown, "\n".join(_describe(proposal, state) for proposal in shown) or "No vote is open.")
 
 
-def _propose(site: Site, call: Call) -> None:
+def open_vote(site: Site, call: Call) -> None:
+    """Put a proposal on the ledger and show it as it stands there."""
     with site.node() as node:
         node.ask(AskCall(call), Noted)
-        _show_own(site, node.state())
+        show_own(site, node.state())
 
 
-def _show_own(site: Site, state: State) -> None:
+def show_own(site: Site, state: State) -> None:
     """Show the proposal that this member made last."""
     me = site.config().name
     own = [proposal for proposal in state.proposals if proposal.proposer == me][-1]
@@ -160,9 +163,7 @@ def _show_own(site: Site, state: State) -> None:
 def _describe(proposal: Proposal, state: State) -> str:
     yes = sorted(name for name, voted in proposal.votes.items() if voted)
     no = sorted(name for name, voted in proposal.votes.items() if not voted)
-    missing = sorted(
-        name for name, member in state.members.items() if member.active and name not in proposal.votes
-    )
+    missing = sorted(voters(state, proposal.subject) - proposal.votes.keys())
     what = of_subject(proposal.subject)
     lines = [
         f"{proposal.number}: {proposal.proposer} proposes to {what} [{proposal.outcome}]",

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from konsil.cli import main
+from konsil.node.config import read_config
+
+
+def _commands(group=main, path=()):
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield from _commands(command, (*path, name)) if isinstance(command, click.Group) else [(*path, name)]
+
+
+COMMANDS = sorted(path for path in _commands() if path != ("demo",))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example_and_json(path):
+    result = CliRunner().invoke(main, [*path, "--help"])
+    assert result.exit_code == 0
+    assert f"Example:\n  konsil {' '.join(path)}" in result.output
+    assert "--json" in result.output
+
+
+def test_help_imports_almost_nothing():
+    code = (
+        "import sys, konsil.cli\n"
+        "konsil.cli.main(['--help'], standalone_mode=False)\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "doctor" in done.stdout
+    imported = set(done.stderr.replace("'", "").strip("[]\n").split(", "))
+    assert not imported & {
+        "asyncio",
+        "cryptography",
+        "grpc",
+        "msgspec",
+        "numpy",
+        "rich",
+        "sqlite3",
+        "structlog",
+    }
+
+
+def test_an_unknown_noun_is_a_usage_error(site):
+    site.run("hospital", expect=2)
+    site.run("node", "begin", expect=2)
+
+
+def test_init_makes_a_private_directory_and_a_public_card(site):
+    result = site.init("lyon", "0.0.0.0:7400", "--advertise", "konsil.lyon.example:7400")
+    directory = site.root / "lyon"
+    assert str(directory / "lyon.card.json") in result.stdout
+    config = read_config(directory)
+    assert config.addresses == ("konsil.lyon.example:7400",)
+    assert config.trust_domain == "lyon.konsil"
+    for path in (directory, config.keys_dir, *config.keys_dir.iterdir()):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_init_never_replaces_a_member(site):
+    site.init("lyon")
+    before = (site.root / "lyon" / "keys" / "ledger.pem").read_bytes()
+    result = site.run("node", "init", "--name", "lyon", "--listen", "none", expect=1)
+    assert "There is a member" in result.stderr
+    assert (site.root / "lyon" / "keys" / "ledger.pem").read_bytes() == before
+
+
+def test_init_takes_up_keys_of_an_interrupted_run(site):
+    site.init("lyon")
+    directory = site.root / "lyon"
+    before = (directory / "keys" / "ledger.pem").read_bytes()
+    (directory / "node.toml").unlink()
+    site.init("lyon")
+    assert (directory / "keys" / "ledger.pem").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--name", "Lyon"], "'member.name'"),
+        (["--name", "lyon", "--listen", "nowhere"], "'node.listen'"),
+        (["--name", "lyon"], "Peers cannot dial 0.0.0.0:7400"),
+        (["--name", "lyon", "--listen", "none", "--trust-domain", "a b"], "'member.trust_domain'"),
+    ],
+)
+def test_init_refuses_what_could_not_work_before_it_makes_a_key(site, words, says):
+    result = site.run("node", "init", *words, expect=1)
+    assert says in result.stderr
+    assert not (site.root / "lyon" / "keys").exists()
+
+
+def test_all_members_found_the_same_swarm_whatever_the_order_of_cards(site):
+    for member, listen in (("lyon", "127.0.0.1:7999"), ("nice", "127.0.0.1:7998"), ("lille", "none")):
+        site.init(member, listen)
+    cards = [site.card(member) for member in ("lyon", "nice", "lille")]
+    digests = {
+        site.json("swarm", "found", "aml", *order, member=member)["genesis"]
+        for member, order in (
+            ("lyon", cards),
+            ("nice", cards[::-1]),
+            ("lille", [cards[1], cards[2], cards[0]]),
+        )
+    }
+    assert len(digests) == 1
+    site.run("swarm", "found", "aml", *cards)  # once more changes nothing
+    again = site.run("swarm", "found", "other", *cards, expect=1)
+    assert "holds another genesis" in again.stderr
+
+
+def test_founding_refuses_cards_that_do_not_make_a_swarm(site):
+    site.init("lyon", "127.0.0.1:7999")
+    site.init("nice")
+    site.init("lille")
+    lyon, nice, lille = (site.card(member) for member in ("lyon", "nice", "lille"))
+    for words, says in (
+        ([lyon], "two members or more"),
+        ([nice, lille], "not among the cards"),
+        ([lyon, nice, nice], "the same name"),
+        ([lyon, nice, "--operator", "nice"], "not among the members that have an address"),
+        ([lyon, str(site.root / "none.json")], "cannot be read"),
+        ([lyon, str(site.root / "nice" / "node.toml")], "not a member's card"),
+    ):
+        result = site.run("swarm", "found", "aml", *words, expect=1)
+        assert says in result.stderr, result.stderr
+    assert not (site.root / "lyon" / "genesis.json").exists()
+
+
+def test_a_card_that_was_changed_on_the_way_is_refused(site):
+    site.init("lyon", "127.0.0.1:7999")
+    site.init("nice", "127.0.0.1:7998")
+    card = Path(site.card("nice"))
+    card.write_text(card.read_text().replace("7998", "6666"))
+    result = site.run("swarm", "found", "aml", site.card("lyon"), site.card("nice"), expect=1)
+    assert "IdentityError" in result.stderr
+    assert "was changed" in result.stderr
+
+
+def test_errors_say_what_is_safe_and_what_to_do_in_text_and_in_json(site):
+    text = site.run("node", "status", expect=1)
+    assert text.stdout == ""
+    assert text.stderr.startswith("ConfigError: There is no file")
+    assert "konsil node init" in text.stderr
+    error = json.loads(site.run("node", "status", "--json", expect=1).stderr)["error"]
+    assert error["kind"] == "ConfigError"
+    assert {"what", "safe", "do", "code", "fields"} <= error.keys()
+
+
+def test_without_a_running_node_a_command_says_how_to_start_it(site):
+    site.init("lyon")
+    result = site.run("swarm", "members", expect=1)
+    assert result.stderr.startswith("NodeUnreachable")
+    assert "konsil node start" in result.stderr
+
+
+def test_the_directory_is_an_option_or_an_environment_variable(site):
+    site.init("lyon")
+    result = CliRunner().invoke(main, ["doctor", "--dir", str(site.root / "lyon"), "--json"])
+    assert json.loads(result.stdout)["ok"]
+
+
+def test_doctor_without_a_node_checks_what_is_on_disk(site):
+    site.found()
+    findings = {found["check"]: found for found in site.json("doctor")["findings"]}
+    assert {name: found["level"] for name, found in findings.items()} == {
+        "config": "ok",
+        "directory": "ok",
+        "keys": "ok",
+        "card": "ok",
+        "genesis": "ok",
+        "disk": "ok",
+        "node": "warn",
+        "port": "ok",
+    }
+
+
+def test_doctor_fails_on_open_permissions_a_lost_key_and_a_taken_port(site):
+    site.found()
+    directory = site.root / "lyon"
+    config = (directory / "node.toml").read_text()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (directory / "node.toml").write_text(config.replace("7999", str(port)))
+        (directory / "keys" / "ledger.pem").unlink()
+        directory.chmod(0o701)
+        result = site.run("doctor", expect=1)
+    for line in ("fail  directory", "fail  keys", "fail  port", "warn  card"):
+        assert line in result.stdout, result.stdout
+    assert "chmod 700" in result.stdout
+
+
+def test_doctor_fails_on_a_config_with_an_unknown_key(site):
+    site.init("lyon")
+    with (site.root / "lyon" / "node.toml").open("a") as file:
+        file.write("lissten = 1\n")
+    result = site.run("doctor", expect=1)
+    assert "fail  config" in result.stdout
+    assert "Did you mean 'node.listen'?" in result.stdout

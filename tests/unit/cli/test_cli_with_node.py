@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from konsil.core.parameters import Schema
+from konsil.core.rules import Agree, Commit, Enter, Finish, Initialise, proposals_at
+from konsil.wall.memory import seal_pieces
+
+STUDY = 'name = "heart"\ndescription = "AUC\\u001b[31m"\nrounds = 3\nevery_steps = 10\nmin_members = 2\n'
+
+
+@pytest.fixture
+def study_file(site):
+    file = site.root / "heart.toml"
+    file.write_text(STUDY)
+    return str(file)
+
+
+def test_members_shows_who_serves_the_ledger(site):
+    site.found()
+    with site.node():
+        text = site.run("swarm", "members").stdout
+        assert "lyon (serves the ledger)" in text
+        assert set(site.json("swarm", "members")) == {"lyon", "nice", "lille"}
+
+
+def test_node_status_shows_peers_and_problems(site):
+    site.found()
+    with site.node() as node:
+        node.problems = ("the moon is full",)
+        text = site.run("node", "status").stdout
+        for line in (
+            "lyon in swarm aml",
+            "one operator, 'lyon'",
+            "nice: connected (accepted, 1.5 ms)",
+            "lille: away. It has not dialled in.",
+            "heart: round 1, training",
+            "Problem: the moon is full",
+        ):
+            assert line in text, text
+        assert site.json("node", "status")["member"] == "lyon"
+
+
+def test_a_vote_is_opened_shown_and_answered(site):
+    site.found()
+    with site.node():
+        text = site.run("swarm", "propose", "remove", "lille", "--reason", "it closed").stdout
+        assert "1: lyon proposes to remove 'lille': it closed [open]" in text
+        assert "not voted: nice" in text
+        assert "konsil swarm vote 1 yes|no" in text
+        assert site.json("swarm", "proposals")[0]["number"] == 1
+        twice = site.run("swarm", "vote", "1", "yes", expect=1)
+        assert twice.stderr.startswith("Refused:")
+        site.run("swarm", "vote", "1", "perhaps", expect=2)
+
+
+def test_a_fifth_members_card_opens_a_vote_to_admit_it(site):
+    site.found()
+    site.init("rennes", "127.0.0.1:7990")
+    with site.node() as node:
+        text = site.run("swarm", "propose", "admit", site.card("rennes")).stdout
+        assert "admit 'rennes'" in text
+        assert proposals_at(node.ledger.state, node.ledger.state.now_s)[0].proposer == "lyon"
+    assert len(list((site.root / "lyon" / "cards").glob("*.json"))) == 4
+
+
+def test_swarm_settings_come_from_a_file_that_is_checked(site):
+    site.found()
+    file = site.root / "swarm.toml"
+    with site.node():
+        file.write_text("proposal_s = 3600\n")
+        assert "keep votes open for 60.0 min" in site.run("swarm", "propose", "settings", str(file)).stdout
+        file.write_text("proposals = 3600\n")
+        assert (
+            "Did you mean 'proposal_s'?"
+            in site.run("swarm", "propose", "settings", str(file), expect=1).stderr
+        )
+
+
+def test_a_study_is_proposed_shown_agreed_to_and_listed(site, study_file):
+    site.found()
+    with site.node() as node:
+        assert "konsil study agree heart" in site.run("study", "propose", study_file).stdout
+        assert site.json("study", "list")["heart"]["phase"] == "proposed"
+        assert "heart: proposed, 0 of 3 rounds, lyon" in site.run("study", "list").stdout
+        text = site.run("study", "status", "heart").stdout
+        assert "agreed: lyon" in text
+        assert "nice: round 1, training, 40%, heard 3 s ago" in text
+        no = site.run("study", "agree", "heart", input="n\n", expect=1)
+        assert "the models are merged every 10 steps" in no.stdout
+        assert "\x1b[31m" not in no.stdout  # what others wrote must not steer this terminal
+        assert "You did not agree" in no.stderr
+        assert node.ledger.state.height == 1
+        unknown = site.run("study", "status", "lung", expect=1)
+        assert "Studies: heart." in unknown.stderr
+
+
+def test_a_running_studys_settings_are_changed_by_vote(site, study_file):
+    site.found()
+    with site.node():
+        site.run("study", "propose", study_file)
+        with (site.root / "heart.toml").open("a") as file:
+            file.write("silence_s = 90\n")
+        text = site.run("study", "change", study_file).stdout
+        assert "lyon proposes to change the settings of study 'heart'" in text
+
+
+def test_a_study_file_with_contradictions_is_refused_by_the_contract(site):
+    site.found()
+    file = site.root / "bad.toml"
+    file.write_text('name = "heart"\nevery_steps = 10\nevery_minutes = 5\n')
+    with site.node() as node:
+        result = site.run("study", "propose", str(file), expect=1)
+        assert "Error" in result.stderr or "Refused" in result.stderr
+        assert node.ledger.state.height == 0
+
+
+def test_a_model_that_is_missing_says_so(site, study_file):
+    site.found()
+    with site.node():
+        site.run("study", "propose", study_file)
+        out = site.root / "m.safetensors"
+        result = site.run("study", "model", "heart", "--out", str(out), expect=1)
+        assert "StudyError" in result.stderr
+        assert not out.exists()
+
+
+def test_a_model_is_written_whole(site, study_file):
+    site.found()
+    content = b"model" * 1000
+    with site.node() as node, seal_pieces([content]) as memory:
+        site.run("study", "propose", study_file)
+        node.submit(Initialise("heart", "a" * 64, "b" * 64, 5000))
+        node.memory = memory
+        out = site.root / "m.safetensors"
+        assert "after round 0" in site.run("study", "model", "heart", "--out", str(out)).stdout
+        assert out.read_bytes() == content
+        nowhere = site.root / "none" / "m.safetensors"
+        assert (
+            "cannot be written" in site.run("study", "model", "heart", "--out", str(nowhere), expect=1).stderr
+        )
+    assert sorted(path.name for path in site.root.iterdir() if path.is_file()) == [
+        "heart.toml",
+        "m.safetensors",
+    ]
+
+
+def test_the_history_is_shown_in_sentences_and_verified_offline(site, study_file):
+    site.found()
+    with site.node():
+        site.run("study", "propose", study_file)
+        site.run("swarm", "propose", "remove", "lille")
+        assert len(site.json("ledger", "show")) == 2
+    text = site.run("ledger", "show").stdout
+    assert "lyon proposes the study 'heart'" in text
+    assert "lyon proposes to remove 'lille'" in text
+    about = site.run("ledger", "show", "heart").stdout
+    assert "remove" not in about
+    assert "Study 'heart' is proposed" in about
+    verified = site.json("ledger", "verify")
+    assert verified["height"] == 2
+    assert verified["calls"] == {"ProposeRemove": 1, "ProposeStudy": 1}
+    assert "The history holds: 2 calls" in site.run("ledger", "verify").stdout
+    assert "There is no study 'lung'" in site.run("ledger", "show", "lung", expect=1).stderr
+
+
+def test_a_history_that_was_tampered_with_fails_verification(site, study_file):
+    site.found()
+    with site.node():
+        site.run("study", "propose", study_file)
+    path = site.root / "lyon" / "ledger.db"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"rounds":3', b'"rounds":9'))
+    result = site.run("ledger", "verify", expect=1)
+    assert result.stderr.startswith("JournalCorrupt")
+    assert "entry 1" in result.stderr
+
+
+def test_new_addresses_of_a_running_member_are_announced_and_its_card_kept(site):
+    site.found()
+    card = (site.root / "lyon" / "lyon.card.json").read_bytes()
+    config = site.root / "lyon" / "node.toml"
+    config.write_text(config.read_text().replace("7999", "7555"))
+    with site.node() as node:
+        assert "127.0.0.1:7555" in site.run("node", "card").stdout
+        assert node.ledger.state.members["lyon"].record.addresses == ("127.0.0.1:7555",)
+    assert (site.root / "lyon" / "lyon.card.json").read_bytes() == card
+
+
+def test_doctor_with_a_node_checks_peers_clocks_and_the_ledger(site, study_file):
+    site.found()
+    schema = Schema.of({"w": np.zeros(3, np.float32)})
+    model = site.root / "m.safetensors"
+    model.write_bytes(b"".join(bytes(piece) for piece in (schema.header, np.zeros(3, np.float32).tobytes())))
+    with site.node() as node:
+        site.run("study", "propose", study_file)
+        node.submit(Initialise("heart", schema.digest, "a" * 64, schema.data_bytes))
+        result = site.run("doctor", "--model", str(model), expect=1)  # nothing listens at its port
+        for line in (
+            "ok    certificate",
+            "ok    nice",
+            "its clock is 0.2 s ahead",
+            "warn  lille",
+            "ok    ledger",
+            f"{model} has the schema of study 'heart'",
+            "fail  port",
+        ):
+            assert line in result.stdout, result.stdout
+
+
+def _running(site, node, study_file):
+    site.run("study", "propose", study_file)
+    node.submit(Initialise("heart", "a" * 64, "b" * 64, 5000), Enter("heart"))
+    settings = node.ledger.state.studies["heart"].settings_digest
+    node.submit_as("nice", Agree("heart", settings), Enter("heart"))
+
+
+def test_status_tells_the_open_round_and_whom_it_waits_for(site, study_file):
+    site.found()
+    with site.node() as node:
+        _running(site, node, study_file)
+        node.submit(Commit("heart", 1, "b" * 64, "c" * 64, 120))
+        text = site.run("study", "status", "heart").stdout
+        for line in ("round 1 is collecting", "committed: lyon", "waits for nice until", "next deadline:"):
+            assert line in text, text
+        assert site.json("study", "status", "heart")["missing"] == ["nice"]
+    text = site.run("ledger", "show", "heart", "1").stdout
+    assert "lyon commits its update cccccccccccc (120 examples) for round 1 of 'heart'" in text
+    assert "Round 1 of 'heart' has not been accepted." in text
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_followed_study_is_shown_until_it_ends(site, study_file, more):
+    site.found()
+    with site.node() as node:
+        _running(site, node, study_file)
+        ending = threading.Timer(0.2, lambda: node.submit(Finish("heart")))
+        ending.start()
+        text = site.run("study", "status", "heart", "--follow", *more).stdout
+        ending.join()
+    assert "finished" in text
+    assert ("running" in text) == bool(more)  # without a terminal, people see the end only
