@@ -80,7 +80,7 @@ class Channel:
 
     def kick(self) -> None:
         """Something was queued: send it with whatever else this turn of the loop queues."""
-        if self.ended or self._armed or self._write_soon is not None:
+        if self.ended:
             return
         if self.queue.frames > MAX_WAITING_FRAMES:
             self.end(
@@ -91,7 +91,8 @@ class Channel:
                 )
             )
             return
-        self._write_soon = self._loop.call_soon(self._write_now)
+        if not self._armed and self._write_soon is None:
+            self._write_soon = self._loop.call_soon(self._write_now)
 
     async def flushed(self) -> None:
         """Wait until everything queued is with the kernel, or the channel has ended."""

@@ -199,7 +199,8 @@ class Connection:
         if self.ended:
             return False
         try:
-            await asyncio.wait_for(asyncio.shield(self._ask_whether_alive()), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(self._ask_whether_alive())
         except (TimeoutError, KonsilError):
             return False
         return not self.ended

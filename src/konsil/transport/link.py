@@ -66,7 +66,9 @@ class Link:
 
     def drop(self, connection: Connection) -> None:
         """A connection takes no new requests, or has ended: have another one made."""
-        if connection.ended and connection in self._connections:
+        if connection not in self._connections:
+            return
+        if connection.ended:
             self._connections.remove(connection)
         if self.best() is None:
             if connection.reason is not None and connection.ended:

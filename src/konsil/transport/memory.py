@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
@@ -249,7 +249,8 @@ class MemoryTransport:
         task = asyncio.get_running_loop().create_task(self._there_and_back(far, message))
         far.serve(task)
         try:
-            await asyncio.wait({task, trip}, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {task, trip}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if trip.done() or task.cancelled():
                 raise lost(far.name, gone("The link was cut."))
             return self._take(task.result(), into, limit_bytes)
@@ -257,7 +258,8 @@ class MemoryTransport:
             self._network.break_trips(self.name, far.name)
             raise
         finally:
-            task.cancel()
+            if not task.cancel() and not task.cancelled():
+                task.exception()  # the asker has been told of the break already
             self._network.arrived(self.name, far.name, trip)
 
     def serve(self, task: asyncio.Task[Reply]) -> None:

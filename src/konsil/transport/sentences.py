@@ -43,6 +43,15 @@ def two_nodes(peer: str) -> IdentityError:
     )
 
 
+def own_expired() -> IdentityError:
+    """This node cannot show who it is."""
+    return IdentityError(
+        "This node's own certificate has expired.",
+        safe="No connection was opened; what is on the ledger and on disk is untouched.",
+        do="Its Workload API has stopped issuing, or the clock is wrong: `konsil doctor`.",
+    )
+
+
 def handler_failed(peer: str) -> PeerRefused:
     """What the asker gets when the peer's handler raised."""
     return PeerRefused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -112,7 +113,9 @@ def explain(error: OSError) -> str:
     reason = getattr(error, "reason", None)
     if isinstance(error, ssl.SSLError) and reason:
         return _ALERTS.get(reason, f"TLS failed ({reason.lower().replace('_', ' ')})")
-    return error.strerror or str(error) or type(error).__name__
+    if error.errno and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
 
 
 _ALERTS = {

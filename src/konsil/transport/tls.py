@@ -7,6 +7,7 @@ import contextlib
 import random
 import socket
 import ssl
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Self
 
@@ -18,7 +19,7 @@ from konsil.transport.connection import Connection, Owner
 from konsil.transport.identity import Identity
 from konsil.transport.link import Link
 from konsil.transport.listener import Listener, split_address
-from konsil.transport.sentences import too_late, two_nodes, unknown
+from konsil.transport.sentences import own_expired, too_late, two_nodes, unknown
 from konsil.transport.sockets import connect, explain, linger, shake_hands, until_readable
 from konsil.transport.timings import Timings
 
@@ -26,6 +27,9 @@ log = structlog.get_logger("konsil.transport")
 
 _WANTED_BACKOFF_S_MAX = 1.0
 """Between two attempts to connect while a request waits for them."""
+
+_REFUSALS_S = 60.0
+"""The same refusal again and again is logged this often."""
 
 _jitter = random.SystemRandom()
 
@@ -70,6 +74,7 @@ class TlsTransport:
         self._connections: set[Connection] = set()
         self._started = False
         self._closed = False
+        self._refusal = "", 0.0
         self._bytes_in = 0
         self._bytes_out = 0
 
@@ -214,7 +219,7 @@ class TlsTransport:
             # It will dial this node at the same moment; a second connection would be made for nothing.
             await self._rest(link, self._timings.yield_s)
         failures = 0
-        while True:
+        while not self._closed:
             link.wake.clear()
             if link.best() is not None or not link.address.addresses:
                 failures = 0
@@ -235,11 +240,13 @@ class TlsTransport:
     @staticmethod
     async def _rest(link: Link, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(link.wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await link.wake.wait()
 
     async def _dial(self, link: Link) -> bool:
         """Try the peer's addresses in turn; whether there is a connection now."""
         for address in link.address.addresses:
+            before = link.problem
             try:
                 async with asyncio.timeout(self._timings.handshake_s):
                     await self._dial_one(link, address)
@@ -254,10 +261,13 @@ class TlsTransport:
                 log.exception("dialling failed", peer=link.name, address=address)
             if link.best() is not None:
                 return True
-            log.debug("a peer could not be reached", peer=link.name, address=address, problem=link.problem)
+            if link.problem != before:
+                log.info("a peer cannot be reached", peer=link.name, address=address, problem=link.problem)
         return False
 
     async def _dial_one(self, link: Link, address: str) -> None:
+        if self._identity.expires_s <= time.time():
+            raise own_expired()
         context = self._identity.client_context(link.address)
         sock = await connect(*split_address(address))
         connection = await self._secure(sock, context, {link.name: link.address}, dialled=True)
@@ -286,11 +296,14 @@ class TlsTransport:
             name, expires_s = self._identity.check_peer(tls, peers)
         except IdentityError as error:
             stranger = Connection(tls, "a stranger", self._owner, dialled=dialled, expires_s=0.0)
+            self._connections.add(stranger)
             self._spawn(stranger.refuse(str(error)))
             raise
         except (OSError, ValueError):
             # What TLS has to say to the other side must not be lost to a reset.
-            self._spawn(linger(socket.socket(fileno=tls.detach()), self._timings.close_s))
+            raw = socket.socket(fileno=tls.detach())
+            task = self._spawn(linger(raw, self._timings.close_s))
+            task.add_done_callback(lambda _: raw.close())  # also if it never began
             raise
         except BaseException:
             tls.close()
@@ -311,11 +324,20 @@ class TlsTransport:
             async with asyncio.timeout(self._timings.handshake_s):
                 await self._accept_in_time(sock)
         except (OSError, KonsilError, ValueError) as error:
-            why = explain(error) if isinstance(error, OSError) else str(error)
-            log.info("a connection was refused", why=why or "it took too long")
+            self._note_refusal(explain(error) if isinstance(error, OSError) else str(error))
+        except Exception:  # a mistake of ours must cost one connection only
+            log.exception("a connection could not be accepted")
         finally:
             if self._listener is not None:
                 self._listener.release()
+
+    def _note_refusal(self, why: str) -> None:
+        """Log it, but let nobody fill the log by knocking all day."""
+        now_s = asyncio.get_running_loop().time()
+        last, since_s = self._refusal
+        if why != last or now_s - since_s > _REFUSALS_S:
+            self._refusal = why, now_s
+            log.info("a connection was refused", why=why or "it took too long")
 
     async def _accept_in_time(self, sock: socket.socket) -> None:
         try:
