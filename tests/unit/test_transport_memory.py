@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from konsil.core.messages import MAX_MESSAGE_BYTES
@@ -48,6 +49,22 @@ async def test_without_memory_the_body_comes_under_its_limit():
         await nodes["a"].request("b", b"hello", timeout_s=1, into=memoryview(bytearray(4)))
     with pytest.raises(FrameError, match="over the limit"):
         await nodes["a"].request("b", bytes(MAX_MESSAGE_BYTES + 1), timeout_s=1)
+
+
+async def test_memory_that_cannot_be_written_is_a_mistake_of_the_asker():
+    _, nodes = swarm({"a": echo, "b": echo})
+    with pytest.raises(ValueError, match="must be writable"):
+        await nodes["a"].request("b", b"hello", timeout_s=1, into=memoryview(b"12345"))
+
+
+async def test_arrays_travel_as_their_bytes():
+    async def array(_who, _message):
+        return Reply(b"", memoryview(np.arange(6, dtype="<f4").reshape(2, 3)))
+
+    _, nodes = swarm({"a": echo, "b": array})
+    memory = np.zeros((3, 2), dtype="<f4")
+    assert (await nodes["a"].request("b", b"x", timeout_s=1, into=memoryview(memory))).body_bytes == 24
+    assert memory.ravel().tolist() == [0, 1, 2, 3, 4, 5]
 
 
 async def test_an_answer_in_words_leaves_the_memory_alone():

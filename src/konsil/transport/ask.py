@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from konsil.errors import KonsilError
-from konsil.transport.base import Received
+from konsil.transport.base import Buffer, Received
 from konsil.transport.sentences import not_asked
 
 
@@ -75,3 +75,26 @@ def fail(
     if not future.done():
         future.set_exception(error)
         future.exception()  # whoever waits gets it; nobody waiting is no mistake
+
+
+def writable(into: memoryview | None) -> memoryview | None:
+    """An asker's memory as plain bytes.
+
+    Raises:
+        ValueError: it cannot be written to.
+    """
+    if into is None:
+        return None
+    if into.readonly:
+        raise ValueError("The memory for an answer must be writable.")
+    return flat(into)
+
+
+def flat(body: Buffer) -> memoryview:
+    """Any contiguous buffer as plain bytes, without a copy.
+
+    Raises:
+        TypeError: not contiguous.
+    """
+    view = memoryview(body)
+    return view.cast("B") if view.nbytes else memoryview(b"")

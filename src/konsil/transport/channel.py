@@ -13,11 +13,15 @@ import ssl
 import time
 from collections.abc import Callable
 
+import structlog
+
 from konsil.errors import FrameError, KonsilError
 from konsil.transport.frames import Frame, FrameReader, SendQueue
-from konsil.transport.sentences import ended
+from konsil.transport.sentences import ended, gone
 from konsil.transport.sockets import broken, linger
 from konsil.transport.timings import MAX_WAITING_FRAMES
+
+log = structlog.get_logger("konsil.transport")
 
 READ_BUDGET_BYTES = 512 * 1024
 """Read at one wake-up before other callbacks get their turn: below a millisecond of decryption."""
@@ -165,6 +169,9 @@ class Channel:
             self.end(error)
         except OSError as error:
             self.end(broken(error))
+        except Exception:  # a mistake of ours must not leave a connection that neither reads nor ends
+            log.exception("a connection broke")
+            self.end(gone("An error of this node, see its log."))
         if self._piece is not None and not self._armed:
             # A write that waited for the peer's bytes (a key update) can go on.
             self.kick()

@@ -12,8 +12,8 @@ import structlog
 
 from konsil.core.messages import MAX_MESSAGE_BYTES
 from konsil.errors import FrameError, KonsilError, PeerRefused
-from konsil.transport.ask import Ask, fail
-from konsil.transport.base import Handler, Received, Reply
+from konsil.transport.ask import Ask, fail, flat
+from konsil.transport.base import Handler, Received
 from konsil.transport.channel import Channel
 from konsil.transport.frames import (
     MAX_REASON_BYTES,
@@ -322,6 +322,7 @@ class Connection:
     async def _serve(self, number: int, message: bytes) -> None:
         try:
             reply = await self._owner.handler(self.peer, message)
+            body = flat(reply.body)
             if len(reply.message) > MAX_MESSAGE_BYTES:
                 raise not_asked(f"An own answer of {len(reply.message)} bytes is over the limit.")  # noqa: TRY301 - logged as the handler's fault
         except Exception:  # one request's failure must not end the others
@@ -330,16 +331,15 @@ class Connection:
                 self._put(encode(Kind.ANSWER, number, flags=Flag.FAILED))
         else:
             if self._serving.pop(number, None) is not None:
-                self._send(number, reply)
+                self._send(number, reply.message, body)
         self._close_if_done()
 
-    def _send(self, number: int, reply: Reply) -> None:
+    def _send(self, number: int, message: bytes, body: memoryview) -> None:
         if self.ended:
             return
-        view = memoryview(reply.body).cast("B")
-        self._put(encode(Kind.ANSWER, number, reply.message, body_bytes=len(view)))
-        if view:
-            self._channel.queue.put_body(number, view)
+        self._put(encode(Kind.ANSWER, number, message, body_bytes=len(body)))
+        if body:
+            self._channel.queue.put_body(number, body)
 
     # --- its end ---------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from konsil.errors import PeerUnreachable
 from konsil.transport.base import PeerAddress, PeerLink
@@ -86,6 +87,12 @@ class Link:
             finally:
                 self._waiting.discard(future)
         return connection
+
+    async def rest(self, seconds: float) -> None:
+        """Wait so long, or until a connection is needed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.wake.wait()
 
     @property
     def wanted(self) -> bool:

@@ -14,7 +14,7 @@ import structlog
 
 from konsil.core.messages import MAX_MESSAGE_BYTES
 from konsil.errors import FrameError
-from konsil.transport.ask import Ask
+from konsil.transport.ask import Ask, flat, writable
 from konsil.transport.base import Handler, PeerAddress, PeerLink, Received, Reply
 from konsil.transport.frames import HEADER_BYTES, Kind, encode
 from konsil.transport.sentences import gone, handler_failed, lost, not_asked, too_late, unknown
@@ -195,7 +195,7 @@ class MemoryTransport:
         if self._closed or peer not in self._peers:
             raise unknown(peer, closed=self._closed)
         encode(Kind.REQUEST, 1, message)  # for its limits
-        into = None if into is None else into.cast("B")
+        into = writable(into)
         connected = False
         slots = self._slots.setdefault(peer, asyncio.Semaphore(MAX_IN_FLIGHT))
         try:
@@ -281,6 +281,7 @@ class MemoryTransport:
         try:
             reply = await self._handler(peer, message)
             _check(reply)
+            flat(reply.body)
         except Exception as error:  # as over a socket: the asker learns that it failed, the log why
             log.exception("a request could not be served", peer=peer)
             raise handler_failed(self.name) from error
@@ -290,7 +291,7 @@ class MemoryTransport:
     @staticmethod
     def _take(reply: Reply, into: memoryview | None, limit_bytes: int) -> Received:
         """Hand the answer over under the same limits as a frame's."""
-        view = memoryview(reply.body).cast("B")
+        view = flat(reply.body)
         ask = Ask(asyncio.get_running_loop().create_future(), into, limit_bytes)
         ask.announce(reply.message, len(view))
         if view:

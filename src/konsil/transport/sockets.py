@@ -7,9 +7,17 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from konsil.errors import PeerUnreachable
+
+_AddressInfo = tuple[
+    socket.AddressFamily,
+    socket.SocketKind,
+    int,
+    str,
+    tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes],
+]
 
 UNSENT_BYTES = 256 * 1024
 """Unsent bytes that the kernel may hold: behind more of them, a heartbeat would wait on a slow line."""
@@ -19,7 +27,7 @@ async def connect(host: str, port: int) -> socket.socket:
     """A TCP connection to the first of a host's addresses that takes one."""
     loop = asyncio.get_running_loop()
     last: OSError = OSError(f"{host} has no address")
-    for family, kind, protocol, _, where in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    for family, kind, protocol, _, where in await _resolve(host, port):
         sock = socket.socket(family, kind, protocol)
         try:
             tune(sock)
@@ -33,6 +41,14 @@ async def connect(host: str, port: int) -> socket.socket:
         else:
             return sock
     raise last
+
+
+async def _resolve(host: str, port: int) -> Sequence[_AddressInfo]:
+    """A host's addresses; an IP address needs no thread to be understood."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 async def shake_hands(sock: ssl.SSLSocket) -> None:

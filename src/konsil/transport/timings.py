@@ -26,6 +26,7 @@ class Timings:
         rival_s: for the first of two nodes with one identity to show that it is alive.
         backoff_min_s: before the second attempt to connect; doubles with each, with jitter.
         backoff_max_s: between two attempts at most.
+        backoff_wanted_s: the same while a request waits.
         yield_s: what the member with the greater name waits before it dials one that may dial it.
         renew_margin_s: before a certificate expires, for requests in flight to finish elsewhere.
         close_s: for the last bytes to leave when a connection is closed in order.
@@ -38,6 +39,7 @@ class Timings:
     rival_s: float = 2.0
     backoff_min_s: float = 0.05
     backoff_max_s: float = 15.0
+    backoff_wanted_s: float = 1.0
     yield_s: float = 0.25
     renew_margin_s: float = 60.0
     close_s: float = 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import socket
 import ssl
@@ -14,6 +13,7 @@ from typing import Self
 import structlog
 
 from konsil.errors import IdentityError, KonsilError, PeerUnreachable
+from konsil.transport.ask import writable
 from konsil.transport.base import Handler, PeerAddress, PeerLink, Received
 from konsil.transport.connection import Connection, Owner
 from konsil.transport.identity import Identity
@@ -24,9 +24,6 @@ from konsil.transport.sockets import connect, explain, linger, shake_hands, unti
 from konsil.transport.timings import Timings
 
 log = structlog.get_logger("konsil.transport")
-
-_WANTED_BACKOFF_S_MAX = 1.0
-"""Between two attempts to connect while a request waits for them."""
 
 _REFUSALS_S = 60.0
 """The same refusal again and again is logged this often."""
@@ -108,7 +105,8 @@ class TlsTransport:
         for link in self._links.values():
             if link.dialler is not None:
                 link.dialler.cancel()
-        await asyncio.gather(*(self._close_one(connection) for connection in list(self._connections)))
+        why = f"The node of '{self._name}' is stopping."
+        await asyncio.gather(*(connection.close(why) for connection in list(self._connections)))
         for link in self._links.values():
             link.cut("This node is stopping.")
         # A task that ends may leave another one behind it, such as a refusal that is being sent.
@@ -119,9 +117,6 @@ class TlsTransport:
             await asyncio.wait(tasks)
         for connection in list(self._connections):
             connection.abort("This node is stopping.")
-
-    async def _close_one(self, connection: Connection) -> None:
-        await connection.close(f"The node of '{self._name}' is stopping.")
 
     @property
     def port(self) -> int:
@@ -157,7 +152,7 @@ class TlsTransport:
             FrameError: the request or its answer breaks a limit.
         """
         link = self._link(peer)
-        into = None if into is None else into.cast("B")
+        into = writable(into)
         connection: Connection | None = None
         try:
             async with asyncio.timeout(timeout_s):
@@ -217,7 +212,7 @@ class TlsTransport:
         """Have a connection to this peer as long as it is in the directory."""
         if self._listen is not None and link.name < self._name and not link.wanted:
             # It will dial this node at the same moment; a second connection would be made for nothing.
-            await self._rest(link, self._timings.yield_s)
+            await link.rest(self._timings.yield_s)
         failures = 0
         while not self._closed:
             link.wake.clear()
@@ -230,18 +225,12 @@ class TlsTransport:
                 continue
             failures += 1
             await asyncio.sleep(self._timings.backoff_min_s)  # however many requests call for it
-            await self._rest(link, self._backoff_s(link, failures))
+            await link.rest(self._backoff_s(link, failures))
 
     def _backoff_s(self, link: Link, failures: int) -> float:
         timings = self._timings
-        most_s = min(timings.backoff_max_s, _WANTED_BACKOFF_S_MAX) if link.wanted else timings.backoff_max_s
+        most_s = timings.backoff_wanted_s if link.wanted else timings.backoff_max_s
         return min(most_s, timings.backoff_min_s * 2.0 ** min(failures, 32)) * _jitter.uniform(0.5, 1.0)
-
-    @staticmethod
-    async def _rest(link: Link, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await link.wake.wait()
 
     async def _dial(self, link: Link) -> bool:
         """Try the peer's addresses in turn; whether there is a connection now."""
