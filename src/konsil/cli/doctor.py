@@ -200,7 +200,7 @@ def _running(node: Node, config: Config, model: Path | None) -> Findings:
     for problem in told.problems:
         yield Finding("node", "warn", problem, "See the node's log.")
     state = node.state()
-    yield from _peers(node.ask(AskPeers(), ToldPeers), told, state.operator)
+    yield from _peers(config, state, node.ask(AskPeers(), ToldPeers), told)
     if model is not None:
         yield from _guarded("model", lambda _config: _model(state, model), config)
 
@@ -224,9 +224,15 @@ def _port_answers(config: Config) -> Findings:
         yield Finding("port", "ok", f"{config.node.listen} answers on this machine")
 
 
-def _peers(told: ToldPeers, own: ToldNode, operator: str) -> Findings:
+def _peers(config: Config, state: State, told: ToldPeers, own: ToldNode) -> Findings:
     heights = [own.height]
     for peer in told.peers:
+        record = state.members[peer.member].record
+        if peer.problem and not record.addresses and not config.node.listen:
+            yield Finding(
+                peer.member, "ok", "dials out only, as this node: reached through a member that both reach"
+            )
+            continue
         if peer.problem:
             yield Finding(
                 peer.member, "warn", peer.problem, "Is its node running? Does a firewall stand between?"
@@ -250,11 +256,11 @@ def _peers(told: ToldPeers, own: ToldNode, operator: str) -> Findings:
         else:
             yield Finding(peer.member, "ok", f"konsil {peer.version}, {ahead}, ledger height {peer.height}")
     reached = {peer.member for peer in told.peers if not peer.problem} | {own.member}
-    if operator not in reached:
+    if state.operator not in reached:
         yield Finding(
             "ledger",
             "fail",
-            f"'{operator}', who serves the ledger, does not answer: nothing new is taken.",
+            f"'{state.operator}', who serves the ledger, does not answer: nothing new is taken.",
             "Ask them whether their node runs, and whether a firewall stands between.",
         )
     elif max(told.height, own.height) < max(heights):

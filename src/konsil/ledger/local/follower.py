@@ -279,7 +279,9 @@ class FollowerLedger:
         while self._stopped is None:
             started_s = loop.time()
             try:
-                entries = await self._remote.follow(self.state.height, FOLLOW_S)
+                # After a failure only a look, so that the problem is not shown longer than it lasts.
+                looking = bool(self._problem)
+                entries = await self._remote.follow(self.state.height, 0.0 if looking else FOLLOW_S)
                 self._problem = ""
                 await self._take_in(entries)
             except KonsilError as error:
@@ -290,7 +292,7 @@ class FollowerLedger:
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
                 continue
             wait_s = FIRST_WAIT_S
-            if not entries and loop.time() - started_s < FIRST_WAIT_S:
+            if not entries and not looking and loop.time() - started_s < FIRST_WAIT_S:
                 await self._pause(FIRST_WAIT_S)  # an operator that does not wait must not make this spin
 
     def _ended(self, following: asyncio.Task[None]) -> None:
