@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
-from konsil.core.rules import Call, Entry, Genesis, State, decode_entry, decode_signed, entry_digest
+from konsil.core.rules import Call, Entry, Genesis, State, decode_signed
 from konsil.errors import KonsilError, LedgerError, LedgerUnreachable, Refused, TransportError
-from konsil.ledger.local.history import Key, Verify, follow_on, next_sequence, sign_call
+from konsil.ledger.local.history import Key, Verify, next_sequence, sign_call
 from konsil.ledger.local.operator import describe
-from konsil.ledger.local.replica import Replica
+from konsil.ledger.local.replica import Bad, Replica, check_and_write
 
 SUBMIT_S = 30.0
 """How long a call may take, other calls before it and reconnecting to the operator included."""
@@ -62,14 +62,6 @@ class _Claim(NamedTuple):
     sequence: int
     signed: bytes
     height: asyncio.Future[int]
-
-
-class _Bad(NamedTuple):
-    """The first entry that does not replay."""
-
-    height: int
-    why: str
-    fork: bool
 
 
 class FollowerLedger:
@@ -325,7 +317,7 @@ class FollowerLedger:
         async with self._taking_in:
             if self._stopped is not None:
                 raise self._stopped
-            work = partial(_check_and_write, self._replica, self.state, encoded)
+            work = partial(check_and_write, self._replica, self.state, encoded)
             entries, state, bad = await self._replica.in_worker(work)
             if entries:
                 self._replica.publish(entries, state)
@@ -349,7 +341,7 @@ class FollowerLedger:
             claim.height.set_result(entry.height if entry.signed == claim.signed else 0)
             self.nudge()
 
-    def _stop(self, bad: _Bad) -> LedgerError:
+    def _stop(self, bad: Bad) -> LedgerError:
         operator = self._genesis.operator
         kept = f"The {self.state.height} entries that were checked are kept, in {self._replica.journal.path}."
         what = (
@@ -370,36 +362,6 @@ class FollowerLedger:
             self._claim.height.set_exception(self._stopped)
             self._claim.height.exception()  # seen: nobody may be waiting for it
         return self._stopped
-
-
-def _check_and_write(
-    replica: Replica, state: State, encoded: Sequence[bytes]
-) -> tuple[list[Entry], State, _Bad | None]:
-    """In the worker: replay entries on the state and write those that are right.
-
-    Entries that are in the journal already (two requests overlapped) are passed over; the link of the next
-    one shows whether they were the same.
-    """
-    good: list[Entry] = []
-    bad: _Bad | None = None
-    head = replica.journal.head
-    for data in encoded:
-        try:
-            entry = decode_entry(data)
-            if entry.height <= state.height:
-                continue
-            if entry.height == state.height + 1 and entry.previous != head:
-                bad = _Bad(entry.height, "it does not follow the last one that this member has", fork=True)
-                break
-            state = follow_on(state, entry, head, replica.verify)
-        except KonsilError as error:
-            bad = _Bad(state.height + 1, error.what, fork=False)
-            break
-        head = entry_digest(entry)
-        good.append(entry)
-    if good:
-        replica.journal.append(good)
-    return good, state, bad
 
 
 async def _ended(task: asyncio.Future[int]) -> None:

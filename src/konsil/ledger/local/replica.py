@@ -15,11 +15,13 @@ from konsil.core.rules import (
     Entry,
     Genesis,
     State,
+    decode_entry,
     encode_entry,
+    entry_digest,
     genesis_digest,
 )
-from konsil.errors import LedgerError
-from konsil.ledger.local.history import Verify, replay
+from konsil.errors import KonsilError, LedgerError
+from konsil.ledger.local.history import Verify, follow_on, replay
 from konsil.ledger.local.journal import Journal
 
 RECENT_ENTRIES = 1024
@@ -34,6 +36,14 @@ T = TypeVar("T")
 class _Recent(NamedTuple):
     height: int
     encoded: bytes
+
+
+class Bad(NamedTuple):
+    """The first entry that does not replay."""
+
+    height: int
+    why: str
+    fork: bool
 
 
 class Replica:
@@ -138,6 +148,36 @@ class Replica:
         self.wake()
         await asyncio.get_running_loop().run_in_executor(self._worker, self.journal.close)
         self._worker.shutdown()
+
+
+def check_and_write(
+    replica: Replica, state: State, encoded: Sequence[bytes]
+) -> tuple[list[Entry], State, Bad | None]:
+    """In the worker: replay entries on the state and write those that are right.
+
+    Entries that are in the journal already (two requests overlapped) are passed over; the link of the next
+    one shows whether they were the same.
+    """
+    good: list[Entry] = []
+    bad: Bad | None = None
+    head = replica.journal.head
+    for data in encoded:
+        try:
+            entry = decode_entry(data)
+            if entry.height <= state.height:
+                continue
+            if entry.height == state.height + 1 and entry.previous != head:
+                bad = Bad(entry.height, "it does not follow the last one that this member has", fork=True)
+                break
+            state = follow_on(state, entry, head, replica.verify)
+        except KonsilError as error:
+            bad = Bad(state.height + 1, error.what, fork=False)
+            break
+        head = entry_digest(entry)
+        good.append(entry)
+    if good:
+        replica.journal.append(good)
+    return good, state, bad
 
 
 def closed() -> LedgerError:
