@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 
 import msgspec
 import pytest
@@ -325,6 +326,27 @@ async def test_an_asker_that_gives_up_leaves_what_was_written_in_view(tmp_path, 
         height = await follower.submit(world.announcement(99))
         assert height == operator.state.height
         assert state_digest(follower.state) == state_digest(operator.state)
+
+
+async def test_giving_up_during_a_write_does_not_hide_what_was_written(tmp_path, world, monkeypatch):
+    entries = world.entries(2)
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop, append = asyncio.get_running_loop(), Journal.append
+
+    def slow(self, written):
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(10)
+        append(self, written)
+
+    async with await world.follower(tmp_path / "f.db", Told([])) as follower:
+        monkeypatch.setattr(Journal, "append", slow)
+        taking = asyncio.ensure_future(follower._take_in([encode_entry(entries[0])]))
+        await begun.wait()
+        taking.cancel()
+        await asyncio.wait((taking,))
+        go_on.set()
+        await follower._take_in([encode_entry(entry) for entry in entries])
+        assert follower.state.height == 2
 
 
 async def test_nothing_is_left_running_after_close(tmp_path, world):

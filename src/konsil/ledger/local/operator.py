@@ -113,9 +113,8 @@ class LocalLedger:
                 safe="This one was not taken.",
                 do="Try again in a moment.",
             )
-        # The ledger's time never goes back, even where the machine's clock does.
-        now_s = max(int(self._clock()), self._tip.now_s)
-        entry, state = put_on(self._tip, self._head, signed, now_s, self._replica.verify)
+        # Where the machine's clock goes back, the contract keeps the ledger's time where it was.
+        entry, state = put_on(self._tip, self._head, signed, int(self._clock()), self._replica.verify)
         self._tip, self._head = state, entry_digest(entry)
         written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._pending.append(_Pending(entry, state, written))
