@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import structlog
@@ -49,6 +50,8 @@ FETCHES_AT_ONCE = 8
 
 RETRY_S = 0.25
 """A peer that just restarted has its update back from its training process within about this."""
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 _secret = random.SystemRandom()
@@ -173,12 +176,15 @@ class Bench:
         size = min(CHUNK_BYTES, self.schema.data_bytes)
         return [np.empty(size, np.uint8).data.cast("B") for _ in self.roster.members]
 
-    async def _get_manifests(self) -> None:
-        """Manifests of all updates; each was committed to by its digest, so none can be forged."""
+    async def _get_manifests(self, members: Sequence[str] = ()) -> None:
+        """Manifests of these members' updates, of all by default.
+
+        Each update was committed to by its digest, so no manifest can be forged.
+        """
 
         async def one(member: str, digest: str) -> None:
             model = self.store.model(digest)
-            manifest = model.manifest if model else await self.puller.manifest(digest, (member,))
+            manifest = model.manifest if model else await self._manifest_of(member, digest)
             if manifest.header != self.schema.header or len(manifest.leaves) != self.n_chunks:
                 raise DigestMismatch(f"The update of {member} has another schema than the study's.")
             self._manifests[member] = manifest
@@ -186,9 +192,12 @@ class Bench:
         wanted = [
             (member, digest)
             for member, digest in zip(self.roster.members, self.roster.digests, strict=True)
-            if member not in self._manifests
+            if member not in self._manifests and (not members or member in members)
         ]
         await self._from_all([(member, lambda m=member, d=digest: one(m, d)) for member, digest in wanted])
+
+    async def _manifest_of(self, member: str, digest: str) -> Manifest:
+        return await self.puller.manifest(digest, (member,), away_s=self.grace_s)
 
     async def _gather(self, index: int, buffers: Sequence[memoryview]) -> list[memoryview]:
         """Chunk ``index`` of every update, in roster order; those of others land in ``buffers``."""
@@ -207,7 +216,7 @@ class Bench:
             async def pull(
                 m: str = member, d: str = digest, e: bytes = expected, i: memoryview = into
             ) -> None:
-                await self.puller.chunk(d, index, e, i, (m,))
+                await self.puller.chunk(d, index, e, i, (m,), away_s=self.grace_s)
 
             pulls.append((member, pull))
         await self._from_all(pulls)
@@ -320,7 +329,7 @@ class Bench:
         async def fetch() -> None:
             for index, part, offset, expected in pending:
                 with self.assembly.chunk(index) as into:
-                    await self.puller.chunk(part.digest, offset, expected, into, self._holders(part))
+                    await self._from_leader(part, self._chunk_of(part, offset, expected, into))
                 self.leaves[index] = expected
 
         async with _first_failure() as group:
@@ -333,7 +342,9 @@ class Bench:
         here = tuple(self.leaves.get(index, b"") for index in chunks)
         if all(here) and group_digest(here) == part.digest:
             return here
-        manifest = await self.puller.manifest(part.digest, self._holders(part))
+        manifest = await self._from_leader(
+            part, self.puller.manifest(part.digest, self._holders(part), away_s=self.grace_s)
+        )
         if len(manifest.leaves) != len(chunks):
             raise DigestMismatch(
                 f"A part of {part.leader} has {len(manifest.leaves)} chunks instead of {len(chunks)}.",
@@ -341,6 +352,38 @@ class Bench:
                 do="The leader is reported; the part is dealt anew.",
             )
         return manifest.leaves
+
+    def _chunk_of(
+        self, part: Part, offset: int, expected: bytes, into: memoryview
+    ) -> Coroutine[Any, Any, None]:
+        holders = self._holders(part)
+        return self.puller.chunk(part.digest, offset, expected, into, holders, away_s=self.grace_s)
+
+    async def _from_leader(self, part: Part, pull: Awaitable[T]) -> T:
+        """What only a part's leader has for sure; without it the leader is to be reported."""
+        try:
+            return await pull
+        except PeerUnreachable as error:
+            raise UpdatesMissing((part.leader,), error.what) from error
+
+    async def check_update(self, member: str) -> None:
+        """See that a member's whole update can be had and is finite, because somebody reported otherwise.
+
+        Raises:
+            UpdatesMissing: it cannot, or is not.
+        """
+        await self._get_manifests((member,))
+        place = self.roster.members.index(member)
+        digest, manifest = self.roster.digests[place], self._manifests[member]
+        buffer = np.empty(min(CHUNK_BYTES, self.schema.data_bytes), np.uint8).data.cast("B")
+        for index, expected in enumerate(manifest.leaves):
+            start, stop = chunk_range(index, self.schema.data_bytes)
+            into = buffer[: stop - start]
+            try:
+                await self.puller.chunk(digest, index, expected, into, (member,), away_s=self.grace_s)
+                await asyncio.to_thread(check_finite, self.schema, into, start)
+            except (PeerUnreachable, NonFinite) as error:
+                raise UpdatesMissing((member,), f"The update of {member}: {error.what}") from error
 
     async def published_leaf(self, part: Part, number: int, index: int) -> bytes:
         """What a part's leader published as the leaf of a chunk."""

@@ -9,11 +9,14 @@ import structlog
 
 from konsil.core.digest import Manifest, check_leaf, group_digest
 from konsil.core.messages import MAX_MANIFEST_BYTES, GetChunk, GetManifest
-from konsil.errors import DigestMismatch, FrameError, PeerRefused, PeerUnreachable, TransportError
+from konsil.errors import DigestMismatch, FrameError, PeerUnreachable, TransportError
 from konsil.node.peers import Peers
 
 CHUNK_TIMEOUT_S = 120.0
 """For 4 MiB: a line of 0.3 Mbit/s still makes it; a dead one is noticed by the transport much earlier."""
+
+AWAY_S = 5.0
+"""How long a holder without a connection is waited for, unless the caller says otherwise."""
 
 _log = structlog.get_logger(__name__)
 
@@ -26,18 +29,23 @@ class Puller:
         self.me = me
         self.peers = peers
 
-    async def manifest(self, digest: str, holders: Sequence[str]) -> Manifest:
+    async def manifest(self, digest: str, holders: Sequence[str], *, away_s: float = AWAY_S) -> Manifest:
         """The manifest of a model (a root digest) or of a part (a group digest), checked.
+
+        Args:
+            digest: what it must have.
+            holders: who has it, in the order in which to ask.
+            away_s: how long a holder without a connection is waited for.
 
         Raises:
             PeerUnreachable: nobody who has it could be reached.
         """
         failures: list[str] = []
-        for holder, via in self._ways(holders):
+        for holder, via, timeout_s in self._ways(holders, away_s):
             request = GetManifest(digest, holder=holder, relay=via != holder)
             try:
                 _, received = await self.peers.ask(
-                    via, request, timeout_s=CHUNK_TIMEOUT_S, limit_bytes=MAX_MANIFEST_BYTES
+                    via, request, timeout_s=timeout_s, limit_bytes=MAX_MANIFEST_BYTES
                 )
                 manifest = Manifest.decode(received.body)
                 _require_same(manifest, digest)
@@ -48,18 +56,33 @@ class Puller:
         raise _nobody(digest, holders, failures)
 
     async def chunk(
-        self, digest: str, index: int, leaf: bytes, into: memoryview, holders: Sequence[str]
+        self,
+        digest: str,
+        index: int,
+        leaf: bytes,
+        into: memoryview,
+        holders: Sequence[str],
+        *,
+        away_s: float = AWAY_S,
     ) -> None:
         """One chunk straight into memory, checked against its leaf.
+
+        Args:
+            digest: what the chunk belongs to.
+            index: its number there.
+            leaf: what it must be.
+            into: as long as the chunk.
+            holders: who has it, in the order in which to ask.
+            away_s: how long a holder without a connection is waited for.
 
         Raises:
             PeerUnreachable: nobody who has it could be reached, or nobody sent the right bytes.
         """
         failures: list[str] = []
-        for holder, via in self._ways(holders):
+        for holder, via, timeout_s in self._ways(holders, away_s):
             request = GetChunk(digest, index, holder=holder, relay=via != holder)
             try:
-                await self.peers.ask(via, request, timeout_s=CHUNK_TIMEOUT_S, into=into)
+                await self.peers.ask(via, request, timeout_s=timeout_s, into=into)
                 await asyncio.to_thread(check_leaf, into, leaf, index=index)
             except DigestMismatch as error:
                 _log.warning("a peer sent a wrong chunk", peer=via, digest=digest, chunk=index)
@@ -71,19 +94,18 @@ class Puller:
             return
         raise _nobody(digest, holders, failures)
 
-    def _ways(self, holders: Sequence[str]) -> list[tuple[str, str]]:
-        """(holder, whom to ask): every holder directly, those connected first; then through relays."""
+    def _ways(self, holders: Sequence[str], away_s: float) -> list[tuple[str, str, float]]:
+        """(holder, whom to ask, for how long): connected holders, then through relays, then the others."""
         others = [holder for holder in holders if holder != self.me]
         connected = set(self.peers.connected())
-        direct = sorted(others, key=lambda holder: holder not in connected)
+        near = [(holder, holder, CHUNK_TIMEOUT_S) for holder in others if holder in connected]
         relays = [
-            (holder, relay)
+            (holder, relay, CHUNK_TIMEOUT_S)
             for holder in others
             if holder not in connected
-            for relay in sorted(connected - {holder})
+            for relay in sorted(connected - set(others))
         ]
-        near = [(holder, holder) for holder in direct if holder in connected]
-        far = [(holder, holder) for holder in direct if holder not in connected]
+        far = [(holder, holder, away_s) for holder in others if holder not in connected]
         return near + relays + far
 
 
@@ -106,8 +128,3 @@ def _nobody(digest: str, holders: Sequence[str], failures: Sequence[str]) -> Pee
         do="See who is connected: `konsil node status`.",
         digest=digest,
     )
-
-
-def is_gone(error: TransportError) -> bool:
-    """Whether a holder is away or has lost the bytes, rather than merely busy."""
-    return isinstance(error, PeerUnreachable | PeerRefused)

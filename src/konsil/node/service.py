@@ -119,6 +119,10 @@ class Service:
 
     async def _relay(self, request: GetManifest | GetChunk, peers: Peers) -> Reply:
         """Fetch from the holder for a peer that cannot reach it."""
+        if request.holder not in peers.connected():
+            raise PeerRefused(
+                NOT_HERE, f"{self.me} does not reach {request.holder} either.", do="Ask another peer."
+            )
         if isinstance(request, GetManifest):
             asked: Request = GetManifest(request.digest, holder=request.holder)
             limit = MAX_MANIFEST_BYTES

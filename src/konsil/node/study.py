@@ -29,6 +29,7 @@ from konsil.core.round import (
     Looked,
     NodeRound,
     PartMerged,
+    Probe,
     Recompute,
     Submit,
     Suspected,
@@ -220,6 +221,8 @@ class StudyRunner:
                 return self._lead(effect)
             case Recompute():
                 return self._recompute(effect)
+            case Probe():
+                return self._probe(effect)
             case Deliver():
                 return self._deliver(effect)
             case _:
@@ -322,6 +325,13 @@ class StudyRunner:
         published = await bench.published_leaf(current.parts[effect.part], effect.part, effect.chunk)
         wrong = await bench.is_wrong(effect.chunk, published)
         self.post(machine.Found(effect, wrong))
+
+    async def _probe(self, effect: Probe) -> None:
+        current = self.study.open
+        if current is None or (current.number, current.attempt) != (effect.round, effect.attempt):
+            return
+        bench = await self._bench_for(current)
+        await bench.check_update(effect.member)
 
     async def _bench_for(self, current: OpenRound) -> Bench:
         roster = self._roster(current)

@@ -44,6 +44,15 @@ class Recompute:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """See for oneself whether a member's update, which another reported, can be had and is finite."""
+
+    round: int
+    attempt: int
+    member: str
+
+
+@dataclass(frozen=True)
 class Deliver:
     """Hand the held model to the training process, which waits for it."""
 
@@ -55,10 +64,10 @@ class Deliver:
 class Cancel:
     """Stop an effect that is no longer wanted."""
 
-    effect: Lead | Fetch | Recompute
+    effect: Lead | Fetch | Recompute | Probe
 
 
-Effect = Submit | Fetch | Lead | Recompute | Deliver | Cancel
+Effect = Submit | Fetch | Lead | Recompute | Probe | Deliver | Cancel
 
 
 # --- events: what happened -----------------------------------------------------------------------

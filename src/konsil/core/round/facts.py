@@ -12,6 +12,7 @@ from konsil.core.round.events import (
     Done,
     Event,
     Failed,
+    Fetch,
     FinishWanted,
     Found,
     Held,
@@ -19,6 +20,7 @@ from konsil.core.round.events import (
     Looked,
     Offered,
     PartMerged,
+    Probe,
     ProgressMade,
     ScoreReady,
     Submit,
@@ -96,6 +98,8 @@ def _done(state: NodeRound, event: Done, _now_s: float) -> NodeRound:
     match event.effect:
         case Deliver(digest=digest):
             state = replace(state, delivered=digest, greeted=True, waiting=False, progress=0.0)
+        case Probe() as probe:
+            state = replace(state, probed=state.probed | {probe})
         case Submit(call=Score() as score):
             state = replace(state, scores=tuple(other for other in state.scores if other != score))
         case Submit(call=Leave()):
@@ -109,7 +113,7 @@ def _failed(state: NodeRound, event: Failed, now_s: float) -> NodeRound:
     if event.wait_s is not None:
         wait_s = event.wait_s
     retries = state.retries | {event.effect: Retry(now_s + wait_s, failures)}
-    if event.unreachable and isinstance(event.effect, Lead):
+    if event.unreachable and isinstance(event.effect, Lead | Fetch | Probe):
         known = state.unreachable[1] if state.unreachable[0] == event.effect.round else frozenset()
         state = replace(state, unreachable=(event.effect.round, known | set(event.unreachable)))
     return replace(state, doing=state.doing - {event.effect}, retries=retries)

@@ -9,6 +9,7 @@ from konsil.core.round.events import (
     Effect,
     Fetch,
     Lead,
+    Probe,
     Recompute,
     Submit,
 )
@@ -123,6 +124,21 @@ def _report_the_unreachable(state: NodeRound, study: Study, _now_s: float) -> It
         yield Submit(Report(state.study, current.number, current.attempt, named))
 
 
+def _see_for_oneself(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    """Only a majority's report counts: where one member reports another, each looks."""
+    current = study.open
+    if current is None or current.phase != "merging" or state.me not in current.roster:
+        return
+    known = set(current.reports.get(state.me, ())) | {state.me}
+    if state.unreachable[0] == current.number:
+        known |= state.unreachable[1]
+    reported = {name for names in current.reports.values() for name in names}
+    for name in sorted(reported & set(current.roster) - known):
+        probe = Probe(current.number, current.attempt, name)
+        if probe not in state.probed:
+            yield probe
+
+
 def _settle_disputes(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
     current = study.open
     if current is None or state.me not in current.roster:
@@ -203,6 +219,7 @@ GOALS: tuple[Callable[[NodeRound, Study, float], Iterable[Effect]], ...] = (
     _commit_the_update,
     _lead_own_parts,
     _report_the_unreachable,
+    _see_for_oneself,
     _put_scores_on_record,
     _finish,
     _say_that_training_goes_on,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from konsil.core.round.events import Effect, Offered, PartMerged, Recompute, Suspected, UpdateReady
+from konsil.core.round.events import Effect, Offered, PartMerged, Probe, Recompute, Suspected, UpdateReady
 from konsil.core.rules.calls import Contribution, Score
 
 
@@ -23,7 +23,9 @@ class NodeRound:
     ``greeted``: the training process got its first model since it joined. ``delivered``: digest of the
     model that the training process has. ``waiting``: the training process
     waits for a model. ``held``: digests of the models that this node has, the
-    base and the merge that is not accepted yet. ``doing``: effects under way.
+    base and the merge that is not accepted yet. ``unreachable``: of which round, and
+    whose update could not be had there. ``probed``: members whose update is well though another reported
+    it. ``doing``: effects under way.
     """
 
     me: str
@@ -41,6 +43,7 @@ class NodeRound:
     scores: tuple[Score, ...] = ()
     merged: dict[tuple[int, int, int], PartMerged] = field(default_factory=dict)
     unreachable: tuple[int, frozenset[str]] = (0, frozenset())
+    probed: frozenset[Probe] = frozenset()
     suspects: tuple[Suspected, ...] = ()
     findings: dict[Recompute, bool] = field(default_factory=dict)
     doing: frozenset[Effect] = frozenset()

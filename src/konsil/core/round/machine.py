@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from konsil.core.round.events import Cancel, Effect, Event, Fetch, Lead, Recompute
+from konsil.core.round.events import Cancel, Effect, Event, Fetch, Lead, Probe, Recompute
 from konsil.core.round.facts import FACTS
 from konsil.core.round.goals import GOALS, next_look_s
 from konsil.core.round.knowledge import NEVER_FAILED, NodeRound
@@ -35,7 +35,7 @@ def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
     cancels = tuple(
         Cancel(effect)
         for effect in state.doing
-        if isinstance(effect, Lead | Fetch | Recompute) and effect not in wanted
+        if isinstance(effect, Lead | Fetch | Recompute | Probe) and effect not in wanted
     )
     state = replace(state, doing=state.doing - {cancel.effect for cancel in cancels})
     starts = tuple(
@@ -66,6 +66,7 @@ def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
             if (suspect.round, suspect.attempt) == at
             and (suspect.attempt, suspect.part, suspect.chunk) not in settled
         ),
+        probed=frozenset(probe for probe in state.probed if (probe.round, probe.attempt) == at),
         findings={key: wrong for key, wrong in state.findings.items() if (key.round, key.attempt) == at},
     )
 
