@@ -68,7 +68,7 @@ class Site:
         self.folder = folder
         self.authorities = {}
         self.addresses = {}
-        self.nodes = []
+        self.served = []
         self._runs = itertools.count()
         self._closing = contextlib.AsyncExitStack()
 
@@ -110,6 +110,11 @@ class Site:
         if listen:
             self.addresses[name] = (f"127.0.0.1:{transport.port}",)
         return transport
+
+    async def never(self, who, message):
+        """Answer for a node that nobody may ask anything; the test's end sees if somebody could."""
+        self.served.append((who, message))
+        return Reply(b"")
 
     @staticmethod
     def check_hello(_peer, hello):
@@ -201,6 +206,7 @@ async def site(tmp_path):
     site = Site(tmp_path)
     yield site
     await site.close()
+    assert site.served == []
 
 
 @pytest.fixture

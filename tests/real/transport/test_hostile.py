@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from konsil.errors import PeerUnreachable
+from konsil.errors import FrameError, PeerUnreachable
 from konsil.identity.tls import client_context
 from konsil.transport.base import Reply
 from konsil.transport.timings import MAX_HANDSHAKES, MAX_IN_FLIGHT, Timings
@@ -37,12 +37,8 @@ async def refused(node, peer, text, timeout_s=5.0) -> None:
             await asyncio.sleep(0.005)
 
 
-async def never(_who, _message):
-    raise AssertionError("a stranger was served")
-
-
 async def test_a_stranger_is_refused_at_the_handshake_and_told_so(site):
-    b = await site.node("b", never)
+    b = await site.node("b", site.never)
     stranger = await site.node("c")
     b.set_peers([site.peer("a")])
     stranger.set_peers([site.peer("b")])
@@ -53,7 +49,7 @@ async def test_a_stranger_is_refused_at_the_handshake_and_told_so(site):
 
 async def test_another_member_at_a_peers_address_is_not_believed(site):
     """The one at b's address is a member, but not b."""
-    c = await site.node("c", never)
+    c = await site.node("c", site.never)
     a = await site.node("a")
     c.set_peers([site.peer("a")])
     a.set_peers([site.peer("b", site.addresses["c"][0])])
@@ -67,7 +63,7 @@ async def test_a_certificate_from_a_false_authority_of_the_same_name_is_refused(
     identity = site.identity("a")
     identity.issue = lambda: forged
     a = await site.node("a", identity=identity)
-    b = await site.node("b", never)
+    b = await site.node("b", site.never)
     b.set_peers([site.peer("a")])
     a.set_peers([site.peer("b")])
     await refused(a, "b", "the peer")
@@ -78,7 +74,7 @@ async def test_an_expired_certificate_is_refused_and_named(site):
     identity = site.identity("a", ttl_s=1)
     await asyncio.sleep(identity.expires_s + 0.1 - time.time())
     a = await site.node("a", identity=identity)
-    b = await site.node("b", never)
+    b = await site.node("b", site.never)
     b.set_peers([site.peer("a")])
     a.set_peers([site.peer("b")])
     await refused(a, "b", "own certificate has expired")
@@ -123,7 +119,7 @@ async def test_a_visitor_without_a_certificate_is_refused(site):
 
 async def test_a_node_of_another_swarm_is_refused_with_the_reason(site):
     a = await site.node("a", hello=b"swarm of others")
-    b = await site.node("b", never)
+    b = await site.node("b", site.never)
     b.set_peers([site.peer("a")])
     a.set_peers([site.peer("b")])
     await refused(a, "b", "refused the connection: This node is in another swarm. Compare the genesis.")
@@ -173,7 +169,7 @@ async def test_an_answer_that_announces_too_much_reserves_no_memory(site, make_f
     tracemalloc.start()
     try:
         writer.write(make_frame(ANSWER, int.from_bytes(header[4:8]), body_bytes=1 << 33))
-        with pytest.raises(Exception, match="announces 8589934592 bytes; the limit is 1000"):
+        with pytest.raises(FrameError, match="announces 8589934592 bytes; the limit is 1000"):
             await asking
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -181,12 +177,30 @@ async def test_an_answer_that_announces_too_much_reserves_no_memory(site, make_f
     assert peak < 4 * 1024 * 1024
 
 
+async def test_a_body_that_is_longer_than_announced_is_cut_off(site, make_frame):
+    b = await site.node("b")
+    b.set_peers([site.peer("a")])
+    reader, writer = await site.raw("a", "b")
+    memory = bytearray(20)
+    asking = asyncio.create_task(b.request("a", b"chunk", timeout_s=5, into=memoryview(memory)[:10]))
+    header = await reader.readexactly(20)
+    while header[1] != REQUEST:
+        header = await reader.readexactly(20)
+    number = int.from_bytes(header[4:8])
+    writer.write(
+        make_frame(ANSWER, number, body_bytes=10) + make_frame(DATA, number, body_bytes=11) + b"x" * 11
+    )
+    with pytest.raises(FrameError, match="longer than its answer announced"):
+        await asking
+    assert memory == bytes(20)
+
+
 async def test_a_request_before_the_hello_is_not_served(site, make_frame):
-    b = await site.node("b", never)
+    b = await site.node("b", site.never)
     b.set_peers([site.peer("a")])
     reader, writer = await site.raw("a", "b", instance=None)
     writer.write(make_frame(REQUEST, 1, b"hello"))
-    assert b"said" not in await closed(reader)
+    await closed(reader)
     assert not b.links()[0].connected
 
 
@@ -293,7 +307,7 @@ async def test_a_second_node_with_the_same_identity_is_refused_while_the_first_l
 async def test_a_node_that_comes_again_replaces_its_dead_connection(site, proxy):
     b = await site.node("b", timings=replace(Timings(), rival_s=0.3))
     async with proxy(b.port) as line:
-        first = await site.node("a", listen=None, instance="first")
+        first = await site.node("a", listen=None, instance="first", timings=Timings())
         b.set_peers([site.peer("a")])
         first.set_peers([site.peer("b", line.address)])
         await first.request("b", b"hello", timeout_s=5)

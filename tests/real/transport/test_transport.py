@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from konsil.errors import ConfigError, FrameError, PeerRefused, PeerUnreachable
+from konsil.transport import channel
 from konsil.transport.base import PeerLink, Reply
 from konsil.transport.timings import MAX_IN_FLIGHT, Timings
 from konsil.transport.tls import TlsTransport
@@ -121,6 +122,14 @@ async def test_a_request_that_is_given_up_stops_the_answer_and_leaves_the_memory
     assert len(a._connections) == 1
 
 
+async def test_bytes_that_tls_holds_back_are_not_forgotten(site, monkeypatch):
+    """A wake-up may end in the middle of a TLS record, of which the kernel knows nothing any more."""
+    monkeypatch.setattr(channel, "READ_BUDGET_BYTES", 30)
+    a, _ = await site.pair(far=serving(b"x" * 10_000))
+    for _ in range(10):
+        assert (await a.request("b", b"chunk", timeout_s=5, limit_bytes=10_000)).body == b"x" * 10_000
+
+
 async def test_an_answer_of_another_length_closes_the_connection_and_the_next_request_has_a_new_one(site):
     a, _ = await site.pair(far=serving(bytes(1000)))
     for length in (999, 1001):
@@ -215,7 +224,7 @@ async def test_a_connection_cut_in_the_middle_of_a_chunk_fails_at_once_and_is_ma
 
 
 async def test_a_peer_that_falls_silent_is_noticed(site, proxy):
-    b = await site.node("b")
+    b = await site.node("b", timings=Timings())  # so that it is a who notices first
     async with proxy(b.port) as line:
         a = await site.node("a", listen=None)
         a.set_peers([site.peer("b", line.address)])
@@ -271,16 +280,24 @@ async def test_a_connection_is_renewed_before_its_certificate_ends_and_no_reques
 
     identity = site.identity("a")
     identity.issue = fresh
+
+    async def slow(_who, message):
+        await asyncio.sleep(0.2)
+        return Reply(message)
+
     a = await site.node("a", identity=identity)
-    b = await site.node("b")
+    b = await site.node("b", slow)
     a.set_peers([site.peer("b")])
     b.set_peers([site.peer("a")])
-    used = set()
-    end_s = time.monotonic() + 4
-    while time.monotonic() < end_s:
-        await a.request("b", b"hello", timeout_s=2)
-        used |= a._connections
-        await asyncio.sleep(0.01)
+    used, end_s = set(), time.monotonic() + 4
+
+    async def ask(wait_s):
+        await asyncio.sleep(wait_s)
+        while time.monotonic() < end_s:
+            await a.request("b", b"hello", timeout_s=2)
+            used.update(a._connections)
+
+    await asyncio.gather(*(ask(number * 0.02) for number in range(10)))
     assert len(used) > 1
     assert len(issued) > 1
 
