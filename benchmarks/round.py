@@ -1,14 +1,14 @@
 """Seconds a round, first merge and peak memory of four members with everything on.
 
 The work is that of the other tools' measurements: a model of MB x 1e6 bytes of float32 in 10 equal tensors
-of zeros; training at member i (1..4) adds i to every parameter; plain mean; 6 rounds. A true mean of four adds
-2.5 a round, so a member that missed a merge shows another value. Every member checks the first and last
+of zeros; training at member i (1..4) adds i to every parameter; plain mean; 6 rounds. A true mean of four
+adds 2.5 a round, so a member that missed a merge shows another value. Every member checks the first and last
 element of every tensor each round and the whole model at the end; a timing counts only when all agree.
 
     benchmarks/round.py [MB ...]          default: 1 10 100 400
 
 Nodes and training scripts are processes of their own, with mutual TLS, ledger, journal and audit on.
-- seconds a round: first member's call of round k+1 less first member's call of round k; median without round 1
+- seconds a round: first member's call of round k+1 less that of round k; median without round 1
 - first: from the launch of the nodes until the first merge is back at a member
 - peak: of the summed PSS of all processes, sampled every 0.2 s
 """
@@ -16,6 +16,7 @@ Nodes and training scripts are processes of their own, with mutual TLS, ledger, 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -49,11 +50,12 @@ def train(socket: str, number: int, megabytes: float) -> None:
             expected = 2.5 * (call - 1)
             ends = {float(array[k]) for array in model.values() for k in (0, -1)}
             size = sum(array.nbytes for array in model.values())
-            print(json.dumps({"call": call, "at_s": at_s, "right": ends == {expected}, "bytes": size}), flush=True)
+            facts = {"call": call, "at_s": at_s, "right": ends == {expected}, "bytes": size}
+            print(json.dumps(facts), flush=True)
             if swarm.finished:
                 break
-            for array in model.values():
-                array += number
+            for name in model:
+                model[name] += number
             swarm.step(examples=1)
     whole = all(float(a.min()) == float(a.max()) == 2.5 * ROUNDS for a in model.values())
     print(json.dumps({"final": whole}), flush=True)
@@ -80,6 +82,7 @@ class Memory(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
+        """Sample until told to stop."""
         while not self.over.wait(0.2):
             self.peak_bytes = max(self.peak_bytes, sum(pss_bytes(pid) for pid in list(self.pids)))
 
@@ -117,7 +120,8 @@ def measure(megabytes: float, options: argparse.Namespace) -> dict[str, object]:
                 for number, name in enumerate(MEMBERS, start=1)
             ]  # fmt: skip
             memory.pids += [trainer.pid for trainer in trainers]
-            words = [[json.loads(line) for line in trainer.communicate()[0].splitlines()] for trainer in trainers]
+            said = [trainer.communicate()[0].splitlines() for trainer in trainers]
+            words = [[json.loads(line) for line in lines] for lines in said]
             if options.logs:
                 for name in MEMBERS:
                     print(swarm.log_tail(name, 5), file=sys.stderr)
@@ -137,7 +141,7 @@ def summarise(words: list[list[dict[str, float]]], began_s: float, megabytes: fl
     if not (right and final and complete):
         return {"megabytes": megabytes, "verified": False, "words": words}
     firsts = [min(member[k]["at_s"] for member in calls) for k in range(ROUNDS + 1)]
-    rounds = [after - before for before, after in zip(firsts, firsts[1:], strict=False)]
+    rounds = [after - before for before, after in itertools.pairwise(firsts)]
     return {
         "megabytes": megabytes,
         "verified": True,
@@ -161,8 +165,9 @@ def main() -> None:
         results.append(result)
         if not options.json:
             print(
-                f"{megabytes:g} MB: {result.get('round_s')} s a round, first merge {result.get('first_s')} s, "
-                f"peak {result.get('peak_gb')} GB, verified {result['verified']}, rounds {result.get('rounds_s')}",
+                f"{megabytes:g} MB: {result.get('round_s')} s a round, first merge "
+                f"{result.get('first_s')} s, peak {result.get('peak_gb')} GB, "
+                f"verified {result['verified']}, rounds {result.get('rounds_s')}",
                 flush=True,
             )
     if options.json:

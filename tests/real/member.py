@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from typing import Any
 
@@ -17,7 +18,8 @@ import konsil
 
 
 def say(event: str, **facts: Any) -> None:
-    print(json.dumps({"event": event, "at_s": time.time(), **facts}), flush=True)
+    sys.stdout.write(json.dumps({"event": event, "at_s": time.time(), **facts}) + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -39,8 +41,8 @@ def main() -> None:
             merges = 0
             while not swarm.finished and merges < options.rounds:
                 time.sleep(options.pause)  # the time that training takes
-                for array in model.values():
-                    array += options.number
+                for name in model:
+                    model[name] += options.number
                 if swarm.step(examples=options.examples):
                     merges += 1
                     last = swarm.last

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
-from konsil.core.rules import ProposeAdmit, StudySettings, Vote
+from konsil.cli import main
+from konsil.core.rules import Agree, ProposeAdmit, StudySettings, Vote
 from konsil.core.wall import AskAdmit
 from konsil.errors import KonsilError
 from konsil.evaluation.loopback import LoopbackSwarm
@@ -34,10 +36,6 @@ def settings(**changes: object) -> StudySettings:
 
 def verify_everywhere(swarm: LoopbackSwarm, names=MEMBERS) -> None:
     """Every member's own copy of the history replays, to the same state."""
-    from click.testing import CliRunner
-
-    from konsil.cli import main
-
     digests = set()
     for name in names:
         result = CliRunner().invoke(main, ["ledger", "verify", "--dir", str(swarm.directory(name)), "--json"])
@@ -161,8 +159,6 @@ def test_a_fifth_member_admitted_by_vote_joins_the_running_study(site):
         swarm.control(voter).call(Vote(state.proposals[0].number, yes=True))
     swarm.start(["oslo"])
     state = swarm.wait("oslo", lambda state: "oslo" in state.members and "aml" in state.studies)
-    from konsil.core.rules import Agree
-
     swarm.control("oslo").call(Agree("aml", state.studies["aml"].settings_digest))
     fifth = site.train(swarm, "aml", "oslo", 5.0, "--pause", "0.5")
     ends = [trainer.end()[-1] for trainer in (*trainers, fifth)]

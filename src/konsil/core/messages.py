@@ -138,7 +138,8 @@ class Status(_Message, frozen=True, tag="status"):
 
 class Failure(_Message, frozen=True, tag="failure"):
     """The request could not be served. ``kind``: class of the error; ``code``: its stable word, if any;
-    ``fields``: the facts beside the sentences."""
+    ``fields``: the facts beside the sentences.
+    """
 
     kind: str
     code: str
