@@ -94,6 +94,8 @@ class StudyRunner:
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._heartbeat: asyncio.Task[None] | None = None
+        self._saved = ""
+        self._saves: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
@@ -139,7 +141,7 @@ class StudyRunner:
         self._closed = True
         if self._wake is not None:
             self._wake.cancel()
-        tasks = [*self._tasks.values(), *([self._heartbeat] if self._heartbeat else [])]
+        tasks = [*self._saves, *self._tasks.values(), *([self._heartbeat] if self._heartbeat else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -169,6 +171,7 @@ class StudyRunner:
         if after != before:
             _log.info("stage", study=self.name, stage=after, round=self._round_number())
         self._let_go()
+        self._save_behind()
 
     def _start(self, effect: Effect) -> None:
         if isinstance(effect, Cancel):
@@ -189,6 +192,7 @@ class StudyRunner:
             self.post(Failed(effect))
 
     async def _carry_out(self, effect: Effect) -> None:
+        began_s = time.perf_counter()
         try:
             await self._perform(effect)
         except Refused as refusal:
@@ -209,6 +213,8 @@ class StudyRunner:
             self.post(Failed(effect))
         else:
             self.problem = ""
+            what = type(effect.call if isinstance(effect, Submit) else effect).__name__
+            _log.debug("done", study=self.name, what=what, took_s=round(time.perf_counter() - began_s, 4))
             self.post(Done(effect))
 
     def _perform(self, effect: Effect) -> Coroutine[Any, Any, None]:
@@ -240,6 +246,23 @@ class StudyRunner:
         if isinstance(call, Commit | Publish):
             await asyncio.to_thread(self.site.journal.promise, call)
         await self.site.ledger.submit(call)
+
+    def _save_behind(self) -> None:
+        """Write the accepted model to disk while training goes on; the next commit waits for it."""
+        model = self.store.model(self.study.accepted)
+        if model is None or model.digest == self._saved:
+            return
+        self._saved = model.digest
+        task = asyncio.create_task(self._save(model))
+        self._saves.add(task)
+        task.add_done_callback(self._saves.discard)
+
+    async def _save(self, model: Model) -> None:
+        try:
+            await self.site.models.save(self.name, model)
+        except KonsilError as error:
+            self.problem = str(error)
+            _log.warning("the accepted merge is not on disk yet", study=self.name, why=str(error))
 
     async def _make_durable(self, digest: str) -> None:
         model = self.store.model(digest)
