@@ -104,7 +104,8 @@ def _done(state: NodeRound, event: Done, _now_s: float) -> NodeRound:
             state = replace(state, scores=tuple(other for other in state.scores if other != score))
         case Submit(call=Leave()):
             state = replace(state, leaving=False)
-    return replace(state, doing=state.doing - {event.effect})
+    retries = {effect: retry for effect, retry in state.retries.items() if effect != event.effect}
+    return replace(state, doing=state.doing - {event.effect}, retries=retries)
 
 
 def _failed(state: NodeRound, event: Failed, now_s: float) -> NodeRound:

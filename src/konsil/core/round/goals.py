@@ -67,10 +67,12 @@ def _be_present(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effec
     participant = study.participants.get(state.me)
     if participant is None or study.phase in {"finished", "failed"} or participant.struck:
         return
+    if participant.finished is not None or state.finish is not None:
+        return  # it stays for what it goes on contributing, and does not come back
     if state.leaving and not state.attached and participant.present:
         yield Submit(Leave(state.study))
     ready = state.attached and state.delivered == study.accepted != ""
-    if ready and not participant.present and participant.finished is None and state.finish is None:
+    if ready and not participant.present:
         yield Submit(Enter(state.study))
 
 
@@ -85,17 +87,29 @@ def _commit_the_update(state: NodeRound, study: Study, _now_s: float) -> Iterato
 
 def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | None:
     """The update that this node can commit to the open round, if it has one."""
-    update = state.update
+    update, participant = state.update, study.participants.get(state.me)
+    if participant is None or participant.struck or participant.finished == "inactive":
+        return None
     if update is not None and (update.round, update.base) == (current.number, study.accepted):
         return Commit(state.study, current.number, study.accepted, update.digest, update.examples)
-    participant = study.participants.get(state.me)
-    if update is None or participant is None or state.me not in current.expected:
+    if state.me not in current.expected:
         return None
-    if participant.finished == "snapshot":
+    if participant.finished == "snapshot" and update is not None:
         return Commit(state.study, current.number, study.accepted, update.digest, update.examples)
-    if participant.finished == "active" and study.accepted in state.held:
-        return Commit(state.study, current.number, study.accepted, study.accepted, update.examples)
+    examples = _examples(state, study)
+    if participant.finished == "active" and study.accepted in state.held and examples is not None:
+        return Commit(state.study, current.number, study.accepted, study.accepted, examples)
     return None
+
+
+def _examples(state: NodeRound, study: Study) -> int | None:
+    """How many examples stand behind this member's last update; None if it never had one."""
+    if state.update is not None:
+        return state.update.examples
+    counts = (
+        record.roster[state.me].examples for record in reversed(study.history) if state.me in record.roster
+    )
+    return next(counts, None)
 
 
 def _lead_own_parts(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
@@ -145,7 +159,8 @@ def _settle_disputes(state: NodeRound, study: Study, _now_s: float) -> Iterator[
         return
     dispute = current.dispute
     if dispute is None:
-        for suspect in state.suspects:
+        had_its_say = any(d.by == state.me and d.attempt == current.attempt for d in current.disputes)
+        for suspect in state.suspects[: 0 if had_its_say else 1]:
             yield Submit(Dispute(state.study, suspect.round, suspect.attempt, suspect.part, suspect.chunk))
         return
     if state.me in dispute.verdicts:
@@ -173,9 +188,14 @@ def _finish(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
 
 
 def _say_that_training_goes_on(state: NodeRound, study: Study, now_s: float) -> Iterator[Effect]:
-    due_s = _alive_due_s(state, study)
-    if due_s is not None and now_s >= due_s and study.open is not None:
-        yield Submit(Alive(state.study, study.open.number, round(state.progress, 2)))
+    due_s, current = _alive_due_s(state, study), study.open
+    if due_s is None or now_s < due_s or current is None:
+        return
+    said = (*state.doing, *state.retries)
+    already = (e for e in said if isinstance(e, Submit) and isinstance(e.call, Alive))
+    news = Submit(Alive(state.study, current.number, round(state.progress, 2)))
+    # One at a time: progress that moves on must not pile calls up before a slow ledger.
+    yield next((e for e in already if e.call.round == current.number), news)  # type: ignore[union-attr]
 
 
 def _alive_due_s(state: NodeRound, study: Study) -> float | None:
