@@ -1,0 +1,432 @@
+"""Whole swarms of round machines in one process: seeded delays, lost answers, crashes, and one liar."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace as changed
+
+from konsil.core.digest import bytes_digest, chunk_count, part_range
+from konsil.core.round import (
+    Attached,
+    Cancel,
+    Deliver,
+    Detached,
+    Done,
+    Failed,
+    Fetch,
+    FinishWanted,
+    Found,
+    Held,
+    Lead,
+    Looked,
+    NodeRound,
+    Offered,
+    PartMerged,
+    Probe,
+    ProgressMade,
+    Recompute,
+    ScoreReady,
+    Submit,
+    Suspected,
+    UpdateReady,
+    stage,
+    step,
+)
+from konsil.core.rules import (
+    Agree,
+    Genesis,
+    Leave,
+    MemberRecord,
+    Plateau,
+    ProposeStudy,
+    Score,
+    StudySettings,
+    apply,
+    initial_state,
+    settings_digest,
+)
+from konsil.errors import Refused
+
+BEGIN_S = 1_000_000
+DATA_BYTES = 40 * 1024 * 1024
+MOST_EVENTS = 6_000
+"""Ten times what a quiet run takes: a machine that spins on something shows here."""
+
+SETTINGS = StudySettings(
+    name="aml",
+    min_members=2,
+    quorum=2,
+    rounds=4,
+    every_steps=1,
+    weighting="equal",
+    silence_s=20,
+    patience_s=300,
+    merge_s=10,
+    give_up_s=100_000,
+)
+
+
+def digest(text: object) -> str:
+    return bytes_digest(str(text).encode(), "test")
+
+
+def record(name: str) -> MemberRecord:
+    return MemberRecord(
+        name, f"spiffe://{name}.example/node", digest(f"key {name}"), digest("bundle"), digest("card")
+    )
+
+
+class World:
+    """A contract, a clock, and what is to happen when."""
+
+    def __init__(self, seed: int, names: str = "abcd", *, liar: str = "", trouble: float = 0.0, **options):
+        self.random = random.Random(seed)  # noqa: S311 - a test's seed
+        self.now_s = float(BEGIN_S)
+        self.trouble = trouble
+        self.liar = liar
+        self.names = names
+        self.todo: list[tuple[float, int, Callable[[], None]]] = []
+        self.number = itertools.count()
+        self.calls: Counter[str] = Counter()
+        self.state = initial_state(
+            Genesis("lungs", "local", "a", BEGIN_S, tuple(record(name) for name in names))
+        )
+        agreed = changed(SETTINGS, **options)
+        self.apply(names[0], ProposeStudy(agreed))
+        for name in names[1:]:
+            self.apply(name, Agree("aml", settings_digest(agreed)))
+        self.members = {name: Member(self, name) for name in names}
+
+    @property
+    def study(self):
+        return self.state.studies["aml"]
+
+    def apply(self, name, call) -> None:
+        sequence = self.state.members[name].sequence + 1
+        self.state = apply(self.state, name, sequence, call, int(self.now_s))
+        self.calls[type(call).__name__] += 1
+
+    def later(self, act, most_s: float = 0.2) -> None:
+        when_s = self.now_s + self.random.uniform(0.001, most_s)
+        heapq.heappush(self.todo, (when_s, next(self.number), act))
+
+    def at(self, when_s, act) -> None:
+        heapq.heappush(self.todo, (max(when_s, self.now_s), next(self.number), act))
+
+    def unlucky(self) -> bool:
+        return self.random.random() < self.trouble
+
+    def tell(self) -> None:
+        """The ledger moved: each hears of it in its own time."""
+        for member in self.members.values():
+            self.later(member.look)
+
+    def run(self) -> None:
+        for events in itertools.count():
+            over = self.study.phase in {"finished", "failed"}
+            if over and all(member.served or member.gone for member in self.members.values()):
+                return
+            assert self.todo, f"everybody waits for nothing: {self.where()}"
+            self.now_s, _, act = heapq.heappop(self.todo)
+            act()
+            assert events < MOST_EVENTS, f"no end in sight: {self.where()} {self.calls}"
+
+    def where(self) -> str:
+        stages = {name: stage(member.state, self.study) for name, member in self.members.items()}
+        return f"{self.study.phase} {stages} {self.study.open}"
+
+
+class Member:
+    """A machine, the shell around it, and its training process."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+        self.contribution = "inactive"
+        self.rounds = 10**6
+        self.gone = self.served = False
+        self.life = 0
+        self.start()
+        world.later(self.attach, 2.0)
+
+    def start(self) -> None:
+        self.state = NodeRound(me=self.name, study="aml")
+        self.seen = self.world.study
+        self.wake = 0
+        self.under_way: set = set()
+
+    def crash(self) -> None:
+        """The node dies and starts again, knowing nothing; its training process joins again."""
+        self.life += 1
+        self.start()
+        self.world.later(self.look, 3.0)
+        if not self.gone:
+            self.world.later(self.attach, 3.0)
+
+    def attach(self, holds: str = "") -> None:
+        self.post(Attached(holds))
+        if self.name == self.world.names[0] and not self.world.study.initial:
+            self.post(Offered(digest("schema"), digest("model 0"), DATA_BYTES))
+
+    def look(self) -> None:
+        self.seen = self.world.study
+        self.post(Looked())
+
+    def post(self, event) -> None:
+        outcome = step(self.state, event, self.seen, self.world.now_s)
+        self.state = outcome.state
+        if isinstance(event, Done | Failed):
+            self.under_way.discard(event.effect)
+        for effect in outcome.effects:
+            if isinstance(effect, Cancel):
+                assert effect.effect in self.under_way
+                self.under_way.discard(effect.effect)
+                continue
+            assert effect not in self.under_way, f"{effect} is under way already"
+            self.under_way.add(effect)
+            self.world.later(self.doing(effect))
+        assert self.state.doing == self.under_way
+        self.wake += 1
+        if outcome.wake_s < float("inf"):
+            wake, life = self.wake, self.life
+            self.world.at(outcome.wake_s, lambda: self.woken(wake, life))
+
+    def woken(self, wake: int, life: int) -> None:
+        if (wake, life) == (self.wake, self.life):
+            self.post(Looked())
+
+    def doing(self, effect):
+        life = self.life
+
+        def do() -> None:
+            if life != self.life or effect not in self.under_way:
+                return
+            if self.world.unlucky():
+                self.post(Failed(effect))
+                return
+            getattr(self, type(effect).__name__.lower())(effect)
+
+        return do
+
+    def done(self, effect) -> None:
+        if effect in self.under_way:
+            self.post(Done(effect))
+
+    # --- effects ---------------------------------------------------------------------------------
+
+    def submit(self, effect) -> None:
+        try:
+            self.world.apply(self.name, effect.call)
+        except Refused as refused:
+            wait_s = refused.fields.get("wait_s")
+            self.post(Failed(effect, wait_s=wait_s))
+            return
+        self.world.tell()
+        if self.world.unlucky():
+            self.post(Failed(effect))  # it was taken, but the answer was lost
+            return
+        self.seen = self.world.study
+        self.done(effect)
+
+    def fetch(self, effect) -> None:
+        current = self.seen.open
+        candidate = current is not None and current.digest == effect.digest
+        wrong = self.wrong_part(current) if candidate else None
+        if wrong is not None and self.name != self.world.liar:
+            self.post(Suspected(current.number, current.attempt, wrong, self.chunk(current, wrong)))
+            self.post(Failed(effect))
+            return
+        self.post(Held(effect.digest))
+        self.done(effect)
+
+    def wrong_part(self, current) -> int | None:
+        settled = {d.part for d in current.disputes if d.attempt == current.attempt}
+        parts = enumerate(current.parts)
+        return next((n for n, p in parts if p.digest == digest("lie") and n not in settled), None)
+
+    def chunk(self, current, part: int) -> int:
+        return part_range(part, len(current.parts), chunk_count(DATA_BYTES)).start
+
+    def lead(self, effect) -> None:
+        made = "lie" if self.name == self.world.liar else f"{effect.round} {effect.part}"
+        self.post(PartMerged(effect.round, effect.attempt, effect.part, digest(made), ""))
+        self.done(effect)
+
+    def recompute(self, effect) -> None:
+        current = self.seen.open
+        lie = current.parts[effect.part].digest == digest("lie")
+        self.post(Found(effect, wrong=lie if self.name != self.world.liar else not lie))
+        self.done(effect)
+
+    def probe(self, effect) -> None:
+        self.done(effect)
+
+    def deliver(self, effect) -> None:
+        self.done(effect)
+        if self.seen.phase in {"finished", "failed"}:
+            self.served = True
+            return
+        life = self.life
+        self.world.later(lambda: self.trained(effect, life), 5.0)
+
+    def trained(self, effect, life: int) -> None:
+        if life != self.life or self.gone:
+            return
+        if effect.round >= self.rounds:
+            self.gone = True
+            self.post(FinishWanted(self.contribution))
+            self.world.later(lambda: self.post(Detached(goodbye=True)), 1.0)
+            return
+        if effect.round:
+            self.post(ScoreReady(Score("aml", effect.round, 10, loss=1.0)))
+        self.post(ProgressMade(0.5))
+        update = digest(f"{self.name} {effect.round + 1}")
+        self.post(UpdateReady(effect.round + 1, effect.digest, update, 10))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_swarm_trains_to_the_end_in_as_few_calls_as_there_must_be(seed):
+    world = World(seed)
+    world.run()
+    assert world.study.phase == "finished"
+    assert [set(record.roster) for record in world.study.history[1:]] == [set("abcd")] * 3
+    assert all(record.attempt == 1 for record in world.study.history)
+    assert world.calls["Accept"] <= 16
+    assert world.calls["Publish"] == sum(len(record.parts) for record in world.study.history)
+    assert not {"Tick", "Dispute", "Report", "Leave"} & set(world.calls)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    trouble=st.sampled_from([0.0, 0.1, 0.3]),
+    names=st.sampled_from(["abc", "abcd"]),
+)
+def test_whatever_fails_on_the_way_a_swarm_reaches_the_end(seed, trouble, names):
+    world = World(seed, names, trouble=trouble, rounds=3)
+    world.run()
+    assert world.study.phase == "finished"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nodes_that_crash_at_any_moment_do_not_stop_the_swarm(seed):
+    world = World(seed, trouble=0.05)
+    for name in "bcd":
+        for _ in range(2):
+            world.later(world.members[name].crash, 25.0)
+    world.run()
+    assert world.study.phase == "finished"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_lying_leader_is_struck_and_the_round_merges_again(seed):
+    world = World(seed, liar="c")
+    world.run()
+    assert world.study.phase == "finished"
+    assert world.study.participants["c"].struck
+    first = world.study.history[0]
+    assert set(first.roster) == {"a", "b", "d"} or "c" not in world.study.history[-1].roster
+    assert world.calls["Dispute"] <= 3
+    assert digest("lie") not in {part.digest for record in world.study.history for part in record.parts}
+
+
+@pytest.mark.parametrize("contribution", ["snapshot", "active", "inactive"])
+def test_a_member_that_finishes_first_contributes_what_it_chose(contribution):
+    world = World(7)
+    world.members["d"].rounds, world.members["d"].contribution = 2, contribution
+    world.run()
+    assert world.study.phase == "finished"
+    last = world.study.history[-1]
+    if contribution == "inactive":
+        assert last.absent["d"] == "finished"
+    else:
+        expected = digest("d 2") if contribution == "snapshot" else last.base
+        assert last.roster["d"].digest == expected
+    assert Leave.__name__ not in world.calls
+
+
+def test_a_plateau_ends_a_study_for_all():
+    world = World(3, rounds=30, plateau=Plateau(rounds=2, metric="loss"))
+    world.run()
+    assert world.study.phase == "finished"
+    assert "not improved" in world.study.ended
+    assert len(world.study.history) < 8
+
+
+EVENTS = st.one_of(
+    st.just(Looked()),
+    st.sampled_from(["", digest("model 0")]).map(Attached),
+    st.booleans().map(Detached),
+    st.builds(UpdateReady, st.integers(0, 3), st.just(digest("model 0")), st.just(digest("u")), st.just(10)),
+    st.floats(0, 1).map(ProgressMade),
+    st.sampled_from(["snapshot", "active", "inactive"]).map(FinishWanted),
+    st.builds(ScoreReady, st.builds(Score, st.just("aml"), st.integers(0, 3), st.just(1), st.just(0.5))),
+    st.sampled_from([digest("model 0"), digest("u")]).map(Held),
+    st.builds(
+        PartMerged, st.integers(1, 2), st.integers(1, 2), st.integers(0, 3), st.just(digest("p")), st.just("")
+    ),
+    st.builds(Suspected, st.integers(1, 2), st.integers(1, 2), st.integers(0, 3), st.integers(0, 9)),
+    st.builds(
+        Found,
+        st.builds(Recompute, st.integers(1, 2), st.integers(1, 2), st.integers(0, 3), st.integers(0, 9)),
+        st.booleans(),
+    ),
+    st.sampled_from(["done", "failed", "unreachable"]),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(events=st.lists(st.tuples(EVENTS, st.integers(0, 40)), max_size=25), moment=st.integers(0, 5))
+def test_no_order_of_events_breaks_a_machine_or_starts_an_effect_twice(moments, events, moment):
+    study = moments[moment % len(moments)]
+    state, now_s = NodeRound(me="b", study="aml"), float(BEGIN_S)
+    under_way: list = []
+    for event, pause_s in events:
+        now_s += pause_s
+        if isinstance(event, str):
+            if not under_way:
+                continue
+            effect = under_way.pop(0)
+            names = ("a", "z") if event == "unreachable" else ()
+            event = Done(effect) if event == "done" else Failed(effect, unreachable=names)  # noqa: PLW2901 - now known
+        outcome = step(state, event, study, now_s)
+        state = outcome.state
+        for effect in outcome.effects:
+            if isinstance(effect, Cancel):
+                under_way.remove(effect.effect)
+            else:
+                assert effect not in under_way
+                assert isinstance(effect, Submit | Fetch | Lead | Recompute | Probe | Deliver)
+                under_way.append(effect)
+        assert state.doing == set(under_way)
+        assert outcome.wake_s > now_s
+        # Nothing new is wanted when nothing happened, so a node never spins.
+        assert step(state, Looked(), study, now_s).effects == ()
+        assert replace(state) == state
+
+
+@pytest.fixture(scope="module")
+def moments():
+    """A study as it stands on the ledger at different moments of its life."""
+    world = World(1)
+    seen = [world.study]
+    phases = {(world.study.phase, None)}
+    for _ in range(MOST_EVENTS):
+        if not world.todo or world.study.phase == "finished":
+            break
+        world.now_s, _, act = heapq.heappop(world.todo)
+        act()
+        current = world.study.open
+        key = (world.study.phase, current and (current.phase, bool(current.digest), len(current.commits) > 1))
+        if key not in phases:
+            phases.add(key)
+            seen.append(world.study)
+    return [*seen, world.study]
