@@ -38,7 +38,8 @@ from konsil.core.rules import Commit, Initialise, OpenRound, Publish, Score, Stu
 from konsil.core.wall import MemberProgress, StudyStatus
 from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError
 from konsil.ledger.base import Ledger
-from konsil.node.bench import Bench, Roster, UpdatesMissing
+from konsil.node.bench import Bench
+from konsil.node.gather import Roster, UpdatesMissing
 from konsil.node.journal import Journal
 from konsil.node.models import Models
 from konsil.node.pull import Puller
@@ -354,11 +355,11 @@ class StudyRunner:
         if current is None or (current.number, current.attempt) != (effect.round, effect.attempt):
             return
         bench = await self._bench_for(current)
-        await bench.check_update(effect.member)
+        await bench.gatherer.check(effect.member)
 
     async def _bench_for(self, current: OpenRound) -> Bench:
         roster = self._roster(current)
-        if self._bench is not None and self._bench.roster == roster:
+        if self._bench is not None and self._bench.serves(roster, current.digest):
             return self._bench
         if self._bench is not None:
             self._bench.close()
@@ -433,7 +434,7 @@ class StudyRunner:
         if current is None or (current.number, current.attempt) != (round_number, attempt):
             raise StudyError("That attempt is not being merged here.", do="Ask again when it is.")
         bench = await self._bench_for(current)
-        return await bench.gram(part, wait_s)
+        return await bench.grams.serve(part, wait_s)
 
     def heard(self, peer: str, beat: Heartbeat) -> None:
         """A peer's heartbeat."""
