@@ -37,6 +37,7 @@ class Dataset:
     negative: str
     source: str
     features: tuple[str, ...]
+    hospitals: tuple[str, ...]
     read: Callable[[Path | None], dict[str, tables.Table]]
     note: str = ""
 
@@ -122,6 +123,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
                 negative="benign",
                 source="Wisconsin Diagnostic Breast Cancer, Street et al. 1993, as in scikit-learn",
                 features=tables.BREAST_FEATURES,
+                hospitals=tuple(sorted(tables.BREAST_HOSPITALS)),
                 read=tables.read_breast_cancer,
                 note="One real series; its division into four hospitals of uneven size and mix is made up.",
             ),
@@ -133,6 +135,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
                 negative="none",
                 source="UCI Heart Disease; Detrano et al., Am J Cardiol 1989;64:304-310",
                 features=tables.HEART_FEATURES,
+                hospitals=tuple(sorted(tables.HEART_HOSPITALS)),
                 read=tables.read_heart,
                 note="Four real hospitals. Some findings were never recorded at some of them, and the Swiss"
                 " hospital has 8 patients without disease among 123.",
@@ -145,6 +148,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
                 negative="ALL or APL",
                 source="Alcazer et al., Lancet Digit Health 2024;6:e323-e333 (AIPAL)",
                 features=tables.LEUKAEMIA_FEATURES,
+                hospitals=tuple(sorted(tables.LEUKAEMIA_HOSPITALS)),
                 read=tables.read_leukaemia,
                 note="Six real hospitals. MCHC is in g/L at three, in g/dL at two and in both at Nantes;"
                 " values below 100 were taken as g/dL.",

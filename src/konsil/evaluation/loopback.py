@@ -190,6 +190,18 @@ class LoopbackSwarm:
         text = (self.directory(name) / "node.log").read_text(errors="replace")
         return "\n".join(text.splitlines()[-lines:])
 
+    def require_running(self) -> None:
+        """See that every started node runs.
+
+        Raises:
+            NodeError: one ended by itself; with the end of its log.
+        """
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                raise NodeError(
+                    f"The node of {name} ended (status {process.returncode}):\n{self.log_tail(name)}"
+                )
+
     def pid(self, name: str) -> int:
         """A node's process id."""
         return self._processes[name].pid

@@ -44,7 +44,7 @@ MCHC_G_DL_BELOW = 100.0
 nor with 100 g/dL. Two hospitals record g/dL and one mixes both units, which its own standard deviation
 cannot heal; each hospital can apply this rule alone."""
 
-_LEUKAEMIA_HOSPITALS = ("clermont", "cochin", "grenoble", "lyon", "mondor", "nantes")
+LEUKAEMIA_HOSPITALS = ("clermont", "cochin", "grenoble", "lyon", "mondor", "nantes")
 
 
 def read_leukaemia(data: Path | None) -> dict[str, Table]:
@@ -55,7 +55,7 @@ def read_leukaemia(data: Path | None) -> dict[str, Table]:
     """
     folder = _folder(data, "aipal-leukaemia", "leukaemia")
     tables = {}
-    for hospital in _LEUKAEMIA_HOSPITALS:
+    for hospital in LEUKAEMIA_HOSPITALS:
         path = folder / f"{hospital}.csv"
         header, *rows = _records(path)
         if tuple(header) != ("Response", *LEUKAEMIA_FEATURES):
@@ -85,7 +85,7 @@ _HEART_LEVELS = {"cp": (1, 2, 3, 4), "restecg": (0, 1, 2), "slope": (1, 2, 3), "
 _HEART_ZERO_IS_MISSING = frozenset({"trestbps", "chol"})
 """A living patient has neither a blood pressure nor a cholesterol of 0: it stands for "not measured"."""
 
-_HEART_HOSPITALS = {
+HEART_HOSPITALS = {
     "cleveland": "processed.cleveland.data",
     "hungarian": "processed.hungarian.data",
     "swiss": "processed.switzerland.data",
@@ -112,7 +112,7 @@ def read_heart(data: Path | None) -> dict[str, Table]:
     """
     folder = _folder(data, "uci-heart-disease", "heart")
     tables = {}
-    for hospital, file in _HEART_HOSPITALS.items():
+    for hospital, file in HEART_HOSPITALS.items():
         path = folder / file
         recorded = _numbers(path, _records(path), len(_HEART_COLUMNS))
         columns: list[npt.NDArray[np.float64]] = []
@@ -131,7 +131,7 @@ def read_heart(data: Path | None) -> dict[str, Table]:
 
 # --- breast cancer: one set that ships with scikit-learn, dealt out over four hospitals -------------
 
-_BREAST_HOSPITALS = {
+BREAST_HOSPITALS = {
     "northgate": (72, 184),
     "riverside": (77, 94),
     "hillview": (48, 49),
@@ -151,7 +151,7 @@ def read_breast_cancer(_data: Path | None) -> dict[str, Table]:
     rng = np.random.default_rng(_BREAST_DEAL_SEED)
     malignant, benign = (rng.permutation(np.flatnonzero(target == code)) for code in (0, 1))
     tables = {}
-    for hospital, (positives, negatives) in _BREAST_HOSPITALS.items():
+    for hospital, (positives, negatives) in BREAST_HOSPITALS.items():
         rows = np.sort(np.concatenate([malignant[:positives], benign[:negatives]]))
         malignant, benign = malignant[positives:], benign[negatives:]
         tables[hospital] = Table(values[rows].astype(np.float64), (target[rows] == 0).astype(np.int64))

@@ -109,6 +109,10 @@ class Line:
             if delivery is not None:
                 return delivery
 
+    def fileno(self) -> int:
+        """For ``selectors``: readable when (a part of) a word has arrived."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """Close the connection. Closing twice is harmless."""
         self._reader.close()
