@@ -93,6 +93,8 @@ class World:
         self.now_s = float(BEGIN_S)
         self.trouble = trouble
         self.liar = liar
+        self.dead: set[str] = set()
+        self.training_s = 5.0
         self.names = names
         self.todo: list[tuple[float, int, Callable[[], None]]] = []
         self.number = itertools.count()
@@ -171,12 +173,20 @@ class Member:
         if not self.gone:
             self.world.later(self.attach, 3.0)
 
+    def die(self) -> None:
+        """The node is gone for good, and with it its update."""
+        self.gone = True
+        self.life += 1
+        self.world.dead.add(self.name)
+
     def attach(self, holds: str = "") -> None:
         self.post(Attached(holds))
         if self.name == self.world.names[0] and not self.world.study.initial:
             self.post(Offered(digest("schema"), digest("model 0"), DATA_BYTES))
 
     def look(self) -> None:
+        if self.name in self.world.dead:
+            return
         self.seen = self.world.study
         self.post(Looked())
 
@@ -256,6 +266,10 @@ class Member:
         return part_range(part, len(current.parts), chunk_count(DATA_BYTES)).start
 
     def lead(self, effect) -> None:
+        lacking = tuple(self.world.dead & set(self.seen.open.roster))
+        if lacking:
+            self.post(Failed(effect, unreachable=lacking))
+            return
         made = "lie" if self.name == self.world.liar else f"{effect.round} {effect.part}"
         self.post(PartMerged(effect.round, effect.attempt, effect.part, digest(made), ""))
         self.done(effect)
@@ -267,7 +281,10 @@ class Member:
         self.done(effect)
 
     def probe(self, effect) -> None:
-        self.done(effect)
+        if effect.member in self.world.dead:
+            self.post(Failed(effect, unreachable=(effect.member,)))
+        else:
+            self.done(effect)
 
     def deliver(self, effect) -> None:
         self.done(effect)
@@ -275,7 +292,8 @@ class Member:
             self.served = True
             return
         life = self.life
-        self.world.later(lambda: self.trained(effect, life), 5.0)
+        self.post(ProgressMade(0.0))
+        self.world.later(lambda: self.trained(effect, life), self.world.training_s)
 
     def trained(self, effect, life: int) -> None:
         if life != self.life or self.gone:
@@ -324,6 +342,45 @@ def test_nodes_that_crash_at_any_moment_do_not_stop_the_swarm(seed):
             world.later(world.members[name].crash, 25.0)
     world.run()
     assert world.study.phase == "finished"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_member_that_dies_for_good_is_left_out_and_the_study_ends(seed):
+    world = World(seed)
+    world.later(world.members["d"].die, 12.0)
+    world.run()
+    assert world.study.phase == "finished"
+    assert "d" not in world.study.history[-1].roster
+    assert {"Tick", "Report"} & set(world.calls)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_update_that_died_with_its_member_is_reported_by_all_and_left_out_before_the_deadline(seed):
+    world = World(seed, merge_s=1000, parts="leader")
+    doomed = world.members["d"]
+    commit = doomed.submit
+
+    def commit_and_die(effect) -> None:
+        commit(effect)
+        if type(effect.call).__name__ == "Commit" and effect.call.round == 2:
+            doomed.die()
+
+    doomed.submit = commit_and_die
+    world.run()
+    assert world.study.phase == "finished"
+    record = world.study.history[1]
+    assert record.absent["d"] == "unreachable" or record.attempt > 1
+    if record.absent["d"] == "unreachable":
+        assert record.accepted_s - record.opened_s < 100
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_members_that_train_longer_than_the_silence_are_waited_for_since_they_say_so(seed):
+    world = World(seed)
+    world.training_s = 90.0
+    world.run()
+    assert [set(record.roster) for record in world.study.history[1:]] == [set("abcd")] * 3
+    assert world.calls["Alive"] > 8
 
 
 @pytest.mark.parametrize("seed", range(4))
