@@ -31,24 +31,24 @@ class Journal:
             NodeError: the file is damaged, or the disk refuses.
         """
         self.path = path
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        except sqlite3.Error as error:
+            raise _cannot_open(path, error) from error
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(_TABLE)
         except sqlite3.Error as error:
             self._db.close()
-            raise NodeError(
-                f"The node's journal {path.name} cannot be opened: {error}.",
-                safe="The ledger and the last accepted merge are in other files and untouched.",
-                do="Restore it from a backup, or move it away: the node then rejoins with the next round.",
-            ) from error
+            raise _cannot_open(path, error) from error
 
     def promise(self, call: Call) -> None:
         """Write a commit or a published part down, before the ledger hears of it.
 
         Raises:
-            NodeError: another digest was promised before, or the disk is full.
+            NodeError: another digest was promised before.
+            LedgerError: the disk is full or failed; nothing was promised.
         """
         match call:
             case Commit():
@@ -100,3 +100,12 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _cannot_open(path: Path, error: sqlite3.Error) -> NodeError:
+    return NodeError(
+        f"The node's journal {path} cannot be opened: {error}.",
+        safe="The ledger and the last accepted merge are in other files and untouched.",
+        do="See the file's owner and the disk. If it is damaged, move it away: the node then goes on with "
+        "the next round.",
+    )

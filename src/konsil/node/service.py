@@ -137,7 +137,7 @@ class Service:
         if runner is None:
             raise PeerRefused(NOT_HERE, f"There is no study {request.study!r} here.")
         wait_s = min(MAX_WAIT_S, max(0.0, request.wait_s))
-        matrix = await runner.gram(request.round, request.attempt, request.part, wait_s)
+        matrix = await runner.merging.gram(request.round, request.attempt, request.part, wait_s)
         return Reply(encode(Bytes()), matrix)
 
     async def _card(self, request: GetCard) -> Reply:

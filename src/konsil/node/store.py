@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Iterable, Sequence
@@ -103,10 +104,14 @@ class Assembly:
         return self._model
 
     def close(self) -> None:
-        """Give the memory back, unless it was sealed into a model."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        """Give the memory back, unless it was sealed into a model.
+
+        A chunk that is still being received or merged keeps the memory until its view is gone.
+        """
+        mapping, self._map = self._map, None
+        if mapping is not None:
+            with contextlib.suppress(BufferError):
+                mapping.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -171,10 +176,10 @@ class Store:
         """A chunk behind a digest; None if it is not here or has no such chunk."""
         if digest in self._models:
             model = self._models[digest]
-            return model.chunk(index) if index < len(model.manifest.leaves) else None
+            return model.chunk(index) if 0 <= index < len(model.manifest.leaves) else None
         if digest in self._parts:
             part = self._parts[digest]
-            return part.chunk(index) if index < len(part.leaves) else None
+            return part.chunk(index) if 0 <= index < len(part.leaves) else None
         return None
 
     def keep_only(self, models: Iterable[str], assembly: Assembly | None = None) -> None:

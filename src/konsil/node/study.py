@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from konsil.core.round import (
     Event,
     Failed,
     Fetch,
+    Found,
     Held,
     Lead,
     Looked,
@@ -34,22 +35,17 @@ from konsil.core.round import (
     Submit,
     Suspected,
 )
-from konsil.core.rules import Commit, Initialise, OpenRound, Publish, Score, Study, weights_of
+from konsil.core.rules import Commit, Initialise, OpenRound, Publish, Score, Study
 from konsil.core.wall import MemberProgress, StudyStatus
 from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError
 from konsil.ledger.base import Ledger
-from konsil.node.bench import Bench
-from konsil.node.gather import Roster, UpdatesMissing
+from konsil.node.gather import UpdatesMissing
 from konsil.node.journal import Journal
+from konsil.node.merging import Merging
 from konsil.node.models import Models
 from konsil.node.pull import Puller
-from konsil.node.store import Assembly, Model, Store, model_of
+from konsil.node.store import Model, Store, model_of
 from konsil.wall.memory import SealedMemory
-
-GRACE_FRACTION = 0.2
-GRACE_LEAST_S = 2.0
-GRACE_MOST_S = 30.0
-"""How long an unreachable member is waited for before it is reported: a share of the study's ``merge_s``."""
 
 HEARTBEAT_S = 2.0
 """How often a node tells its peers how far it is: often enough for a live view, nothing for the line."""
@@ -75,7 +71,6 @@ class Trainee:
 
     schema: Schema
     tell: Callable[[Deliver, Study, Model | None], Awaitable[None]]
-    delivered: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class StudyRunner:
@@ -90,8 +85,7 @@ class StudyRunner:
         self.trainee: Trainee | None = None
         self.heartbeats: dict[str, MemberProgress] = {}
         self.problem = ""
-        self.schema: Schema | None = None
-        self._bench: Bench | None = None
+        self.merging = Merging(site.me, site.puller, self.store, lambda: self.study)
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._heartbeat: asyncio.Task[None] | None = None
@@ -146,8 +140,7 @@ class StudyRunner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._bench is not None:
-            self._bench.close()
+        self.merging.close()
         self.store.close()
 
     # --- the machine ---------------------------------------------------------------------------
@@ -229,7 +222,7 @@ class StudyRunner:
             case Recompute():
                 return self._recompute(effect)
             case Probe():
-                return self._probe(effect)
+                return self.merging.probe(effect)
             case Deliver():
                 return self._deliver(effect)
             case _:
@@ -279,117 +272,26 @@ class StudyRunner:
         if current is not None and current.digest == effect.digest and self.site.me in current.roster:
             model = await self._complete(current)
         else:
-            model = await self._fetch_whole(effect.digest)
+            model = await self.merging.fetch(effect.digest)
         self._keep(model)
         self.post(Held(effect.digest))
 
     async def _complete(self, current: OpenRound) -> Model:
-        bench = await self._bench_for(current)
-        model = await bench.complete(current.parts, current.digest)
-        settled = {dispute.chunk for dispute in current.disputes if dispute.attempt == current.attempt}
         try:
-            await bench.audit(current.parts, model, settled)
+            return await self.merging.complete(current)
         except MergeMismatch as mismatch:
             _log.error("a wrong merge", study=self.name, why=str(mismatch))
             part, chunk = mismatch.fields["part"], mismatch.fields["chunk"]
             if isinstance(part, int) and isinstance(chunk, int):
                 self.post(Suspected(current.number, current.attempt, part, chunk))
             raise
-        return model
-
-    async def _fetch_whole(self, digest: str) -> Model:
-        """A model by its root digest from any peer: for a member that was away or comes late."""
-        study = self.study
-        holders = self._likely_holders(study)
-        puller = self.site.puller
-        manifest = await puller.manifest(digest, holders)
-        schema = Schema.from_header(manifest.header)
-        if schema.digest != study.schema:
-            raise StudyError("The model's header is not the study's.", safe="Nothing was loaded.")
-        assembly = Assembly(schema)
-        try:
-            pending = iter(range(len(manifest.leaves)))
-
-            async def pull() -> None:
-                for index in pending:
-                    turn = index % len(holders)
-                    with assembly.chunk(index) as into:
-                        await puller.chunk(
-                            digest, index, manifest.leaves[index], into, (*holders[turn:], *holders[:turn])
-                        )
-
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(4, len(manifest.leaves))):
-                    group.create_task(pull())
-            return assembly.seal(manifest.groups)
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        finally:
-            assembly.close()
-
-    def _likely_holders(self, study: Study) -> tuple[str, ...]:
-        me = self.site.me
-        accepted = study.history[-1].accepts if study.history else (study.proposer,)
-        others = tuple(name for name in sorted(study.participants) if name != me and name not in accepted)
-        return (*(name for name in accepted if name != me), *others)
 
     async def _lead(self, effect: Lead) -> None:
-        current = self.study.open
-        if current is None or (current.number, current.attempt) != (effect.round, effect.attempt):
-            return
-        bench = await self._bench_for(current)
-        digest, gram = await bench.lead(effect.part, current)
+        digest, gram = await self.merging.lead(effect)
         self.post(PartMerged(effect.round, effect.attempt, effect.part, digest, gram))
 
     async def _recompute(self, effect: Recompute) -> None:
-        current = self.study.open
-        if current is None or (current.number, current.attempt) != (effect.round, effect.attempt):
-            return
-        bench = await self._bench_for(current)
-        published = await bench.published_leaf(current.parts[effect.part], effect.part, effect.chunk)
-        wrong = await bench.is_wrong(effect.chunk, published)
-        self.post(machine.Found(effect, wrong))
-
-    async def _probe(self, effect: Probe) -> None:
-        current = self.study.open
-        if current is None or (current.number, current.attempt) != (effect.round, effect.attempt):
-            return
-        bench = await self._bench_for(current)
-        await bench.gatherer.check(effect.member)
-
-    async def _bench_for(self, current: OpenRound) -> Bench:
-        roster = self._roster(current)
-        if self._bench is not None and self._bench.serves(roster, current.digest):
-            return self._bench
-        if self._bench is not None:
-            self._bench.close()
-        schema = self.schema or await self._schema()
-        self._bench = Bench(
-            roster, schema, self.site.me, self.site.puller, self.store, grace_s=self._grace_s()
-        )
-        return self._bench
-
-    def _roster(self, current: OpenRound) -> Roster:
-        study = self.study
-        weights = weights_of(study)
-        return Roster(
-            study=self.name,
-            round=current.number,
-            members=current.roster,
-            digests=tuple(current.commits[name].digest for name in current.roster),
-            weights=tuple(weights[name] for name in current.roster),
-            settings=study.settings,
-            n_parts=len(current.parts),
-        )
-
-    async def _schema(self) -> Schema:
-        """The study's schema from a model that is here or, failing that, from the update of a peer."""
-        study = self.study
-        manifest = await self.site.puller.manifest(study.accepted, self._likely_holders(study))
-        return Schema.from_header(manifest.header)
-
-    def _grace_s(self) -> float:
-        return min(GRACE_MOST_S, max(GRACE_LEAST_S, self.study.settings.merge_s * GRACE_FRACTION))
+        self.post(Found(effect, await self.merging.recompute(effect)))
 
     async def _deliver(self, effect: Deliver) -> None:
         """Hand the model to the training process; without one there is nobody to hand it to."""
@@ -408,7 +310,7 @@ class StudyRunner:
         self._keep(model)
 
     def _keep(self, model: Model) -> None:
-        self.schema = model.schema
+        self.merging.schema = model.schema
         self.store.add_model(model)
 
     def _let_go(self) -> None:
@@ -421,20 +323,10 @@ class StudyRunner:
             keep |= {current.digest, current.base}
             mine = current.commits.get(self.site.me)
             keep.add(mine.digest if mine else "")
-        if self._bench is not None and (current is None or self._bench.roster.round != current.number):
-            self._bench.close()
-            self._bench = None
-        self.store.keep_only(keep, self._bench.assembly if self._bench is not None else None)
+        self.merging.let_go()
+        self.store.keep_only(keep, self.merging.assembly)
 
     # --- peers ---------------------------------------------------------------------------------
-
-    async def gram(self, round_number: int, attempt: int, part: int, wait_s: float) -> bytes:
-        """A Gram matrix for a peer; waits for the workbench and the matrix."""
-        current = self.study.open
-        if current is None or (current.number, current.attempt) != (round_number, attempt):
-            raise StudyError("That attempt is not being merged here.", do="Ask again when it is.")
-        bench = await self._bench_for(current)
-        return await bench.grams.serve(part, wait_s)
 
     def heard(self, peer: str, beat: Heartbeat) -> None:
         """A peer's heartbeat."""

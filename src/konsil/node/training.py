@@ -171,7 +171,7 @@ class _Conversation:
                 await self._refuse_schema(schema)
             self.trainee = Trainee(schema, self._tell)
             self.runner.trainee = self.trainee
-            self.runner.schema = schema
+            self.runner.merging.schema = schema
             if memory is not None and not study.initial and study.proposer == self.me:
                 model = await asyncio.to_thread(self.runner.take_update, memory, schema)
                 memory = None
@@ -186,7 +186,7 @@ class _Conversation:
         self.runner.post(Attached(holds))
 
     async def _refuse_schema(self, schema: Schema) -> None:
-        theirs = self.runner.schema
+        theirs = self.runner.merging.schema
         differences = theirs.differences(schema) if theirs is not None else []
         detail = " ".join(differences[:5]) or "Names, dtypes or shapes differ."
         raise SchemaMismatch(

@@ -1,0 +1,172 @@
+"""The models of one study at this node: completing, fetching and merging them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from konsil.core.digest import Manifest
+from konsil.core.parameters import Schema
+from konsil.core.round import Lead, Probe, Recompute
+from konsil.core.rules import OpenRound, Study, weights_of
+from konsil.errors import SchemaMismatch, StudyError
+from konsil.node.bench import Bench
+from konsil.node.gather import Roster, together
+from konsil.node.pull import Puller
+from konsil.node.store import Assembly, Model, Store
+
+GRACE_FRACTION = 0.2
+GRACE_LEAST_S = 2.0
+GRACE_MOST_S = 30.0
+"""How long an unreachable member is waited for before it is reported: a share of the study's ``merge_s``."""
+
+FETCHES_AT_ONCE = 4
+"""Chunks of a whole model asked for at once: 16 MiB on the way."""
+
+
+class Merging:
+    """Works on the open round of a study, as the ledger has it at each call."""
+
+    def __init__(self, me: str, puller: Puller, store: Store, study: Callable[[], Study]) -> None:
+        """``study``: the study as it stands on the ledger now."""
+        self.me = me
+        self.puller = puller
+        self.store = store
+        self.schema: Schema | None = None
+        self._study = study
+        self._bench: Bench | None = None
+
+    @property
+    def assembly(self) -> Assembly | None:
+        """Memory in which the open round's merge is being put together."""
+        return self._bench.assembly if self._bench is not None else None
+
+    def close(self) -> None:
+        """Give the workbench's memory back."""
+        if self._bench is not None:
+            self._bench.close()
+            self._bench = None
+
+    def let_go(self) -> None:
+        """Forget the workbench of a round that is over."""
+        current = self._study().open
+        if self._bench is not None and (current is None or self._bench.roster.round != current.number):
+            self.close()
+
+    # --- the open round ------------------------------------------------------------------------
+
+    def _current(self, effect: Lead | Recompute | Probe) -> OpenRound:
+        """The open round, if it is still the attempt that an effect is about.
+
+        Raises:
+            StudyError: the attempt is over; the effect is no longer wanted.
+        """
+        current = self._study().open
+        if current is None or (current.number, current.attempt) != (effect.round, effect.attempt):
+            raise StudyError(f"Attempt {effect.attempt} of round {effect.round} is over.")
+        return current
+
+    async def lead(self, effect: Lead) -> tuple[str, str]:
+        """Merge a part; its digest and that of the Gram matrix, "" where the rule does not mix."""
+        current = self._current(effect)
+        return await (await self._bench_for(current)).lead(effect.part, current)
+
+    async def complete(self, current: OpenRound) -> Model:
+        """The merge of the open round, whole and audited.
+
+        Raises:
+            MergeMismatch: a chunk is not what its commits give.
+        """
+        bench = await self._bench_for(current)
+        model = await bench.complete(current.parts, current.digest)
+        settled = {dispute.chunk for dispute in current.disputes if dispute.attempt == current.attempt}
+        await bench.audit(current.parts, model, settled)
+        return model
+
+    async def recompute(self, effect: Recompute) -> bool:
+        """Whether a disputed chunk is wrong."""
+        current = self._current(effect)
+        bench = await self._bench_for(current)
+        published = await bench.published_leaf(current.parts[effect.part], effect.part, effect.chunk)
+        return await bench.is_wrong(effect.chunk, published)
+
+    async def probe(self, effect: Probe) -> None:
+        """See that a member's update can be had and is finite."""
+        bench = await self._bench_for(self._current(effect))
+        await bench.gatherer.check(effect.member)
+
+    async def gram(self, round_number: int, attempt: int, part: int, wait_s: float) -> bytes:
+        """A part's Gram matrix for a peer; waits until it is made."""
+        current = self._current(Lead(round_number, attempt, part))
+        return await (await self._bench_for(current)).grams.serve(part, wait_s)
+
+    async def _bench_for(self, current: OpenRound) -> Bench:
+        roster = self._roster(current)
+        schema = self.schema or await self._schema_from_peers()
+        if self._bench is not None and self._bench.serves(roster, current.digest):
+            return self._bench
+        self.close()
+        grace_s = min(GRACE_MOST_S, max(GRACE_LEAST_S, roster.settings.merge_s * GRACE_FRACTION))
+        self._bench = Bench(roster, schema, self.me, self.puller, self.store, grace_s=grace_s)
+        return self._bench
+
+    def _roster(self, current: OpenRound) -> Roster:
+        study = self._study()
+        weights = weights_of(study)
+        return Roster(
+            study=study.settings.name,
+            round=current.number,
+            members=current.roster,
+            digests=tuple(current.commits[name].digest for name in current.roster),
+            weights=tuple(weights[name] for name in current.roster),
+            settings=study.settings,
+            n_parts=len(current.parts),
+        )
+
+    # --- whole models --------------------------------------------------------------------------
+
+    async def fetch(self, digest: str) -> Model:
+        """A model by its root digest from any peer: for a member that was away or comes late."""
+        holders = self._likely_holders()
+        manifest = await self.puller.manifest(digest, holders)
+        schema = self._checked_schema(manifest)
+        assembly = Assembly(schema)
+        try:
+            pending = iter(range(len(manifest.leaves)))
+            async with together() as group:
+                for _ in range(min(FETCHES_AT_ONCE, len(manifest.leaves))):
+                    group.create_task(self._fetch_chunks(digest, manifest, pending, assembly, holders))
+            return assembly.seal(manifest.groups)
+        finally:
+            assembly.close()
+
+    async def _fetch_chunks(
+        self,
+        digest: str,
+        manifest: Manifest,
+        pending: Iterator[int],
+        assembly: Assembly,
+        holders: Sequence[str],
+    ) -> None:
+        for index in pending:
+            turn = index % len(holders)  # so that all who have it share the load
+            order = (*holders[turn:], *holders[:turn])
+            with assembly.chunk(index) as into:
+                await self.puller.chunk(digest, index, manifest.leaves[index], into, order)
+
+    def _likely_holders(self) -> tuple[str, ...]:
+        """Other participants, those first that said that they hold the accepted model."""
+        study = self._study()
+        accepted = study.history[-1].accepts if study.history else (study.proposer,)
+        others = [name for name in sorted(study.participants) if name not in accepted]
+        return tuple(name for name in (*accepted, *others) if name != self.me)
+
+    async def _schema_from_peers(self) -> Schema:
+        manifest = await self.puller.manifest(self._study().accepted, self._likely_holders())
+        self.schema = self._checked_schema(manifest)
+        return self.schema
+
+    def _checked_schema(self, manifest: Manifest) -> Schema:
+        schema = Schema.from_header(manifest.header)
+        if schema.digest != self._study().schema:
+            raise SchemaMismatch("The model's header is not the study's.", safe="Nothing was loaded.")
+        return schema
