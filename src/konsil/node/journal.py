@@ -43,8 +43,13 @@ class Journal:
             self._db.close()
             raise _cannot_open(path, error) from error
 
-    def promise(self, call: Call) -> None:
+    def promise(self, call: Call, attempt: int = 1) -> None:
         """Write a commit or a published part down, before the ledger hears of it.
+
+        Args:
+            call: any other call binds nobody and is not written.
+            attempt: the round's. A commit holds for its attempt: where the round collects again without
+                this member's update, because nobody could get it, another one may take its place.
 
         Raises:
             NodeError: another digest was promised before.
@@ -52,16 +57,13 @@ class Journal:
         """
         match call:
             case Commit():
-                kind = f"commit on {call.base}"
+                kind = f"commit on {call.base}" + (f", attempt {attempt}" if attempt > 1 else "")
             case Publish():
                 kind = f"publish {call.attempt} {call.part}"
             case _:
                 return
         try:
-            self._db.execute(
-                "INSERT OR IGNORE INTO promises VALUES (?, ?, ?, ?)",
-                (call.study, call.round, kind, call.digest),
-            )
+            self._write(call, kind)
         except sqlite3.Error as error:
             raise LedgerError(
                 f"The promise for round {call.round} of study {call.study!r} could not be written: {error}.",
@@ -77,6 +79,16 @@ class Journal:
                 do="Training was repeated after a crash: the first update stands; go on with the next round.",
             )
 
+    def _write(self, call: Commit | Publish, kind: str) -> None:
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(
+                "INSERT OR IGNORE INTO promises VALUES (?, ?, ?, ?)",
+                (call.study, call.round, kind, call.digest),
+            )
+            # Rounds before this one are accepted: nothing that was promised there can be asked for again.
+            self._db.execute("DELETE FROM promises WHERE study = ? AND round < ?", (call.study, call.round))
+
     def promised(self, study: str, round_number: int, kind: str) -> str:
         """The digest promised, or ""."""
         row = self._db.execute(
@@ -84,10 +96,6 @@ class Journal:
             (study, round_number, kind),
         ).fetchone()
         return str(row[0]) if row else ""
-
-    def forget(self, study: str, before_round: int) -> None:
-        """Drop promises of rounds that are accepted and can no longer be disputed."""
-        self._db.execute("DELETE FROM promises WHERE study = ? AND round < ?", (study, before_round))
 
     def close(self) -> None:
         """Close the file."""

@@ -238,7 +238,9 @@ class StudyRunner:
             case Commit(base=base):
                 await self._make_durable(base)
         if isinstance(call, Commit | Publish):
-            await asyncio.to_thread(self.site.journal.promise, call)
+            current = self.study.open
+            attempt = current.attempt if current is not None else 1
+            await asyncio.to_thread(self.site.journal.promise, call, attempt)
         await self.site.ledger.submit(call)
 
     def _save_behind(self) -> None:

@@ -1,0 +1,127 @@
+"""What a node promised stays promised: across restarts, full disks and damaged files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from konsil.core.rules import Commit, Publish, Tick
+from konsil.errors import LedgerError, NodeError
+from konsil.node.journal import Journal
+
+
+@dataclass
+class Digests:
+    one: str = "1" * 64
+    other: str = "2" * 64
+
+
+D = Digests()
+
+
+def commit(digest=D.one, number=3, base="0" * 64):
+    return Commit("aml", number, base, digest, 10)
+
+
+def publish(digest=D.one, attempt=1, part=0):
+    return Publish("aml", 3, attempt, part, digest)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "journal.db"
+
+
+def test_the_same_promise_may_be_repeated_and_another_may_not(path):
+    with Journal(path) as journal:
+        journal.promise(commit())
+        journal.promise(commit())
+        with pytest.raises(NodeError, match="would now promise 2222"):
+            journal.promise(commit(D.other))
+        assert journal.promised("aml", 3, f"commit on {'0' * 64}") == D.one
+
+
+def test_a_promise_survives_the_node(path):
+    with Journal(path) as journal:
+        journal.promise(publish())
+    with Journal(path) as journal, pytest.raises(NodeError, match="The second promise was not made"):
+        journal.promise(publish(D.other))
+
+
+def test_other_rounds_parts_and_attempts_are_other_promises(path):
+    with Journal(path) as journal:
+        journal.promise(publish())
+        for call in (publish(D.other, attempt=2), publish(D.other, part=1), commit(D.other, number=4)):
+            journal.promise(call)
+
+
+def test_an_update_that_left_the_ledger_with_its_attempt_may_be_promised_anew(path):
+    with Journal(path) as journal:
+        journal.promise(commit(), attempt=1)
+        with pytest.raises(NodeError):
+            journal.promise(commit(D.other), attempt=1)
+        journal.promise(commit(D.other), attempt=2)
+
+
+def test_calls_that_bind_nobody_are_not_written(path):
+    with Journal(path) as journal:
+        journal.promise(Tick("aml"))
+        assert journal._db.execute("SELECT count(*) FROM promises").fetchone() == (0,)
+
+
+def test_promises_of_accepted_rounds_go_with_the_next_ones(path):
+    with Journal(path) as journal:
+        for number in (2, 3):
+            journal.promise(commit(number=number))
+        assert journal.promised("aml", 2, f"commit on {'0' * 64}") == ""
+        with pytest.raises(NodeError):
+            journal.promise(commit(D.other, number=3))
+
+
+def fill(journal):
+    """Promise parts until the disk refuses: the part that was not promised, and why."""
+    for part in range(1000):
+        try:
+            journal.promise(publish(part=part))
+        except LedgerError as error:
+            return part, error
+    raise AssertionError("the disk never was full")
+
+
+def test_on_a_full_disk_nothing_is_promised_and_what_was_promised_before_is_kept(path):
+    with Journal(path) as journal:
+        (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
+        journal._db.execute(f"PRAGMA max_page_count={pages}")
+        part, error = fill(journal)
+        assert error.safe.startswith("Nothing was promised")
+        assert error.do.startswith("Free disk space")
+        assert journal.promised("aml", 3, f"publish 1 {part}") == ""
+        journal._db.execute("PRAGMA max_page_count=100000")
+        journal.promise(publish(part=part))
+    with Journal(path) as journal, pytest.raises(NodeError):
+        journal.promise(publish(D.other, part=0))
+
+
+def test_a_torn_last_write_costs_only_that_write(path):
+    journal = Journal(path)
+    journal.promise(commit())
+    journal.promise(publish())
+    wal = path.with_name("journal.db-wal")
+    data, whole = path.read_bytes(), wal.read_bytes()
+    journal.close()
+    path.write_bytes(data)
+    wal.write_bytes(whole[:-100])
+    with Journal(path) as journal:
+        assert journal.promised("aml", 3, f"commit on {'0' * 64}") == D.one
+        assert journal.promised("aml", 3, "publish 1 0") == ""
+
+
+@pytest.mark.parametrize("damage", ["no database", "a folder"])
+def test_a_journal_that_cannot_be_opened_says_so(path, damage):
+    if damage == "a folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"\0not a database" * 1000)
+    with pytest.raises(NodeError, match=r"journal\.db cannot be opened.*untouched.*move it away"):
+        Journal(path)
