@@ -55,12 +55,15 @@ class Bench:
         self.n_chunks = chunk_count(schema.data_bytes)
         self.assembly = Assembly(schema)
         self.leaves: dict[int, bytes] = {}
+        self._merged_here: set[int] = set()
         self._sealed: Model | None = None
 
     def close(self) -> None:
-        """Give the assembly's memory back, unless it became a model."""
+        """Give the memory back, unless it became a model that the store serves."""
         self.grams.close()
         self.assembly.close()
+        if self._sealed is not None and self.store.model(self._sealed.digest) is not self._sealed:
+            self._sealed.memory.close()
 
     def serves(self, roster: Roster, digest: str) -> bool:
         """Whether this bench can go on for a roster whose merge has this digest, "" if not known yet."""
@@ -85,7 +88,8 @@ class Bench:
         chunks = self.chunks_of(part)
         if self.grams.needed:
             await self.grams.agree(part, chunks, current)
-        todo = iter([index for index in chunks if index not in self.leaves])
+        # Not what another leader merged and this node fetched: who publishes a chunk answers for it.
+        todo = iter([index for index in chunks if index not in self._merged_here])
         at_once = max(1, WINDOW_BYTES // (CHUNK_BYTES * max(1, len(self.roster.members) - 1)))
         async with together() as group:
             for _ in range(min(at_once, len(chunks))):
@@ -100,6 +104,7 @@ class Bench:
         for index in todo:
             chunks = await self.gatherer.chunks(index, buffers)
             self.leaves[index] = await asyncio.to_thread(self._merge_into_place, index, chunks)
+            self._merged_here.add(index)
 
     def _merge_into_place(self, index: int, chunks: Sequence[memoryview]) -> bytes:
         with self.assembly.chunk(index) as out:
@@ -158,6 +163,7 @@ class Bench:
     async def _fetch(self, pending: Iterator[tuple[int, Part, int, bytes]]) -> None:
         for index, part, offset, expected in pending:
             self.leaves.pop(index, None)
+            self._merged_here.discard(index)
             with self.assembly.chunk(index) as into:
                 holders = self._holders(part)
                 pull = self.puller.chunk(part.digest, offset, expected, into, holders, away_s=self.grace_s)

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 import numpy as np
+import structlog
 
+from konsil.core.digest import chunk_count, part_range
 from konsil.core.merge import (
     Mixing,
     Rule,
@@ -19,11 +21,13 @@ from konsil.core.merge import (
 )
 from konsil.core.messages import MAX_GRAM_BYTES, GetGram
 from konsil.core.rules import OpenRound, Part
-from konsil.errors import FrameError, TransportError
-from konsil.node.gather import Gatherer, UpdatesMissing
+from konsil.errors import StudyError, TransportError
+from konsil.node.gather import Gatherer
 
 ANSWER_S = 5.0
 """How long a leader's answer may take once its matrix is made."""
+
+_log = structlog.get_logger(__name__)
 
 
 class Grams:
@@ -62,8 +66,11 @@ class Grams:
         """The matrix of a part that this node leads, for a peer; waits until it is made.
 
         Raises:
+            StudyError: there is no such part, or the merge is over.
             TimeoutError: it is not made in time.
         """
+        if not 0 <= part < self.gatherer.roster.n_parts:
+            raise StudyError(f"Round {self.gatherer.roster.round} has no part {part}.")
         async with asyncio.timeout(wait_s):
             matrix = await asyncio.shield(self._future(part))
         return encode_gram(matrix)
@@ -71,7 +78,9 @@ class Grams:
     def close(self) -> None:
         """Wake whoever waits for a matrix that will not be made."""
         for future in self._parts.values():
-            future.cancel()
+            if not future.done():
+                future.set_exception(StudyError("This merge is over; its Gram matrices are made no more."))
+                future.exception()  # seen: nobody may be waiting for it
 
     async def _make(self, chunks: range) -> np.ndarray:
         await self.gatherer.learn()
@@ -101,10 +110,11 @@ class Grams:
                 dealt.leader, request, timeout_s=wait_s + ANSWER_S, limit_bytes=MAX_GRAM_BYTES
             )
             matrix = decode_gram(received.body, len(roster.members))
-        except (TransportError, FrameError) as error:
-            raise UpdatesMissing(
-                (), f"No Gram matrix of part {part} from {dealt.leader}: {error.what}"
-            ) from error
+        except TransportError as error:
+            # Its leader restarted after it published, or lies: the updates are there, and say the same.
+            _log.warning("a Gram matrix is made here", part=part, leader=dealt.leader, why=error.what)
+            n_chunks = chunk_count(self.gatherer.schema.data_bytes)
+            matrix = await self._make(part_range(part, roster.n_parts, n_chunks))
         if not future.done():
             future.set_result(matrix)
         return matrix

@@ -61,8 +61,9 @@ class Merging:
             StudyError: the attempt is over; the effect is no longer wanted.
         """
         current = self._study().open
-        if current is None or (current.number, current.attempt) != (effect.round, effect.attempt):
-            raise StudyError(f"Attempt {effect.attempt} of round {effect.round} is over.")
+        at = (current.number, current.attempt) if current is not None else (0, 0)
+        if current is None or at != (effect.round, effect.attempt) or current.phase != "merging":
+            raise StudyError(f"Attempt {effect.attempt} of round {effect.round} is not being merged here.")
         return current
 
     async def lead(self, effect: Lead) -> tuple[str, str]:

@@ -10,6 +10,9 @@ from konsil.transport.base import Received, Reply, Transport
 NOT_HERE = "not_here"
 """A peer's code for "I do not have what is behind this digest"."""
 
+_SENTENCES = frozenset({"self", "code", "what", "safe", "do"})
+"""Names that no field of an error may have: a peer's answer is put into them by name."""
+
 
 class Peers:
     """Asks peers by name; a peer's failure becomes an exception here."""
@@ -51,7 +54,8 @@ class Peers:
 def raised(failure: Failure, peer: str) -> KonsilError:
     """A peer's failure as the exception to raise here."""
     if failure.kind == errors.Refused.__name__:
-        return Refused(failure.code, failure.what, safe=failure.safe, do=failure.do, **failure.fields)
+        fields = {name: value for name, value in failure.fields.items() if name not in _SENTENCES}
+        return Refused(failure.code, failure.what, safe=failure.safe, do=failure.do, **fields)
     return PeerRefused(
         failure.code or failure.kind,
         f"{peer} answered: {failure.what}",

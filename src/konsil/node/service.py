@@ -29,6 +29,7 @@ from konsil.core.messages import (
     decode_request,
     encode,
 )
+from konsil.core.rules import Study
 from konsil.errors import KonsilError, PeerRefused
 from konsil.ledger.base import Ledger
 from konsil.node.peers import NOT_HERE, Peers, failure_reply
@@ -137,7 +138,10 @@ class Service:
         if runner is None:
             raise PeerRefused(NOT_HERE, f"There is no study {request.study!r} here.")
         wait_s = min(MAX_WAIT_S, max(0.0, request.wait_s))
-        matrix = await runner.merging.gram(request.round, request.attempt, request.part, wait_s)
+        async with asyncio.timeout(wait_s):
+            while not _has_begun(runner.study, request) and self.ledger is not None:
+                await self.ledger.changed(self.ledger.state.height, wait_s)  # the asker heard of it first
+            matrix = await runner.merging.gram(request.round, request.attempt, request.part, wait_s)
         return Reply(encode(Bytes()), matrix)
 
     async def _card(self, request: GetCard) -> Reply:
@@ -172,6 +176,15 @@ class Service:
         height = self.ledger.state.height if self.ledger is not None else 0
         reachable = self.peers.connected() if self.peers is not None else ()
         return Reply(encode(Status(self.me, __version__, time.time(), height, reachable)))
+
+
+def _has_begun(study: Study, request: GetGram) -> bool:
+    """Whether this node knows already that the merging that a peer asks about has begun, or is over."""
+    current = study.open
+    if current is None:
+        return bool(study.ended) or request.round <= len(study.history)
+    at = (current.number, current.attempt, current.phase == "merging")
+    return at >= (request.round, request.attempt, True)
 
 
 def join_entries(entries: list[bytes]) -> bytes:

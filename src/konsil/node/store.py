@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from konsil.core.digest import Manifest, chunk_count, chunk_range, leaf
 from konsil.core.parameters import Schema
-from konsil.errors import ConfigError, SchemaMismatch
+from konsil.errors import NodeError, SchemaMismatch
 from konsil.wall.memory import SealedMemory, make_writable, seal_written
 
 
@@ -79,7 +79,11 @@ class Assembly:
     def chunk(self, index: int) -> memoryview:
         """Where a chunk belongs; the caller releases the view."""
         if self._map is None:
-            raise ConfigError("The assembly is sealed.", do="Report this: it is an error in Konsil.")
+            raise NodeError(
+                "The round of this merge went on without it.",
+                safe="Nothing is lost.",
+                do="The accepted merge is fetched whole.",
+            )
         offset = len(self.schema.header)
         start, stop = chunk_range(index, self.schema.data_bytes)
         with memoryview(self._map) as whole:
