@@ -114,10 +114,13 @@ class Node:
         return msgspec.json.decode(told.state, type=State)
 
 
-class _WithExample(click.Command):
+class WithExample(click.Command):
+    """A command whose help ends with an example."""
+
     example = ""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The example, then whatever else stands at the end."""
         with formatter.section("Example"):
             formatter.write(
                 f"{' ' * formatter.current_indent}{self.example}\n"
@@ -137,7 +140,7 @@ def verb(
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        made = click.command(name, cls=_WithExample)(_with_common_options(function))
+        made = click.command(name, cls=WithExample)(_with_common_options(function))
         made.example = example
         if group is not None:
             group.add_command(made)

@@ -28,7 +28,10 @@ VALIDATION_FRACTION = 0.20
 
 @dataclass(frozen=True)
 class Dataset:
-    """A question, and where the answers come from."""
+    """A question, and where the answers come from.
+
+    ``folder``: of its files in the data folder; empty where the set comes with a dependency.
+    """
 
     name: str
     title: str
@@ -40,6 +43,7 @@ class Dataset:
     hospitals: tuple[str, ...]
     read: Callable[[Path | None], dict[str, tables.Table]]
     note: str = ""
+    folder: str = ""
 
 
 def load(name: str, data: Path | None, seed: int) -> dict[str, Hospital]:
@@ -100,6 +104,25 @@ def describe(name: str) -> Dataset:
         ) from None
 
 
+def require_files(name: str, data: Path | None) -> None:
+    """See that a data set's files can be where they are said to be, before anything is started.
+
+    Raises:
+        ConfigError: no such data set, no folder was named, or it has none of the set's files.
+    """
+    dataset = describe(name)
+    if not dataset.folder:
+        return
+    if data is None or not tables.folder_of(data, dataset.folder, name).is_dir():
+        where = "no data folder was named" if data is None else f"{data} holds no folder '{dataset.folder}'"
+        raise ConfigError(
+            f"The data set '{name}' is not part of Konsil, and {where}.",
+            safe="Nothing was started.",
+            do=f"Name the folder that holds '{dataset.folder}': --data FOLDER, or KONSIL_DATA.",
+            name=name,
+        )
+
+
 def _stratified(
     labels: npt.NDArray[np.int64], fraction: float, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
@@ -137,6 +160,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
                 features=tables.HEART_FEATURES,
                 hospitals=tuple(sorted(tables.HEART_HOSPITALS)),
                 read=tables.read_heart,
+                folder="uci-heart-disease",
                 note="Four real hospitals. Some findings were never recorded at some of them, and the Swiss"
                 " hospital has 8 patients without disease among 123.",
             ),
@@ -150,6 +174,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
                 features=tables.LEUKAEMIA_FEATURES,
                 hospitals=tuple(sorted(tables.LEUKAEMIA_HOSPITALS)),
                 read=tables.read_leukaemia,
+                folder="aipal-leukaemia",
                 note="Six real hospitals. MCHC is in g/L at three, in g/dL at two and in both at Nantes;"
                 " values below 100 were taken as g/dL.",
             ),

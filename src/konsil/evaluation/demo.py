@@ -11,12 +11,10 @@ import importlib.metadata
 import platform
 import selectors
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -25,8 +23,8 @@ import msgspec
 import konsil
 from konsil import errors
 from konsil.core.rules import Call, State, Study, StudySettings
-from konsil.core.wall import AskState, Failed, ToldNode, ToldState
-from konsil.errors import ConfigError, KonsilError, StudyError
+from konsil.core.wall import AskState, Failed, ToldState
+from konsil.errors import KonsilError, StudyError
 from konsil.evaluation import datasets, models
 from konsil.evaluation.checks import Check, Verification, check
 from konsil.evaluation.loopback import LoopbackSwarm
@@ -93,35 +91,35 @@ def settings_of(plan: Plan, hospitals: Sequence[str]) -> StudySettings:
 
 
 class Demo:
-    """One run. Use ``with``: no process and no temporary directory is left, whatever happens."""
+    """One run. Use ``with``: no node is left, whatever happens."""
 
     def __init__(
-        self, plan: Plan, watch: Callable[[Progress], None], describe: Callable[[Call], str]
+        self,
+        progress: Progress,
+        processes: Processes,
+        watch: Callable[[Progress], None],
+        describe: Callable[[Call], str],
     ) -> None:
-        """Start the training processes at once.
+        """Make every member's directory.
 
         Args:
-            plan: what to run.
+            progress: of this run; kept up to date.
+            processes: the training processes, started already: importing takes them a while.
             watch: told whenever something changed.
             describe: a call on the ledger as a sentence.
-
-        Raises:
-            ConfigError: no such data set, or ``plan.keep`` is in use.
         """
-        self.plan = plan
-        self.progress = Progress(plan, datasets.describe(plan.dataset))
+        self.progress = progress
+        self.plan = plan = progress.plan
+        self.processes = processes
+        self.root = processes.log.parent
         self._watch = watch
         self._describe = describe
         with ExitStack() as stack:
-            self.root = Path(tempfile.mkdtemp(prefix="konsil-demo-"))
-            stack.callback(shutil.rmtree, self.root, ignore_errors=True)
             for folder in (self._members, self._rows, self._models):
                 folder.mkdir(mode=0o700)
             if plan.keep is not None:
-                _require_empty(plan.keep)
                 stack.callback(self._keep)
-            names = self.progress.hospitals
-            self.processes = stack.enter_context(Processes(names, self.root / "training.log"))
+            names = progress.hospitals
             self._selector = stack.enter_context(selectors.DefaultSelector())
             for name, channel in self.processes.channels.items():
                 self._selector.register(channel.socket, selectors.EVENT_READ, name)
@@ -375,15 +373,6 @@ class Demo:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-
-
-def _require_empty(keep: Path) -> None:
-    if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        raise ConfigError(
-            f"{keep} is there already and not an empty directory.",
-            safe="Nothing was started.",
-            do="Name another place for --keep.",
-        )
 
 
 def _as_error(name: str, word: Broken) -> KonsilError:

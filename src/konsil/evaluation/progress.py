@@ -37,7 +37,6 @@ class Progress:
     """
 
     plan: Plan
-    dataset: datasets.Dataset
     step: str = "start"
     done: dict[str, float] = field(default_factory=dict)
     patients: dict[str, tuple[int, int, int]] = field(default_factory=dict)
@@ -49,6 +48,11 @@ class Progress:
     ended: dict[str, Ended] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
     results: dict[str, HospitalResult] = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> datasets.Dataset:
+        """What is learnt."""
+        return datasets.describe(self.plan.dataset)
 
     @property
     def hospitals(self) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def read_leukaemia(data: Path | None) -> dict[str, Table]:
     Raises:
         ConfigError: no folder was named, or a file is missing or not as it should be.
     """
-    folder = _folder(data, "aipal-leukaemia", "leukaemia")
+    folder = folder_of(data, "aipal-leukaemia", "leukaemia")
     tables = {}
     for hospital in LEUKAEMIA_HOSPITALS:
         path = folder / f"{hospital}.csv"
@@ -110,7 +110,7 @@ def read_heart(data: Path | None) -> dict[str, Table]:
     Raises:
         ConfigError: no folder was named, or a file is missing or not as it should be.
     """
-    folder = _folder(data, "uci-heart-disease", "heart")
+    folder = folder_of(data, "uci-heart-disease", "heart")
     tables = {}
     for hospital, file in HEART_HOSPITALS.items():
         path = folder / file
@@ -171,7 +171,12 @@ BREAST_FEATURES = tuple(
 # --- files -----------------------------------------------------------------------------------------
 
 
-def _folder(data: Path | None, folder: str, name: str) -> Path:
+def folder_of(data: Path | None, folder: str, name: str) -> Path:
+    """Where a data set's files are.
+
+    Raises:
+        ConfigError: no folder was named.
+    """
     if data is None:
         raise ConfigError(
             f"The data set '{name}' is not part of Konsil and no data folder was named.",
