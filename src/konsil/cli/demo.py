@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from konsil.evaluation.progress import Plan, Progress
 
 REPORT = Path("konsil-demo/report.html")
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = 130
 """The status of a program that was stopped by Ctrl-C, for the shell."""
 
@@ -92,6 +93,9 @@ def demo(
     except KeyboardInterrupt:
         click.echo("Stopped. All processes have ended and their directories are gone.", err=True)
         sys.exit(STOPPED)
+
+
+demo.example = "konsil demo --data ~/konsil-data --keep ~/konsil-members"
 
 
 def _run(plan: Plan, report: Path, *, as_json: bool) -> tuple[Outcome, Comparison, Progress]:
@@ -205,9 +209,13 @@ def _workplace() -> Iterator[Path]:
 
 @contextmanager
 def _ends_in_order() -> Iterator[None]:
-    """Take a request to end, or a closed terminal, as Ctrl-C; leave the handlers as they were."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    """Take a request to end, or a closed terminal, as Ctrl-C, and the first of them only."""
+
+    def stop(_number: int, _frame: object) -> None:
+        _ignore()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in _STOPS}
     try:
         yield
     finally:
@@ -217,9 +225,13 @@ def _ends_in_order() -> Iterator[None]:
 
 @contextmanager
 def _in_peace() -> Iterator[None]:
-    """Once it ends, nothing disturbs the end: a second Ctrl-C would leave processes behind."""
+    """Once it ends, nothing disturbs the end: a Ctrl-C in the middle of it would leave processes behind."""
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        _ignore()
+
+
+def _ignore() -> None:
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)

@@ -24,16 +24,17 @@ from konsil.evaluation.processes import Channel, Order
 def main() -> None:
     """Fork the processes, then wait for the demo's end and end them."""
     descriptors: dict[str, int] = json.loads(sys.argv[1])
-    children = []
-    for name, descriptor in descriptors.items():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here on it must end its children first
+    children: list[int] = []
+    for descriptor in descriptors.values():
         child = os.fork()
         if child == 0:
             _be(descriptor, [other for other in descriptors.values() if other != descriptor])
-        children.append((name, child))
+        children.append(child)
     for descriptor in descriptors.values():
         os.close(descriptor)
     sys.stdin.buffer.read()
-    for _, child in children:
+    for child in children:
         os.kill(child, signal.SIGKILL)  # whatever they do, nobody waits for it any more
         os.waitpid(child, 0)
 

@@ -203,6 +203,7 @@ class Processes:
             channel.close()
         if self._launcher.stdin is not None:
             self._launcher.stdin.close()  # for the launcher the word to end them
+        self._launcher.terminate()  # ends it while it still imports; later it goes by its standard input
         try:
             self._launcher.wait(END_S)
         except subprocess.TimeoutExpired:
