@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from konsil.core.digest import is_digest
 from konsil.core.messages import MAX_CARD_BYTES, GetCard
 from konsil.core.rules import MemberRecord, State
 from konsil.errors import IdentityError, KonsilError
@@ -29,11 +30,11 @@ class Cards:
 
     def bytes_of(self, digest: str) -> bytes | None:
         """A card's bytes, as peers ask for them."""
-        if not digest.isalnum():
+        if not is_digest(digest):
             return None
         try:
             return (self.directory / f"{digest}.json").read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return None
 
     def get(self, record: MemberRecord) -> Card | None:

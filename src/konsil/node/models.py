@@ -25,8 +25,11 @@ class Models:
     """The models of one node's studies in its directory."""
 
     def __init__(self, directory: Path) -> None:
-        """Use a directory that exists."""
+        """Use a directory that exists; what a killed node left half written there is removed."""
         self.directory = directory
+        for path in (*directory.glob("*/*.new"), *directory.glob("*/*.safetensors")):
+            if path.suffix == ".new" or not path.with_suffix(".manifest").exists():
+                path.unlink(missing_ok=True)
         self._saving: dict[str, asyncio.Task[None]] = {}
 
     async def save(self, study: str, model: Model) -> None:
@@ -51,6 +54,8 @@ class Models:
             return None
         except (OSError, KonsilError, ValueError, msgspec.DecodeError) as error:
             _log.warning("a stored model is damaged; it is fetched again", digest=digest, why=str(error))
+            if not isinstance(error, OSError):  # the bytes are wrong: the next save must write them anew
+                _remove(*self._paths(study, digest))
             return None
 
     def _paths(self, study: str, digest: str) -> tuple[Path, Path]:
@@ -67,9 +72,7 @@ class Models:
             _write_whole(manifest, model.manifest.encode())
             _sync_folder(data.parent)
         except OSError as error:
-            for path in (manifest, data):
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+            _remove(manifest, data)
             raise NodeError(
                 f"The merge {model.digest[:12]} of study {study!r} could not be written: {error.strerror}.",
                 safe="The members hold it; the previous merge is on disk here. Nothing new is promised.",
@@ -106,11 +109,21 @@ class Models:
 def _write_whole(path: Path, data: memoryview | bytes) -> None:
     """Write to a name beside it, fsync, then rename: the file is there whole or not at all."""
     temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:
+        _remove(temporary)  # on a full disk above all
+        raise
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -83,7 +83,7 @@ class Puller:
             request = GetChunk(digest, index, holder=holder, relay=via != holder)
             try:
                 await self.peers.ask(via, request, timeout_s=timeout_s, into=into)
-                await asyncio.to_thread(check_leaf, into, leaf, index=index)
+                await _checked(into, leaf, index)
             except DigestMismatch as error:
                 _log.warning("a peer sent a wrong chunk", peer=via, digest=digest, chunk=index)
                 failures.append(f"{via}: {error.what}")
@@ -107,6 +107,17 @@ class Puller:
         ]
         far = [(holder, holder, away_s) for holder in others if holder not in connected]
         return near + relays + far
+
+
+async def _checked(chunk: memoryview, leaf: bytes, index: int) -> None:
+    """Check a chunk in a thread, which has let go of the memory when this ends, however it ends."""
+    checking = asyncio.ensure_future(asyncio.to_thread(check_leaf, chunk, leaf, index=index))
+    try:
+        await asyncio.shield(checking)
+    except asyncio.CancelledError:
+        await asyncio.wait((checking,))
+        checking.cancelled() or checking.exception()  # seen: it does not matter any more
+        raise
 
 
 def _require_same(manifest: Manifest, digest: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from konsil.errors import ConfigError, FrameError
+from konsil.errors import ConfigError, FrameError, NodeError
 
 MAX_MEMORY_BYTES = 1 << 40
 """One terabyte: far above the models that hospitals train, far below what could overflow anything."""
@@ -56,8 +56,13 @@ class SealedMemory:
         """All bytes, read only and in place.
 
         Mapped at the first call: who only passes the descriptor on never pays for a mapping.
+
+        Raises:
+            NodeError: it was closed; mapping what is no file would give zeros.
         """
         if self._view is None:
+            if self._fd < 0:
+                raise NodeError("These parameters were given back already.", safe="Nothing was read.")
             self._map = mmap.mmap(self._fd, self.size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
             self._view = memoryview(self._map)
         return self._view

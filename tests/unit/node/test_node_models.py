@@ -1,0 +1,130 @@
+"""Accepted merges on disk: whole or not at all, and never loaded when a byte is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from konsil.errors import NodeError
+from konsil.node.models import Models
+
+SMALL = 5000
+
+
+@pytest.fixture
+def models(tmp_path):
+    return Models(tmp_path)
+
+
+def files(models):
+    return sorted(path.name for path in models.directory.rglob("*") if path.is_file())
+
+
+def path_of(models, model, kind="safetensors"):
+    return models.directory / "aml" / f"{model.digest}.{kind}"
+
+
+async def test_a_model_comes_back_as_it_went(models, make):
+    model = make.model(1)
+    await models.save("aml", model)
+    loaded = await models.load("aml", model.digest)
+    assert loaded.manifest == model.manifest
+    assert bytes(loaded.memory.data) == bytes(model.memory.data)
+    loaded.memory.close()
+    model.memory.close()
+
+
+async def test_a_model_that_is_not_there_is_none(models):
+    assert await models.load("aml", "1" * 64) is None
+    assert await models.load("aml", "") is None
+
+
+@pytest.mark.parametrize("damage", ["a byte", "cut short", "manifest", "another manifest", "no manifest"])
+async def test_what_is_damaged_or_torn_is_not_loaded_but_fetched_again(models, make, damage):
+    model, other = make.model(1, SMALL), make.model(2, SMALL)
+    await models.save("aml", model)
+    data, manifest = path_of(models, model), path_of(models, model, "manifest")
+    whole = bytearray(data.read_bytes())
+    if damage == "a byte":
+        whole[len(model.schema.header) + 40] ^= 1
+        data.write_bytes(whole)
+    elif damage == "cut short":
+        data.write_bytes(whole[:-1])
+    elif damage == "manifest":
+        manifest.write_bytes(manifest.read_bytes()[:-1])
+    elif damage == "another manifest":
+        manifest.write_bytes(other.manifest.encode())
+    else:
+        manifest.unlink()
+    before = make.open_files()
+    assert await models.load("aml", model.digest) is None
+    assert make.open_files() == before
+    model.memory.close()
+    other.memory.close()
+
+
+async def test_a_damaged_model_is_written_again_when_it_was_fetched_again(models, make):
+    model = make.model(1, SMALL)
+    await models.save("aml", model)
+    path_of(models, model).write_bytes(b"")
+    assert await models.load("aml", model.digest) is None
+    await models.save("aml", model)
+    loaded = await models.load("aml", model.digest)
+    assert loaded is not None
+    loaded.memory.close()
+    model.memory.close()
+
+
+async def test_only_the_newest_and_the_one_before_are_kept(models, make):
+    made = [make.model(number, SMALL) for number in range(1, 5)]
+    for number, model in enumerate(made):
+        await models.save("aml", model)
+        os.utime(path_of(models, model, "manifest"), (number, number))
+    assert files(models) == sorted(
+        f"{model.digest}.{kind}" for model in made[2:] for kind in ("manifest", "safetensors")
+    )
+    await models.save("other", made[0])
+    assert await models.load("aml", made[0].digest) is None
+    for model in made:
+        model.memory.close()
+
+
+async def test_two_who_save_at_once_write_once(models, make, monkeypatch):
+    model = make.model(1, SMALL)
+    written = []
+    write = models._write
+    monkeypatch.setattr(models, "_write", lambda *what: (written.append(what), write(*what)))
+    await asyncio.gather(models.save("aml", model), models.save("aml", model))
+    assert len(written) == 1
+    model.memory.close()
+
+
+async def test_a_full_disk_leaves_nothing_behind_and_what_was_there_stays(models, make, monkeypatch):
+    first, second = make.model(1, SMALL), make.model(2, SMALL)
+    await models.save("aml", first)
+    before = files(models)
+
+    def full(_fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NodeError, match=r"could not be written: No space left on device.*previous merge"):
+        await models.save("aml", second)
+    assert files(models) == before
+    monkeypatch.undo()
+    await models.save("aml", second)
+    first.memory.close()
+    second.memory.close()
+
+
+async def test_what_a_killed_node_left_half_written_is_swept_at_the_next_start(models, make):
+    model, torn = make.model(1, SMALL), make.model(2, SMALL)
+    await models.save("aml", model)
+    path_of(models, torn, "safetensors.new").write_bytes(b"half")
+    path_of(models, torn).write_bytes(b"without its manifest")
+    again = Models(models.directory)
+    assert files(again) == sorted(f"{model.digest}.{kind}" for kind in ("manifest", "safetensors"))
+    model.memory.close()
+    torn.memory.close()
