@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from konsil import errors
-from konsil.core.messages import Answer, Failure, Request, decode_answer, encode
+from konsil.core.messages import Answer, Failure, LedgerSubmit, Request, decode_answer, encode
 from konsil.errors import KonsilError, PeerRefused, Refused
 from konsil.transport.base import Received, Reply, Transport
 
 NOT_HERE = "not_here"
 """A peer's code for "I do not have what is behind this digest"."""
+
+MAX_WAIT_S = 15.0
+"""The longest that a refusal may hold up the next attempt: the round machine waits no longer by itself."""
+
+_NO_FACTS = frozenset({"self", "code", "what", "safe", "do"})
 
 _SENTENCES = frozenset({"self", "code", "what", "safe", "do"})
 """Names that no field of an error may have: a peer's answer is put into them by name."""
@@ -43,7 +48,7 @@ class Peers:
         )
         answer = decode_answer(received.message)
         if isinstance(answer, Failure):
-            raise raised(answer, peer)
+            raise raised(answer, peer, by_contract=isinstance(request, LedgerSubmit))
         return answer, received
 
     def connected(self) -> tuple[str, ...]:
@@ -51,10 +56,17 @@ class Peers:
         return tuple(sorted(link.name for link in self.transport.links() if link.connected))
 
 
-def raised(failure: Failure, peer: str) -> KonsilError:
-    """A peer's failure as the exception to raise here."""
-    if failure.kind == errors.Refused.__name__:
-        fields = {name: value for name, value in failure.fields.items() if name not in _SENTENCES}
+def raised(failure: Failure, peer: str, *, by_contract: bool = True) -> KonsilError:
+    """A peer's failure as the exception to raise here.
+
+    Args:
+        failure: what the peer said.
+        peer: its name.
+        by_contract: whether the contract was asked, which alone refuses. Anybody else who says "Refused"
+            does not answer, and must be seen not to: else nobody would report it.
+    """
+    if by_contract and failure.kind == errors.Refused.__name__:
+        fields = {name: value for name, value in failure.fields.items() if _is_fact(name, value)}
         return Refused(failure.code, failure.what, safe=failure.safe, do=failure.do, **fields)
     return PeerRefused(
         failure.code or failure.kind,
@@ -63,6 +75,13 @@ def raised(failure: Failure, peer: str) -> KonsilError:
         do=failure.do,
         peer=peer,
     )
+
+
+def _is_fact(name: str, value: object) -> bool:
+    """Whether a field of a peer's failure may stand beside the error's own sentences."""
+    if name == "wait_s":
+        return isinstance(value, int | float) and 0 <= value <= MAX_WAIT_S
+    return name not in _NO_FACTS
 
 
 def failure_reply(error: KonsilError) -> Reply:
