@@ -31,7 +31,9 @@ EXPIRES_SOON_S = 60.0
 """A certificate is renewed long before; one that ends within this is not being renewed."""
 
 _CONNECT_S = 3.0
-_OTHERS = 0o077
+_OTHERS, _ALL_BUT_PASSING = 0o077, 0o067
+"""The keys are closed to all. Through the directory a group may pass, to the training processes' socket."""
+
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -101,15 +103,16 @@ def _guarded(name: str, check: Callable[[Config], Findings], config: Config) -> 
 
 
 def _directory(config: Config) -> Findings:
-    for path in (config.directory, config.keys_dir):
-        mode = path.stat().st_mode
-        if mode & _OTHERS:
+    for path, closed in ((config.directory, _ALL_BUT_PASSING), (config.keys_dir, _OTHERS)):
+        if path.stat().st_mode & closed:
             yield Finding("directory", "fail", f"Others may look into {path}.", f"chmod 700 {path}")
             return
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             yield Finding("directory", "fail", f"This user may not write to {path}.", "Run as its owner.")
             return
-    yield Finding("directory", "ok", f"{config.directory} belongs to this user alone")
+    passing = config.directory.stat().st_mode & _OTHERS
+    who = "this user alone; its group may reach the sockets" if passing else "this user alone"
+    yield Finding("directory", "ok", f"{config.directory} belongs to {who}")
 
 
 def _keys(config: Config) -> Findings:

@@ -202,6 +202,18 @@ def test_doctor_fails_on_open_permissions_a_lost_key_and_a_taken_port(site):
     assert "chmod 700" in result.stdout
 
 
+def test_a_group_may_pass_to_the_training_socket_and_nobody_may_look_around(site):
+    site.found()
+    directory = site.root / "lyon"
+    for mode, level in ((0o700, "ok"), (0o710, "ok"), (0o750, "fail"), (0o711, "fail")):
+        directory.chmod(mode)
+        result = site.run("doctor", expect=0 if level == "ok" else 1)
+        assert f"{level:4s}  directory" in result.stdout, oct(mode)
+    directory.chmod(0o700)
+    (directory / "keys").chmod(0o710)
+    assert "fail  directory" in site.run("doctor", expect=1).stdout
+
+
 def test_doctor_fails_on_a_config_with_an_unknown_key(site):
     site.init("lyon")
     with (site.root / "lyon" / "node.toml").open("a") as file:
