@@ -140,7 +140,7 @@ def _header(progress: Progress) -> RenderableType:
         (dataset.title, "bold"),
         (f"\n{dataset.question}", ""),
         (
-            f"\n{hospitals} hospitals, all on this machine. No server; no patient's record leaves its hospital.",
+            f"\n{hospitals} hospitals on this machine. No server; no patient's record leaves its hospital.",
             "dim",
         ),
     )
@@ -381,7 +381,7 @@ def _table(comparison: Comparison) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", padding=(0, 1))
     table.title = Text("AUC [95 % interval] at held-out patients", style="bold")
     table.caption = Text(
-        "local: the hospital's own model; last line: every model tested at every hospital. central: all rows\n"
+        "local: the hospital's own model; last line: every model tested everywhere. central: all rows\n"
         "in one place, which no swarm could have: this demo can, because it dealt them out.",
         style="dim",
     )

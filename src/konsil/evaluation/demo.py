@@ -257,7 +257,6 @@ class Demo:
                 time_s=entry.time_s,
                 member=signed.caller,
                 sentence=self._describe(signed.call),
-                digest=str(getattr(signed.call, "digest", "")),
             )
             for entry, signed in read_calls(read_genesis(config.genesis_file), config.ledger_file)
         )
