@@ -1,4 +1,4 @@
-"""What a peer's failure is worth: only the contract refuses, and only with facts that bind nobody."""
+"""What a peer's words are worth: only the contract refuses, and a heartbeat is a few plain words."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ import math
 
 import pytest
 
-from konsil.core.messages import Failure, GetChunk, GetManifest, LedgerSubmit, encode
-from konsil.errors import PeerRefused, Refused, TransportError
+from konsil.core.messages import (
+    Failure,
+    GetChunk,
+    GetManifest,
+    Heartbeat,
+    LedgerSubmit,
+    decode_request,
+    encode,
+)
+from konsil.errors import FrameError, PeerRefused, Refused, TransportError
 from konsil.node.peers import MAX_WAIT_S, Peers, raised
 from konsil.transport.base import Received
 
@@ -44,3 +52,17 @@ async def test_the_contracts_refusal_of_a_call_stays_a_refusal():
 @pytest.mark.parametrize("wait_s", [math.nan, math.inf, -1, MAX_WAIT_S + 1, "soon"])
 def test_a_refusal_cannot_put_the_next_attempt_off_for_ever(wait_s):
     assert raised(_refusal(wait_s=wait_s), "operator").fields == {}
+
+
+@pytest.mark.parametrize(
+    ("stage", "progress"),
+    [("\x1b[2J", 0.5), ("line\nbreak", 0.5), ("x" * 41, 0.5), ("training", math.nan), ("training", 1.5)],
+)
+def test_a_heartbeat_that_could_upset_a_terminal_is_refused(stage, progress):
+    with pytest.raises(FrameError):
+        decode_request(encode(Heartbeat("aml", 1, stage, progress)))
+
+
+def test_a_heartbeat_says_what_every_node_says():
+    beat = Heartbeat("aml", 1, "waiting to start", 0.5)
+    assert decode_request(encode(beat)) == beat

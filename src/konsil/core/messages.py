@@ -6,7 +6,7 @@ Model bytes never travel inside a message: they go straight into the array that 
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -28,6 +28,12 @@ MAX_GRAM_BYTES = 8 * 1024 * 1024
 
 MAX_CARD_BYTES = 64 * 1024
 """A card with a trust bundle of several certificates."""
+
+Stage = Annotated[str, msgspec.Meta(max_length=40, pattern=r"^[ -~]*$")]
+"""What a peer says that it does: a few plain words, since they are shown in other hospitals' terminals."""
+
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+"""From 0 to 1."""
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="say"):
@@ -88,8 +94,8 @@ class Heartbeat(_Message, frozen=True, tag="heartbeat"):
 
     study: str
     round: int
-    stage: str
-    progress: float
+    stage: Stage
+    progress: Fraction
 
 
 class LedgerSubmit(_Message, frozen=True, tag="ledger_submit"):
