@@ -44,6 +44,7 @@ class LocalLedger:
         self._head = replica.journal.head
         self._pending: list[_Pending] = []
         self._writing: asyncio.Task[None] | None = None
+        self._problem = ""
         self._closed = False
 
     @classmethod
@@ -83,6 +84,11 @@ class LocalLedger:
     def description(self) -> str:
         """Who keeps this ledger and what that means."""
         return describe(self._genesis)
+
+    @property
+    def problem(self) -> str:
+        """Why no call can be taken just now; "" while all is well."""
+        return self._problem
 
     async def submit(self, call: Call) -> int:
         """Sign a call with this member's key and put it on the ledger; the height at which it stands.
@@ -162,6 +168,7 @@ class LocalLedger:
                         batch, LedgerError(f"Writing failed: {error!r}.", safe="Nothing was promised.")
                     )
                     raise
+                self._problem = ""
                 self._replica.publish(entries, batch[-1].state)
                 for pending in batch:
                     if not pending.written.done():
@@ -171,6 +178,7 @@ class LocalLedger:
 
     def _undo(self, batch: list[_Pending], error: KonsilError) -> None:
         """Forget a batch that did not reach the disk, and every call that was taken on top of it."""
+        self._problem = str(error)
         failed, self._pending = batch + self._pending, []
         self._tip, self._head = self._replica.state, self._replica.journal.head
         for pending in failed:
