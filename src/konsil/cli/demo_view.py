@@ -72,6 +72,13 @@ LOW = 22
 """Lines, beside one a hospital, that the whole picture needs; below that it goes without its header."""
 
 
+LEGEND = (
+    "local: the hospital's own model; last line: every model tested at every hospital. central: all rows in"
+    " one place, which no swarm could have; this demo can, because it dealt them out."
+)
+"""Under the table at the end."""
+
+
 class View(Protocol):
     """Shows how far the demo is."""
 
@@ -347,6 +354,7 @@ def show_outcome(console: Console, outcome: Outcome, comparison: Comparison, rep
     """What it brought, and what was checked."""
     result = outcome.result
     console.print(Padding(_table(comparison), (1, 0, 0, 1)))
+    console.print(Padding(Text(LEGEND, style="dim"), (0, 2, 1, 2)))
     console.print(Padding(Text(summary(result, comparison)[0], style="bold"), (0, 2)))
     moved = sum(traffic.bytes_out for traffic in result.traffic)
     rounds, calls, members = len(result.rounds), len(result.events), len(result.models)
@@ -378,13 +386,8 @@ def show_outcome(console: Console, outcome: Outcome, comparison: Comparison, rep
 
 
 def _table(comparison: Comparison) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
     table.title = Text("AUC [95 % interval] at held-out patients", style="bold")
-    table.caption = Text(
-        "local: the hospital's own model; last line: every model tested everywhere. central: all rows\n"
-        "in one place, which no swarm could have: this demo can, because it dealt them out.",
-        style="dim",
-    )
     table.add_column("hospital")
     table.add_column("n", justify="right")
     for arm in ("local", "swarm", "central"):
