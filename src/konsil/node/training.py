@@ -201,6 +201,11 @@ class _Conversation:
         if fd is None or self.trainee is None:
             _close(fd)
             raise FrameError("An update came without its parameters.", do="Compare versions.")
+        try:
+            self.runner.require_participant()
+        except StudyError:
+            _close(fd)
+            raise
         model = await asyncio.to_thread(self._digested, open_sealed(fd))
         study = self.runner.study
         mine = study.open.commits.get(self.me) if study.open is not None else None
@@ -254,6 +259,11 @@ class _Conversation:
             await ledger.changed(ledger.state.height, WAITING_EVERY_S)
             if not self.runner.state.waiting:
                 continue
+            try:
+                self.runner.require_participant()
+            except StudyError as struck:  # its updates count no more: training on would be for nothing
+                await self.visitor.send(failure(struck))
+                return
             word = waiting_for(self.runner)
             if word != said:
                 said = word
