@@ -53,7 +53,7 @@ from konsil.node.genesis import read_genesis
 from konsil.wall.frames import raised
 from konsil.wall.line import Line
 
-STALL_S = 60.0
+STALL_S = 120.0
 """Nothing new from any node or process for so long: something hangs."""
 
 LOOK_S = 1.0
@@ -83,10 +83,9 @@ def settings_of(plan: Plan, hospitals: Sequence[str]) -> StudySettings:
         rounds=plan.rounds,
         every_epochs=models.EPOCHS_PER_ROUND,
         audit_fraction=1.0,
-        silence_s=20,
-        patience_s=120,
-        merge_s=20,
-        give_up_s=60,
+        silence_s=60,  # a busy machine is no reason to go on without a hospital: one that died is seen at once
+        patience_s=300,
+        give_up_s=120,
     )
 
 
