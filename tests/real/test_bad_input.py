@@ -1,293 +1,229 @@
-"""What bad input gets, with real processes: a clear error for the one, and nothing for the others."""
+"""What one member does wrong, with real processes: a clear error for it, and nothing for the others."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import re
-import resource
-import shutil
 import socket
 import sqlite3
-import subprocess
-import sys
+import ssl
+import struct
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from konsil.core.rules import StudySettings
-from konsil.evaluation.loopback import free_port
-from konsil.node.config import read_config, write_config
+from konsil.core.messages import PROTOCOL_VERSION, Failure, Hello, LedgerSubmit, decode_answer, encode
+from konsil.core.rules import Agree, Commit, StudySettings, decode_signed
+from konsil.errors import Refused
+from konsil.identity.authority import Authority
+from konsil.identity.tls import client_context
+from konsil.node.config import IdentityTable, read_config, write_config
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 
 MEMBERS = ("berlin", "bonn", "koeln")
 
 
-def settings(**changes: object) -> StudySettings:
-    known: dict[str, object] = {
-        "name": "aml",
-        "min_members": 3,
-        "quorum": 2,
-        "rounds": 4,
-        "every_steps": 1,
-        "weighting": "equal",
-        "silence_s": 4,
-        "merge_s": 10,
-    }
-    return StudySettings(**(known | changes))
+class Own:
+    """A member's identity in the hands of a program that is not its node."""
+
+    def __init__(self, directory: Path) -> None:
+        self.config = read_config(directory)
+        self.svid = Authority.load(self.config.keys_dir).issue()
 
 
-def konsil(directory: Path, *words: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
-    """A command as a user types it."""
-    command = [sys.executable, "-m", "konsil", *words, "--dir", str(directory)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+class Raw:
+    """A connection of a member to a node's port that says what the test wants it to say."""
+
+    def __init__(self, own: Own, to: Path) -> None:
+        there = read_config(to)
+        host, port = there.node.listen.split(":")
+        plain = socket.create_connection((host, int(port)), 10)
+        plain.settimeout(10)
+        bundle = Authority.load(there.keys_dir).bundle
+        self.own = own
+        self.line = client_context(own, bundle).wrap_socket(plain, server_hostname=None)
+
+    def say(self, kind: int, message: bytes, *, request: int = 0, length: int | None = None) -> None:
+        length = len(message) if length is None else length
+        self.line.sendall(struct.pack("!BBBBIIQ", 0x4B, kind, 0, 0, request, length, 0) + message)
+
+    def hello(self, genesis: str) -> None:
+        self.say(1, encode(Hello(PROTOCOL_VERSION, genesis, self.own.config.name, "by hand")))
+
+    def ask(self, message: bytes, request: int) -> object:
+        """The answer to a request, whatever else the node says meanwhile."""
+        self.say(2, message, request=request)
+        while True:
+            _, kind, _, _, number, length, _ = struct.unpack("!BBBBIIQ", self.exactly(20))
+            words = self.exactly(length)
+            if (kind, number) == (3, request):
+                return decode_answer(words)
+
+    def exactly(self, count: int) -> bytes:
+        got = b""
+        while len(got) < count:
+            more = self.line.recv(count - len(got))
+            assert more, "the node hung up"
+            got += more
+        return got
+
+    def ended_by_the_node(self) -> bool:
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while self.line.recv(4096):
+                pass
+        self.line.close()
+        return True
 
 
-def start_fails(directory: Path, kind: str) -> str:
-    """Start a node that cannot start; what its user reads."""
-    ended = konsil(directory, "node", "start")
-    assert ended.returncode == 1, ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert f"{kind}: " in ended.stderr
-    return re.sub(r"\s+", " ", ended.stderr[ended.stderr.index(f"{kind}: ") :])
-
-
-def configure(directory: Path, **changes: object) -> None:
-    config = read_config(directory)
-    write_config(replace(config, **changes))
-
-
-def ended(trainers) -> list[dict]:
-    return [trainer.end()[-1] for trainer in trainers]
-
-
-# --- nodes that cannot start ---------------------------------------------------------------------
-
-
-def test_a_node_that_cannot_start_says_why_and_what_to_do(site):
-    swarm = site.swarm(*MEMBERS)
-    bonn = swarm.directory("bonn")
-
-    text = (bonn / "node.toml").read_text()
-    (bonn / "node.toml").write_text(text.replace("listen =", "lisen ="))
-    said = start_fails(bonn, "ConfigError")
-    assert "unknown key 'node.lisen'. Did you mean 'node.listen'?" in said
-    (bonn / "node.toml").write_text(text)
-
-    host, port = read_config(bonn).node.listen.split(":")
-    with socket.create_server((host, int(port))):
-        said = start_fails(bonn, "ConfigError")
-    assert f"Port {port} at {host} is in use" in said
-    assert "Nothing was started" in said
-    assert "listen on another port" in said
-
-    (bonn / "journal.db").write_bytes(b"\0no database" * 1000)
-    said = start_fails(bonn, "NodeError")
-    assert "journal.db cannot be opened" in said
-    assert "untouched" in said
-    assert "move it away" in said
-    (bonn / "journal.db").unlink()
-
-    genesis = bonn / "genesis.json"
-    genesis.rename(bonn / "moved")
-    assert "Others: get genesis.json from a member" in start_fails(bonn, "ConfigError")
-    genesis.write_text((bonn / "moved").read_text()[:-40])
-    assert "is not a genesis" in start_fails(bonn, "ConfigError")
-    (bonn / "moved").rename(genesis)
-
-    swarm.start(["bonn"])
-    said = start_fails(bonn, "NodeBusy")
-    assert "A node runs from" in said
-    assert "It goes on undisturbed" in said
-    assert swarm.control("bonn").node().member == "bonn"
-
-
-def test_a_history_that_was_torn_or_damaged_is_named_and_fetched_again(site):
-    swarm = site.swarm(*MEMBERS)
+def test_what_one_member_does_wrong_gets_a_clear_error_and_stops_nobody(site):
+    swarm = site.swarm(*MEMBERS, "lyon", "oslo")
+    for name in swarm.members:
+        config = read_config(swarm.directory(name))
+        write_config(replace(config, identity=IdentityTable(svid_ttl_s=10)))
     swarm.start()
-    swarm.propose(settings())
-    swarm.wait("bonn", lambda state: "aml" in state.studies)
-    height = swarm.control("berlin").state().height
-    swarm.wait("bonn", lambda state: state.height >= height)
+    expires_s = {name: swarm.control(name).node().svid_expires_s for name in MEMBERS}
+    swarm.propose(
+        StudySettings(
+            name="aml",
+            members=(*MEMBERS, "lyon"),
+            min_members=3,
+            quorum=2,
+            rounds=45,
+            every_steps=1,
+            weighting="equal",
+            silence_s=30,
+            merge_s=10,
+        )
+    )
+    trainers = [
+        site.train(swarm, "aml", name, number, "--pause", "0.3")
+        for number, name in enumerate(MEMBERS, start=1)
+    ]
+    trainers[0].until("merged", 1)
 
-    # A power cut tore the last write: what was whole before it holds, and the rest comes anew.
-    swarm.kill("bonn")
-    bonn = swarm.directory("bonn")
-    wal = bonn / "ledger.db-wal"
-    os.truncate(wal, wal.stat().st_size - 500)
-    swarm.start(["bonn"])
-    swarm.wait("bonn", lambda state: state.height >= height)
+    a_member_that_is_not_invited_is_told_so(site, swarm)
+    a_second_script_is_told_that_the_first_goes_on(site, swarm)
+    another_schema_is_refused_by_the_names_of_its_tensors(site, swarm)
+    a_nan_is_refused_by_its_tensors_name(site, swarm)
+    a_second_different_commit_is_refused(swarm)
+    broken_words_end_their_own_connection_only(swarm)
+    own = stopped(swarm, "lyon")
+    broken_frames_end_their_own_connection_only(swarm, own)
+    a_replayed_call_is_refused(swarm, own)
 
-    # A disk that returns other bytes is another matter: the node says so and does not start.
-    assert swarm.stop("bonn") == 0
-    with sqlite3.connect(bonn / "ledger.db") as history:
-        history.execute("UPDATE entries SET time_s = time_s + 1 WHERE height = 2")
-    history.close()
-    said = start_fails(bonn, "JournalCorrupt")
-    assert "entry 2" in said
-    assert "The other members have the whole history" in said
-    assert "Move the file away" in said
-    for file in bonn.glob("ledger.db*"):
-        file.rename(file.with_name(f"damaged-{file.name}"))
-    swarm.start(["bonn"])
-    swarm.wait("bonn", lambda state: state.height >= height)
-    assert konsil(bonn, "ledger", "verify").returncode == 0
-
-
-# --- twins, signals ------------------------------------------------------------------------------
-
-
-def test_a_copied_directory_is_refused_by_all_and_the_first_node_goes_on(site):
-    swarm = site.swarm(*MEMBERS)
-    swarm.start()
-    swarm.propose(settings(rounds=3))
-    twin = site.root / "twin"
-    shutil.copytree(swarm.directory("koeln"), twin, ignore=shutil.ignore_patterns("*.sock", "*.lock"))
-    configure(twin, node=replace(read_config(twin).node, listen=f"127.0.0.1:{free_port()}"))
-    swarm.start(["twin"])
-    trainers = [site.train(swarm, "aml", name, number) for number, name in enumerate(MEMBERS, start=1)]
-    ends = ended(trainers)
-
-    assert [end["event"] for end in ends] == ["ended"] * 3
-    history = swarm.control("bonn").state().studies["aml"].history
-    assert all(set(record.roster) == set(MEMBERS) for record in history)
-    told = swarm.control("twin").node()
-    assert not any(peer.connected for peer in told.peers)
-    assert any("Two nodes with one identity" in problem for problem in told.problems)
-    assert any("Two nodes with one identity" in problem for problem in swarm.control("berlin").node().problems)
-
-
-def committed(state) -> set[str]:
-    current = state.studies["aml"].open
-    return set(current.commits) if current is not None else set()
-
-
-def test_nodes_stop_in_order_on_sigterm_while_training_waits(site):
-    swarm = site.swarm(*MEMBERS)
-    swarm.start()
-    swarm.propose(settings(silence_s=60))
-    trainers = [site.train(swarm, "aml", name, 1) for name in MEMBERS[:2]]
-    slow = site.train(swarm, "aml", "koeln", 1, "--pause", "30")
-    for trainer in (*trainers, slow):
-        trainer.until("joined")
-    swarm.wait("berlin", lambda state: committed(state) == {"berlin", "bonn"})
-    for name in MEMBERS:
-        assert swarm.stop(name) == 0
-        assert not list(swarm.directory(name).glob("*.sock"))
-        log = (swarm.directory(name) / "node.log").read_text()
-        assert "stopped" in log.splitlines()[-1]
-        assert "Traceback" not in log
-    swarm.start()
-    slow.kill()
-    again = site.train(swarm, "aml", "koeln", 1)
-    ends = ended((*trainers, again))
+    ends = [trainer.end()[-1] for trainer in trainers]
     assert [end["event"] for end in ends] == ["ended"] * 3
     assert len({end["digest"] for end in ends}) == 1
+    history = swarm.control("bonn").state().studies["aml"].history
+    assert len(history) == 45
+    assert all(set(MEMBERS) <= set(record.roster) for record in history)
+    for name in MEMBERS:  # every certificate was renewed at least twice meanwhile
+        assert swarm.control(name).node().svid_expires_s > expires_s[name] + 10
+        assert "Traceback" not in (swarm.directory(name) / "node.log").read_text()
+        connected = {peer.member for peer in swarm.control(name).node().peers if peer.connected}
+        assert set(MEMBERS) - {name} <= connected
 
 
-# --- full and failing disks ----------------------------------------------------------------------
+def a_member_that_is_not_invited_is_told_so(site, swarm) -> None:
+    end = site.train(swarm, "aml", "oslo", 5).end()[-1]
+    assert end["kind"] == "StudyError"
+    assert "oslo has not agreed to study 'aml'" in end["what"]
+    agreed = swarm.control("oslo").state().studies["aml"].settings_digest
+    with pytest.raises(Refused, match="'oslo' is not among them"):
+        swarm.control("oslo").call(Agree("aml", agreed))
 
 
-def fails(swarm, name: str) -> None:
-    """Let a running node's disk fail: from here on no file of it can be written beyond a few bytes."""
-    resource.prlimit(swarm.pid(name), resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+def a_second_script_is_told_that_the_first_goes_on(site, swarm) -> None:
+    end = site.train(swarm, "aml", "bonn", 2).end()[-1]
+    assert end["kind"] == "NodeBusy"
+    assert "It goes on undisturbed" in end["what"]
 
 
-@pytest.fixture
-def small_disk(site):
-    """A function that puts a member's directory on a disk of its own of a few MiB, and gives its path."""
-    mounted: list[Path] = []
-
-    def make(directory: Path, mib: int = 8) -> Path:
-        kept = directory.with_name(directory.name + "-kept")
-        directory.rename(kept)
-        directory.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(directory)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("only root can mount a small disk")
-        mounted.append(directory)
-        shutil.copytree(kept, directory, dirs_exist_ok=True)
-        return directory
-
-    yield make
-    for swarm in site.swarms:
-        swarm.close()
-    for directory in mounted:
-        subprocess.run(["umount", str(directory)], check=True)
+def another_schema_is_refused_by_the_names_of_its_tensors(site, swarm) -> None:
+    end = site.train(swarm, "aml", "lyon", 4, "--elements", "999").end()[-1]
+    assert end["kind"] == "SchemaMismatch"
+    assert "'weights' has shape (999,) instead of (1000,)" in end["what"]
+    assert "the others go on" in end["what"]
 
 
-def trainers_of(site, swarm, pause: str = "0.3"):
-    numbered = enumerate(MEMBERS, start=1)
-    return [site.train(swarm, "aml", name, number, "--pause", pause) for number, name in numbered]
+def a_nan_is_refused_by_its_tensors_name(site, swarm) -> None:
+    end = site.train(swarm, "aml", "lyon", float("nan")).end()[-1]
+    assert end["kind"] == "NonFinite"
+    assert "Tensor 'bias'" in end["what"]
+    assert "learning rate" in end["what"]
 
 
-def absent_at_last(state, name: str) -> bool:
-    history = state.studies["aml"].history
-    return bool(history) and name in history[-1].absent
+def a_second_different_commit_is_refused(swarm) -> None:
+    """The node of 'lyon' is told to commit what nobody can get, and then something else."""
+    control = swarm.control("lyon")
+    for _ in range(200):
+        study = control.state().studies["aml"]
+        first = Commit("aml", study.open.number, study.accepted, "1" * 64, 1)
+        with contextlib.suppress(Refused):  # the round may be over already
+            control.call(first)
+            with pytest.raises(
+                Refused, match=r"has committed another update.*The first one stands"
+            ) as caught:
+                control.call(replace(first, digest="2" * 64))
+            if caught.value.code == "second_commit":
+                return
+    raise AssertionError("no round was open long enough")
 
 
-def there_at_last(state, name: str) -> bool:
-    history = state.studies["aml"].history
-    return bool(history) and name in history[-1].roster
+def broken_words_end_their_own_connection_only(swarm) -> None:
+    for name in ("control.sock", "session.sock"):
+        for words in (
+            b"\0\0\0\x64short",
+            b"\xff\xff\xff\xffhuge",
+            b"\0\0\0\x04\xc1\xc1\xc1\xc1",
+            b"GET / HTTP/1.1\r\n\r\n",
+        ):
+            with socket.socket(socket.AF_UNIX) as line:
+                line.settimeout(10)
+                line.connect(str(swarm.directory("berlin") / name))
+                line.sendall(words)
+                line.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ConnectionError):
+                    while line.recv(4096):
+                        pass
+    assert swarm.control("berlin").node().member == "berlin"
 
 
-def test_a_member_with_a_full_disk_is_left_out_and_takes_part_again_when_there_is_room(site, small_disk):
-    swarm = site.swarm(*MEMBERS)
-    disk = small_disk(swarm.directory("koeln"))
-    swarm.start()
-    swarm.propose(settings(rounds=1000, silence_s=2))
-    trainers = trainers_of(site, swarm)
-    trainers[2].until("merged", 2)
-    fill = disk / "fill"
-    with fill.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    swarm.wait("bonn", lambda state: absent_at_last(state, "koeln"))
-    assert "Free disk space" in " ".join(swarm.control("koeln").node().problems)
-    fill.unlink()
-    swarm.wait("bonn", lambda state: there_at_last(state, "koeln"))
-    assert not swarm.control("koeln").node().problems
-    for trainer in trainers:
-        trainer.kill()
-    assert konsil(swarm.directory("koeln"), "ledger", "verify").returncode == 0
+def stopped(swarm, name: str) -> Own:
+    assert swarm.stop(name) == 0
+    return Own(swarm.directory(name))
 
 
-def test_a_member_whose_disk_fails_is_left_out_and_comes_back_with_a_restart(site):
-    swarm = site.swarm(*MEMBERS)
-    swarm.start()
-    swarm.propose(settings(rounds=1000, silence_s=2))
-    trainers = trainers_of(site, swarm)
-    trainers[2].until("merged", 2)
-    fails(swarm, "koeln")
-    swarm.wait("bonn", lambda state: absent_at_last(state, "koeln"))
-    problems = " ".join(swarm.control("koeln").node().problems)
-    assert "restart the node" in problems
-    swarm.kill("koeln")
-    swarm.start(["koeln"])
-    swarm.wait("bonn", lambda state: there_at_last(state, "koeln"))
-    for trainer in trainers:
-        trainer.kill()
-    swarm.close()
-    for name in MEMBERS:
-        assert konsil(swarm.directory(name), "ledger", "verify").returncode == 0
+def broken_frames_end_their_own_connection_only(swarm, own: Own) -> None:
+    berlin = swarm.directory("berlin")
+    before = Raw(own, berlin)
+    before.say(2, b"no hello came before", request=1)
+    assert before.ended_by_the_node()
+
+    oversized = Raw(own, berlin)
+    oversized.hello(swarm.control("berlin").node().genesis)
+    oversized.say(2, b"x", request=1, length=0xFFFF_FFFF)
+    assert oversized.ended_by_the_node()
+
+    truncated = Raw(own, berlin)
+    truncated.hello(swarm.control("berlin").node().genesis)
+    truncated.say(2, b"only this much", request=1, length=1000)
+    truncated.line.close()
+
+    assert swarm.control("berlin").node().member == "berlin"
 
 
-def test_while_the_operators_disk_fails_nothing_is_promised_and_a_restart_loses_nothing(site):
-    swarm = site.swarm(*MEMBERS)
-    swarm.start()
-    swarm.propose(settings(rounds=6, silence_s=60))
-    trainers = trainers_of(site, swarm)
-    trainers[0].until("merged", 2)
-    fails(swarm, "berlin")
-    height = swarm.control("bonn").state(after=10**9, wait_s=1.0).height
-    assert swarm.control("bonn").state(after=height, wait_s=1.0).height == height
-    for name in ("berlin", "bonn"):
-        assert "restart the node" in " ".join(swarm.control(name).node().problems)
-    swarm.kill("berlin")
-    swarm.start(["berlin"])
-    ends = ended(trainers)
-    assert [end["event"] for end in ends] == ["ended"] * 3
-    history = swarm.control("koeln").state().studies["aml"].history
-    assert all(set(record.roster) == set(MEMBERS) for record in history)
+def a_replayed_call_is_refused(swarm, own: Own) -> None:
+    with sqlite3.connect(own.config.ledger_file) as history:
+        calls = [signed for (signed,) in history.execute("SELECT signed FROM entries ORDER BY height")]
+    history.close()
+    by = {decode_signed(signed).caller: signed for signed in calls}
+    line = Raw(own, swarm.directory("berlin"))
+    line.hello(swarm.control("berlin").node().genesis)
+    for number, caller in enumerate(("lyon", "bonn"), start=1):
+        answer = line.ask(encode(LedgerSubmit(by[caller])), request=number)
+        assert isinstance(answer, Failure)
+        assert answer.code == "replayed"
+        assert "was taken before" in answer.what
+    line.line.close()
