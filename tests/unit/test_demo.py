@@ -114,6 +114,8 @@ def test_the_picture_says_who_merges_and_who_still_checks_a_merge():
     text = drawn(progress(study(record(1), current=merging)))
     assert "merging: waits for northgate" in text
     assert "merges part 0" in text
+    assert text.count("its part is merged") == 1
+    assert text.count("waits for the merge") == 2
     accepting = replace(merging, parts=(Part("northgate", DIGEST),), digest=DIGEST, accepts=NAMES[:3])
     text = drawn(progress(study(record(1), current=accepting)))
     assert "accepting the merge: waits for riverside" in text

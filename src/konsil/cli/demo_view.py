@@ -249,7 +249,10 @@ def _in_round(current: OpenRound, name: str) -> Text | None:
         return Text(f"merges part {', '.join(map(str, parts))}", style="cyan")
     if name in current.accepts:
         return Text("✓ holds the merge", style="green")
-    return Text("checks the merge" if current.digest else "✓ its part is merged", style="cyan")
+    if current.digest:
+        return Text("checks the merge", style="cyan")
+    leads = any(part.leader == name for part in current.parts)
+    return Text("✓ its part is merged", style="cyan") if leads else Text("waits for the merge", style="dim")
 
 
 def _training(progress: Progress, name: str) -> Text:

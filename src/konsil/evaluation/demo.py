@@ -83,7 +83,7 @@ def settings_of(plan: Plan, hospitals: Sequence[str]) -> StudySettings:
         rounds=plan.rounds,
         every_epochs=models.EPOCHS_PER_ROUND,
         audit_fraction=1.0,
-        silence_s=60,  # a busy machine is no reason to go on without a hospital: one that died is seen at once
+        silence_s=60,  # a busy machine is no reason to go on without one; a process that died is seen at once
         patience_s=300,
         give_up_s=120,
     )
