@@ -137,6 +137,18 @@ def test_every_step_has_a_line_before_there_is_a_study_and_fits_a_small_terminal
     assert len(text.splitlines()) <= 24
 
 
+def test_a_merge_and_a_word_count_as_getting_further_and_a_tick_of_the_ledger_does_not():
+    shown = progress(study(record(1), current=open_round()))
+    steps = shown.steps_taken
+    shown.height += 1
+    shown.study = study(record(1), current=open_round(attempt=2))
+    assert shown.steps_taken == steps
+    shown.alone.add("lakeside")
+    assert shown.steps_taken == steps + 1
+    shown.study = study(record(1), record(2))
+    assert shown.steps_taken > steps + 1
+
+
 # --- words between the demo and its processes ------------------------------------------------------
 
 

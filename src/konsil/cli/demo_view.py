@@ -228,7 +228,10 @@ def _now(progress: Progress, name: str) -> Text:
     current = study.open
     if current is None:
         return Text("✓ ready" if name in progress.entered_s else "its training enters", style="dim")
-    return _in_round(current, name) or _training(progress, name)
+    problem = _problem(progress, name)
+    if problem:
+        return Text(problem, style="red", overflow="ellipsis")
+    return _in_round(current, name) or Text("trains", style="yellow")
 
 
 def _in_round(current: OpenRound, name: str) -> Text | None:
@@ -247,16 +250,11 @@ def _in_round(current: OpenRound, name: str) -> Text | None:
     return Text("✓ its part is merged", style="cyan") if leads else Text("waits for the merge", style="dim")
 
 
-def _training(progress: Progress, name: str) -> Text:
+def _problem(progress: Progress, name: str) -> str:
+    """What hinders a hospital's node in the study, in its own words; empty if nothing does."""
     told = progress.told.get(name)
-    mine = (
-        next((study for study in told.studies if study.study == progress.dataset.name), None)
-        if told
-        else None
-    )
-    if mine is not None and mine.problem:
-        return Text(mine.problem, style="red", overflow="ellipsis")
-    return Text("trains", style="yellow")
+    found = (here.problem for here in told.studies if here.study == progress.dataset.name) if told else ()
+    return next(iter(found), "")
 
 
 def doing(study: Study) -> str:

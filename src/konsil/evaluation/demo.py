@@ -54,7 +54,7 @@ from konsil.wall.frames import raised
 from konsil.wall.line import Line
 
 STALL_S = 120.0
-"""Nothing new from any node or process for so long: something hangs."""
+"""No merge, and no process a step further, for so long: something hangs."""
 
 LOOK_S = 1.0
 """Heartbeats and bytes are not on the ledger, so the nodes are asked for them this often."""
@@ -270,11 +270,12 @@ class Demo:
         """Listen to the ledger and the processes until then.
 
         Raises:
-            StudyError: nothing has come for too long.
+            StudyError: nothing got further for too long.
             KonsilError: a process or a node cannot go on.
         """
         now_s = time.monotonic()
         stalled_s, look_s = now_s + stall_s, now_s
+        before = self.progress.steps_taken
         while not reached():
             ready = self._selector.select(max(0.0, min(look_s, stalled_s) - now_s))
             for key, _ in ready:
@@ -283,7 +284,8 @@ class Demo:
                 else:
                     self._hear(str(key.data))
             now_s = time.monotonic()
-            if ready:
+            if self.progress.steps_taken != before:
+                before = self.progress.steps_taken
                 stalled_s = now_s + stall_s
             elif now_s >= stalled_s:
                 raise self._stalled(stall_s)
@@ -348,9 +350,10 @@ class Demo:
         )
 
     def _stalled(self, stall_s: float) -> StudyError:
-        waiting = sorted(set(self.progress.hospitals) - set(self.progress.ended)) or self.progress.hospitals
+        problems = sorted({problem for told in self.progress.told.values() for problem in told.problems})
         return StudyError(
-            f"Nothing has come from {', '.join(waiting)} for {stall_s:g} s.",
+            f"In the step '{self.progress.step}' nothing got further for {stall_s:g} s."
+            f" The nodes say: {' '.join(problems) or 'no problem'}.",
             safe="Nothing outside the demo was touched.",
             do="Run it again with --keep DIR and look at DIR/*/node.log.",
         )

@@ -60,6 +60,15 @@ class Progress:
         return self.dataset.hospitals
 
     @property
+    def steps_taken(self) -> int:
+        """Grows whenever something got further; ticks and heartbeats do not count."""
+        scores = sum(len(record.scores) for record in self.study.history) if self.study is not None else 0
+        merges = len(self.study.history) if self.study is not None else 0
+        held = sum(len(by) for by in self.merged_s.values())
+        said = len(self.patients) + len(self.entered_s) + len(self.ended) + len(self.alone)
+        return merges + scores + held + said + len(self.results)
+
+    @property
     def elapsed_s(self) -> float:
         """Since the start."""
         return time.monotonic() - self.plan.began_s
