@@ -23,9 +23,6 @@ MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 MAX_ENTRIES_BYTES = 4 * 1024 * 1024
 """One answer with ledger entries; a follower asks again for what is left."""
 
-MAX_GRAM_BYTES = 8 * 1024 * 1024
-"""A Gram matrix of 1,024 members in float64."""
-
 MAX_CARD_BYTES = 64 * 1024
 """A card with a trust bundle of several certificates."""
 
@@ -71,16 +68,6 @@ class GetChunk(_Message, frozen=True, tag="get_chunk"):
     index: int
     holder: str = ""
     relay: bool = False
-
-
-class GetGram(_Message, frozen=True, tag="get_gram"):
-    """A leader's Gram matrix of its part: float64 [n, n] in roster order. Waits until it is made."""
-
-    study: str
-    round: int
-    attempt: int
-    part: int
-    wait_s: float
 
 
 class GetCard(_Message, frozen=True, tag="get_card"):
@@ -155,9 +142,7 @@ class Failure(_Message, frozen=True, tag="failure"):
     fields: dict[str, bool | int | float | str] = {}
 
 
-Request = (
-    Hello | GetManifest | GetChunk | GetGram | GetCard | Heartbeat | LedgerSubmit | LedgerFollow | GetStatus
-)
+Request = Hello | GetManifest | GetChunk | GetCard | Heartbeat | LedgerSubmit | LedgerFollow | GetStatus
 Answer = Hello | Bytes | Done | Accepted | Status | Failure
 Side = Literal["request", "answer"]
 

@@ -17,7 +17,7 @@ import structlog
 from konsil.core.digest import CHUNK_BYTES, Manifest, chunk_count, group_digest, leaf, part_range
 from konsil.core.merge import merge_chunk, rule
 from konsil.core.parameters import Schema, check_finite
-from konsil.core.rules import OpenRound, Part
+from konsil.core.rules import Part
 from konsil.errors import DigestMismatch, MergeMismatch, NonFinite, PeerUnreachable
 from konsil.node.gather import Gatherer, Roster, UpdatesMissing, together
 from konsil.node.grams import Grams
@@ -51,7 +51,7 @@ class Bench:
         self.grace_s = grace_s
         self.rule = rule(roster.settings.rule, roster.settings.rule_options)
         self.gatherer = Gatherer(roster, schema, puller, store, grace_s=grace_s)
-        self.grams = Grams(self.rule, self.gatherer, me)
+        self.grams = Grams(self.rule, self.gatherer)
         self.n_chunks = chunk_count(schema.data_bytes)
         self.assembly = Assembly(schema)
         self.leaves: dict[int, bytes] = {}
@@ -60,7 +60,6 @@ class Bench:
 
     def close(self) -> None:
         """Give the memory back, unless it became a model that the store serves."""
-        self.grams.close()
         self.assembly.close()
         if self._sealed is not None and self.store.model(self._sealed.digest) is not self._sealed:
             self._sealed.memory.close()
@@ -73,9 +72,12 @@ class Bench:
         """The chunks of a part."""
         return part_range(part, self.roster.n_parts, self.n_chunks)
 
+    def _all_parts(self) -> list[range]:
+        return [self.chunks_of(part) for part in range(self.roster.n_parts)]
+
     # --- leading -------------------------------------------------------------------------------
 
-    async def lead(self, part: int, current: OpenRound) -> tuple[str, str]:
+    async def lead(self, part: int) -> tuple[str, str]:
         """Merge a part.
 
         Returns:
@@ -86,8 +88,7 @@ class Bench:
         """
         await self.gatherer.learn()
         chunks = self.chunks_of(part)
-        if self.grams.needed:
-            await self.grams.agree(part, chunks, current)
+        await self.grams.make(self._all_parts())
         # Not what another leader merged and this node fetched: who publishes a chunk answers for it.
         todo = iter([index for index in chunks if index not in self._merged_here])
         at_once = max(1, WINDOW_BYTES // (CHUNK_BYTES * max(1, len(self.roster.members) - 1)))
@@ -168,7 +169,17 @@ class Bench:
                 holders = self._holders(part)
                 pull = self.puller.chunk(part.digest, offset, expected, into, holders, away_s=self.grace_s)
                 await self._from_leader(part, pull)
+                await self._require_finite(index, part, into)
             self.leaves[index] = expected
+
+    async def _require_finite(self, index: int, part: Part, chunk: memoryview) -> None:
+        """A merge of finite updates is finite: another one is wrong, and needs no recomputing to know it."""
+        start, _ = self.gatherer.span(index)
+        try:
+            await asyncio.to_thread(check_finite, self.schema, chunk, start)
+        except NonFinite as error:
+            number = next(n for n in range(self.roster.n_parts) if index in self.chunks_of(n))
+            raise self._mismatch(number, index, part.leader) from error
 
     async def _leaves_of(self, part: Part, chunks: range) -> tuple[bytes, ...]:
         here = tuple(self.leaves.get(index, b"") for index in chunks)
@@ -186,7 +197,8 @@ class Bench:
     async def _from_leader(self, part: Part, pull: Awaitable[T]) -> T:
         """What only a part's leader has for sure; without it the leader is to be reported."""
         try:
-            return await pull
+            with self.gatherer.waiting_for(part.leader):
+                return await pull
         except PeerUnreachable as error:
             raise UpdatesMissing((part.leader,), error.what) from error
 
@@ -215,12 +227,7 @@ class Bench:
         ]
         count = math.ceil(len(foreign) * self.roster.settings.audit_fraction)
         for number, index in _secret.sample(foreign, min(count, len(foreign))):
-            try:
-                wrong = await self.is_wrong(index, model.manifest.leaves[index])
-            except UpdatesMissing as error:
-                _log.warning("a chunk could not be audited", chunk=index, problem=error.what)
-                continue
-            if wrong:
+            if await self.is_wrong(index, model.manifest.leaves[index]):
                 raise self._mismatch(number, index, parts[number].leader)
 
     def _mismatch(self, part: int, chunk: int, leader: str) -> MergeMismatch:
@@ -241,8 +248,7 @@ class Bench:
             UpdatesMissing: it cannot be recomputed.
         """
         await self.gatherer.learn()
-        if self.grams.needed:
-            await self.grams.recompute([self.chunks_of(part) for part in range(self.roster.n_parts)])
+        await self.grams.make(self._all_parts())
         chunks = await self.gatherer.chunks(index, self.gatherer.buffers())
         start, stop = self.gatherer.span(index)
         out = self.gatherer.buffer()[: stop - start]

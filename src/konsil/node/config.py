@@ -51,13 +51,16 @@ class IdentityTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the node listens ("" for a member that only dials out), and how it writes its log.
 
-    ``advertise``: the addresses at which peers reach it, where they differ from ``listen``.
+    ``max_model_gb``: the largest model of a study that this node takes, in GB (1e9 bytes); 0 for an eighth
+    of the machine's memory. ``advertise``: the addresses at which peers reach it, where they differ from
+    ``listen``.
     """
 
     listen: str = ""
     advertise: tuple[str, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+    max_model_gb: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -223,6 +226,8 @@ def write_config(config: Config) -> None:
         f"listen = {_quoted(config.node.listen)}",
         "# Where peers reach this node, if that is another address than `listen`.",
         f"advertise = [{', '.join(_quoted(address) for address in config.node.advertise)}]",
+        "# The largest model of a study that this node takes, in GB; 0 for an eighth of the memory.",
+        f"max_model_gb = {config.node.max_model_gb}",
         f"log_level = {_quoted(config.node.log_level)}",
         f"log_format = {_quoted(config.node.log_format)}",
         "",

@@ -27,8 +27,17 @@ from konsil.core.messages import (
     decode_request,
     encode,
 )
-from konsil.core.rules import Genesis, genesis_digest
-from konsil.errors import ConfigError, FrameError, IdentityError, KonsilError, NodeBusy, NodeError, StudyError
+from konsil.core.rules import Genesis, MemberRecord, genesis_digest
+from konsil.errors import (
+    ConfigError,
+    FrameError,
+    IdentityError,
+    KonsilError,
+    LedgerError,
+    NodeBusy,
+    NodeError,
+    StudyError,
+)
 from konsil.identity.authority import Authority
 from konsil.identity.ledger_key import LedgerKey, verify
 from konsil.identity.source import SvidSource
@@ -45,7 +54,8 @@ from konsil.node.models import Models
 from konsil.node.peers import Peers
 from konsil.node.pull import Puller
 from konsil.node.service import Service, split_entries
-from konsil.node.study import Site, StudyRunner
+from konsil.node.site import Site, default_max_model_bytes
+from konsil.node.study import StudyRunner
 from konsil.node.training import Training
 from konsil.transport.base import Transport
 from konsil.transport.tls import TlsTransport
@@ -109,6 +119,7 @@ class Node:
         self.runners: dict[str, StudyRunner] = {}
         self._appeared = asyncio.Event()
         self._lacking_cards = False
+        self._fetching: asyncio.Task[None] | None = None
         self._source: SvidSource | None = None
         self._stack = AsyncExitStack()
 
@@ -126,8 +137,9 @@ class Node:
     async def _open(self, stack: AsyncExitStack) -> None:
         config = self.config
         stack.enter_context(only_one(config.directory))
-        for folder in (config.cards_dir, config.merges_dir):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        with _writable(config.directory):
+            for folder in (config.cards_dir, config.merges_dir):
+                folder.mkdir(mode=0o700, exist_ok=True)
         journal = stack.enter_context(Journal(config.journal_file))
         if config.builtin_identity:
             authority = Authority.load(config.keys_dir)
@@ -152,9 +164,15 @@ class Node:
         await transport.start()
         stack.push_async_callback(transport.close)
         self.site = Site(
-            config.name, self.ledger, journal, Models(config.merges_dir), Puller(config.name, peers)
+            config.name,
+            self.ledger,
+            journal,
+            Models(config.merges_dir),
+            Puller(config.name, peers),
+            max_model_bytes=int(config.node.max_model_gb * 1e9) or default_max_model_bytes(),
         )
         stack.push_async_callback(self._close_runners)
+        stack.push_async_callback(self._stop_fetching)
         await self._refresh()
         training = Training(config.name, lambda: self.runners)
         await stack.enter_async_context(Door(config.session_socket, training.serve, mode=0o660))
@@ -199,8 +217,13 @@ class Node:
                 news = asyncio.create_task(self.ledger.changed(height, patience_s))
                 await asyncio.wait({news, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 news.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await news
+                try:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await news
+                except LedgerError as error:
+                    # Peers may still fetch what is here, and people must be able to ask what is wrong.
+                    _log.error("there is no more news of the ledger", why=str(error))
+                    await stopping
         finally:
             stopping.cancel()
 
@@ -208,9 +231,10 @@ class Node:
 
     async def _refresh(self) -> None:
         lacking = self._set_peers()
-        if lacking and await self.directory.fetch(lacking, self.peers):
-            lacking = self._set_peers()
         self._lacking_cards = bool(lacking)
+        if lacking and (self._fetching is None or self._fetching.done()):
+            # Beside everything else: a peer that does not answer must not hold up any study.
+            self._fetching = asyncio.create_task(self._fetch_cards(lacking), name="konsil-cards")
         for name in self.ledger.state.studies:
             if name not in self.runners:
                 runner = StudyRunner(name, self.site)
@@ -221,7 +245,16 @@ class Node:
             else:
                 self.runners[name].look()
 
-    def _set_peers(self) -> list:  # type: ignore[type-arg]
+    async def _fetch_cards(self, lacking: list[MemberRecord]) -> None:
+        if await self.directory.fetch(lacking, self.peers):
+            self._set_peers()
+
+    async def _stop_fetching(self) -> None:
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.wait((self._fetching,))
+
+    def _set_peers(self) -> list[MemberRecord]:
         found, lacking = self.directory.peers(self.ledger.state)
         self.transport.set_peers(found)
         return lacking
@@ -298,13 +331,31 @@ class Node:
 
 
 @contextmanager
+def _writable(directory: Path) -> Iterator[None]:
+    """Say what is wrong with a member's directory that cannot be written to.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or directory} cannot be written: {error.strerror}.",
+            safe="Nothing was started.",
+            do="Start the node as the user who owns the directory, on a disk that is not full or read-only.",
+        ) from error
+
+
+@contextmanager
 def only_one(directory: Path) -> Iterator[None]:
     """Hold a member's directory: two nodes with one identity would contradict each other.
 
     Raises:
         NodeBusy: another node holds it.
     """
-    descriptor = os.open(directory / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with _writable(directory):
+        descriptor = os.open(directory / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

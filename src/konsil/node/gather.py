@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -60,6 +61,7 @@ class Gatherer:
         self.grace_s = grace_s
         self._store = store
         self._manifests: dict[str, Manifest] = {}
+        self._waiting: Counter[str] = Counter()
 
     def span(self, index: int) -> tuple[int, int]:
         """Where a chunk lies in the data section, in bytes."""
@@ -72,6 +74,20 @@ class Gatherer:
     def buffers(self) -> list[memoryview]:
         """Memory for one chunk of every member."""
         return [self.buffer() for _ in self.roster.members]
+
+    @contextmanager
+    def waiting_for(self, member: str) -> Iterator[None]:
+        """Note that this member's answer is waited for, while the ``with`` lasts."""
+        self._waiting[member] += 1
+        try:
+            yield
+        finally:
+            self._waiting[member] -= 1
+
+    def who_hangs(self, me: str) -> tuple[str, ...]:
+        """Members whose answers are waited for, unless that is everybody: then the own line is to blame."""
+        hanging = {member for member, count in self._waiting.items() if count and member != me}
+        return tuple(sorted(hanging)) if hanging < set(self.roster.members) - {me} else ()
 
     async def learn(self, members: Sequence[str] = ()) -> None:
         """Get the manifests of these members' updates, by default of all.
@@ -93,7 +109,8 @@ class Gatherer:
         if model is not None:
             manifest = model.manifest
         else:
-            manifest = await self.puller.manifest(digest, (member,), away_s=self.grace_s)
+            with self.waiting_for(member):
+                manifest = await self.puller.manifest(digest, (member,), away_s=self.grace_s)
         if manifest.header != self.schema.header or len(manifest.leaves) != chunk_count(
             self.schema.data_bytes
         ):
@@ -122,7 +139,8 @@ class Gatherer:
 
     async def _pull(self, member: str, digest: str, index: int, into: memoryview) -> None:
         leaf = self._manifests[member].leaves[index]
-        await self.puller.chunk(digest, index, leaf, into, (member,), away_s=self.grace_s)
+        with self.waiting_for(member):
+            await self.puller.chunk(digest, index, leaf, into, (member,), away_s=self.grace_s)
 
     async def _from_all(self, pulls: Sequence[tuple[str, Callable[[], Awaitable[None]]]]) -> None:
         """Run one pull a member, each tried until the grace is over; name all that failed."""

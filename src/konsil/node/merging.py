@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar
 
 from konsil.core.digest import Manifest
 from konsil.core.parameters import Schema
 from konsil.core.round import Lead, Probe, Recompute
 from konsil.core.rules import OpenRound, Study, weights_of
-from konsil.errors import SchemaMismatch, StudyError
+from konsil.errors import NodeError, SchemaMismatch, StudyError
 from konsil.node.bench import Bench
-from konsil.node.gather import Roster, together
-from konsil.node.pull import Puller
+from konsil.node.gather import Roster, UpdatesMissing, together
+from konsil.node.site import Site
 from konsil.node.store import Assembly, Model, Store
 
 GRACE_FRACTION = 0.2
@@ -19,17 +21,28 @@ GRACE_LEAST_S = 2.0
 GRACE_MOST_S = 30.0
 """How long an unreachable member is waited for before it is reported: a share of the study's ``merge_s``."""
 
+BLAMED_FROM_ATTEMPT = 3
+"""A member that answers nothing is reported from this attempt on. Each attempt has twice the time of the
+one before, so that a slow line is not taken for a dead one."""
+
+BLAMED_AFTER = 0.7
+"""... once this share of the attempt's time is gone: early enough for the report to count."""
+
 FETCHES_AT_ONCE = 4
 """Chunks of a whole model asked for at once: 16 MiB on the way."""
+
+T = TypeVar("T")
 
 
 class Merging:
     """Works on the open round of a study, as the ledger has it at each call."""
 
-    def __init__(self, me: str, puller: Puller, store: Store, study: Callable[[], Study]) -> None:
+    def __init__(self, site: Site, store: Store, study: Callable[[], Study]) -> None:
         """``study``: the study as it stands on the ledger now."""
-        self.me = me
-        self.puller = puller
+        self.me = site.me
+        self.max_model_bytes = site.max_model_bytes
+        self._clock = site.clock
+        self.puller = site.puller
         self.store = store
         self.schema: Schema | None = None
         self._study = study
@@ -69,7 +82,8 @@ class Merging:
     async def lead(self, effect: Lead) -> tuple[str, str]:
         """Merge a part; its digest and that of the Gram matrix, "" where the rule does not mix."""
         current = self._current(effect)
-        return await (await self._bench_for(current)).lead(effect.part, current)
+        bench = await self._bench_for(current)
+        return await self._in_time(current, bench, bench.lead(effect.part))
 
     async def complete(self, current: OpenRound) -> Model:
         """The merge of the open round, whole and audited.
@@ -78,10 +92,27 @@ class Merging:
             MergeMismatch: a chunk is not what its commits give.
         """
         bench = await self._bench_for(current)
+        return await self._in_time(current, bench, self._audited(current, bench))
+
+    async def _audited(self, current: OpenRound, bench: Bench) -> Model:
         model = await bench.complete(current.parts, current.digest)
-        settled = {dispute.chunk for dispute in current.disputes if dispute.attempt == current.attempt}
+        settled = {
+            dispute.chunk
+            for dispute in current.disputes
+            if dispute.attempt == current.attempt and dispute.outcome == "right"
+        }
         await bench.audit(current.parts, model, settled)
         return model
+
+    async def _in_time(self, current: OpenRound, bench: Bench, work: Awaitable[T]) -> T:
+        """Do a part of the merge; where somebody lets it hang, say who before the attempt is over."""
+        left_s = (current.deadline_s - self._clock()) * BLAMED_AFTER
+        try:
+            async with asyncio.timeout(left_s if current.attempt >= BLAMED_FROM_ATTEMPT else None):
+                return await work
+        except TimeoutError:
+            hanging = bench.gatherer.who_hangs(self.me)
+            raise UpdatesMissing(hanging, f"{', '.join(hanging) or 'Nobody'} answered in time.") from None
 
     async def recompute(self, effect: Recompute) -> bool:
         """Whether a disputed chunk is wrong."""
@@ -94,11 +125,6 @@ class Merging:
         """See that a member's update can be had and is finite."""
         bench = await self._bench_for(self._current(effect))
         await bench.gatherer.check(effect.member)
-
-    async def gram(self, round_number: int, attempt: int, part: int, wait_s: float) -> bytes:
-        """A part's Gram matrix for a peer; waits until it is made."""
-        current = self._current(Lead(round_number, attempt, part))
-        return await (await self._bench_for(current)).grams.serve(part, wait_s)
 
     async def _bench_for(self, current: OpenRound) -> Bench:
         roster = self._roster(current)
@@ -127,6 +153,7 @@ class Merging:
 
     async def fetch(self, digest: str) -> Model:
         """A model by its root digest from any peer: for a member that was away or comes late."""
+        self._require_room()
         holders = self._likely_holders()
         manifest = await self.puller.manifest(digest, holders)
         schema = self._checked_schema(manifest)
@@ -168,6 +195,22 @@ class Merging:
 
     def _checked_schema(self, manifest: Manifest) -> Schema:
         schema = Schema.from_header(manifest.header)
-        if schema.digest != self._study().schema:
-            raise SchemaMismatch("The model's header is not the study's.", safe="Nothing was loaded.")
+        study = self._study()
+        if schema.digest != study.schema or schema.data_bytes != study.data_bytes:
+            raise SchemaMismatch(
+                f"The model has a header of {schema.data_bytes} bytes of parameters that is not the study's.",
+                safe="Nothing was loaded.",
+                do="Ask the study's proposer.",
+            )
         return schema
+
+    def _require_room(self) -> None:
+        """See that the study's model is one that this node was set up for, before memory is reserved."""
+        wanted = self._study().data_bytes
+        if wanted > self.max_model_bytes:
+            raise NodeError(
+                f"The study's model has {wanted / 1e9:.1f} GB; this node takes models of "
+                f"{self.max_model_bytes / 1e9:.1f} GB.",
+                safe="Nothing was loaded.",
+                do="Raise max_model_gb under [node] in node.toml, if the machine has the memory.",
+            )

@@ -7,6 +7,9 @@ from konsil.core.messages import Answer, Failure, LedgerSubmit, Request, decode_
 from konsil.errors import KonsilError, PeerRefused, Refused
 from konsil.transport.base import Received, Reply, Transport
 
+MAX_WORDS = 1000
+"""Letters of a peer's sentence that are shown here."""
+
 NOT_HERE = "not_here"
 """A peer's code for "I do not have what is behind this digest"."""
 
@@ -56,6 +59,11 @@ class Peers:
         return tuple(sorted(link.name for link in self.transport.links() if link.connected))
 
 
+def printable(text: str) -> str:
+    """A peer's words without what could steer a terminal, and no longer than a few lines."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:MAX_WORDS])
+
+
 def raised(failure: Failure, peer: str, *, by_contract: bool = True) -> KonsilError:
     """A peer's failure as the exception to raise here.
 
@@ -65,16 +73,12 @@ def raised(failure: Failure, peer: str, *, by_contract: bool = True) -> KonsilEr
         by_contract: whether the contract was asked, which alone refuses. Anybody else who says "Refused"
             does not answer, and must be seen not to: else nobody would report it.
     """
+    what, safe, do = printable(failure.what), printable(failure.safe), printable(failure.do)
+    code = printable(failure.code or failure.kind)
     if by_contract and failure.kind == errors.Refused.__name__:
         fields = {name: value for name, value in failure.fields.items() if _is_fact(name, value)}
-        return Refused(failure.code, failure.what, safe=failure.safe, do=failure.do, **fields)
-    return PeerRefused(
-        failure.code or failure.kind,
-        f"{peer} answered: {failure.what}",
-        safe=failure.safe,
-        do=failure.do,
-        peer=peer,
-    )
+        return Refused(code, what, safe=safe, do=do, **fields)
+    return PeerRefused(code, f"{peer} answered: {what}", safe=safe, do=do, peer=peer)
 
 
 def _is_fact(name: str, value: object) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -18,7 +20,6 @@ from konsil.core.messages import (
     Done,
     GetCard,
     GetChunk,
-    GetGram,
     GetManifest,
     GetStatus,
     Heartbeat,
@@ -29,7 +30,6 @@ from konsil.core.messages import (
     decode_request,
     encode,
 )
-from konsil.core.rules import Study
 from konsil.errors import KonsilError, PeerRefused
 from konsil.ledger.base import Ledger
 from konsil.node.peers import NOT_HERE, Peers, failure_reply
@@ -39,10 +39,22 @@ from konsil.transport.base import Reply
 RELAY_TIMEOUT_S = 60.0
 """A relayed chunk crosses two lines; the asker waits twice this."""
 
+RELAYS_AT_ONCE = 16
+"""Relayed answers for one peer that may be on their way: 64 MiB of chunks."""
+
+CATCH_UP_S = 2.0
+"""How far behind its peers on the ledger a node may be before it says that it does not know a digest."""
+
 MAX_WAIT_S = 60.0
 """The longest that a peer may ask this node to wait with an answer."""
 
 _log = structlog.get_logger(__name__)
+
+
+class _Relayed(bytearray):
+    """A relayed answer, whose end can be noticed."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Operator(Protocol):
@@ -73,6 +85,7 @@ class Service:
         self.ledger: Ledger | None = None
         self.operator: Operator | None = None
         self.peers: Peers | None = None
+        self._relaying: Counter[str] = Counter()
 
     async def answer(self, peer: str, message: bytes) -> Reply:
         """The reply to a peer's request; errors become replies, never silence."""
@@ -88,9 +101,7 @@ class Service:
     def _dispatch(self, peer: str, request: Request) -> Coroutine[Any, Any, Reply]:
         match request:
             case GetManifest() | GetChunk():
-                return self._model_bytes(request)
-            case GetGram():
-                return self._gram(request)
+                return self._model_bytes(peer, request)
             case GetCard():
                 return self._card(request)
             case Heartbeat():
@@ -104,21 +115,42 @@ class Service:
             case _:
                 raise PeerRefused("unknown", f"{type(request).__name__} is not asked here.")
 
-    async def _model_bytes(self, request: GetManifest | GetChunk) -> Reply:
-        for runner in self._runners().values():
-            if isinstance(request, GetManifest):
-                found: bytes | memoryview | None = runner.store.manifest(request.digest)
-            else:
-                found = runner.store.chunk(request.digest, request.index)
-            if found is not None:
-                return Reply(encode(Bytes()), found)
+    async def _model_bytes(self, peer: str, request: GetManifest | GetChunk) -> Reply:
+        runner = await self._study_of(peer, request.digest)
+        if isinstance(request, GetManifest):
+            found: bytes | memoryview | None = runner.store.manifest(request.digest)
+        else:
+            found = runner.store.chunk(request.digest, request.index)
+        if found is not None:
+            return Reply(encode(Bytes()), found)
         if request.relay and request.holder != self.me and self.peers is not None:
-            return await self._relay(request, self.peers)
-        raise PeerRefused(
-            NOT_HERE, f"{self.me} does not have what is behind {request.digest[:12]}.", do="Ask another peer."
+            return await self._relay(peer, request, self.peers)
+        raise self._not_here(request.digest)
+
+    async def _study_of(self, peer: str, digest: str) -> StudyRunner:
+        """The study in which a peer may read what is behind a digest.
+
+        A peer may have heard of it from the ledger a moment before this node: that moment is waited for.
+        """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + CATCH_UP_S
+        while True:
+            for runner in self._runners().values():
+                if runner.may_read(peer, digest):
+                    return runner
+            left_s = until_s - loop.time()
+            if self.ledger is None or left_s <= 0:
+                raise self._not_here(digest)
+            await self.ledger.changed(self.ledger.state.height, left_s)
+
+    def _not_here(self, digest: str) -> PeerRefused:
+        return PeerRefused(
+            NOT_HERE,
+            f"{self.me} does not have what is behind {digest[:12]}, or not for this peer.",
+            do="Ask another peer.",
         )
 
-    async def _relay(self, request: GetManifest | GetChunk, peers: Peers) -> Reply:
+    async def _relay(self, peer: str, request: GetManifest | GetChunk, peers: Peers) -> Reply:
         """Fetch from the holder for a peer that cannot reach it."""
         if request.holder not in peers.connected():
             raise PeerRefused(
@@ -130,19 +162,18 @@ class Service:
         else:
             asked = GetChunk(request.digest, request.index, holder=request.holder)
             limit = CHUNK_BYTES
+        if self._relaying[peer] >= RELAYS_AT_ONCE:
+            raise PeerRefused("busy", f"{self.me} relays {RELAYS_AT_ONCE} answers to {peer} already.")
+        self._relaying[peer] += 1
+        body = _Relayed()
+        # Counted until the transport has let go of it, so that a peer that does not read fills no memory.
+        weakref.finalize(body, self._relayed, peer)
         _, received = await peers.ask(request.holder, asked, timeout_s=RELAY_TIMEOUT_S, limit_bytes=limit)
-        return Reply(encode(Bytes()), received.body)
+        body += received.body
+        return Reply(encode(Bytes()), body)
 
-    async def _gram(self, request: GetGram) -> Reply:
-        runner = self._runners().get(request.study)
-        if runner is None:
-            raise PeerRefused(NOT_HERE, f"There is no study {request.study!r} here.")
-        wait_s = min(MAX_WAIT_S, max(0.0, request.wait_s))
-        async with asyncio.timeout(wait_s):
-            while not _has_begun(runner.study, request) and self.ledger is not None:
-                await self.ledger.changed(self.ledger.state.height, wait_s)  # the asker heard of it first
-            matrix = await runner.merging.gram(request.round, request.attempt, request.part, wait_s)
-        return Reply(encode(Bytes()), matrix)
+    def _relayed(self, peer: str) -> None:
+        self._relaying[peer] -= 1
 
     async def _card(self, request: GetCard) -> Reply:
         card = await asyncio.to_thread(self._cards, request.digest)
@@ -176,15 +207,6 @@ class Service:
         height = self.ledger.state.height if self.ledger is not None else 0
         reachable = self.peers.connected() if self.peers is not None else ()
         return Reply(encode(Status(self.me, __version__, time.time(), height, reachable)))
-
-
-def _has_begun(study: Study, request: GetGram) -> bool:
-    """Whether this node knows already that the merging that a peer asks about has begun, or is over."""
-    current = study.open
-    if current is None:
-        return bool(study.ended) or request.round <= len(study.history)
-    at = (current.number, current.attempt, current.phase == "merging")
-    return at >= (request.round, request.attempt, True)
 
 
 def join_entries(entries: list[bytes]) -> bytes:

@@ -35,15 +35,12 @@ from konsil.core.round import (
     Submit,
     Suspected,
 )
-from konsil.core.rules import Commit, Initialise, OpenRound, Publish, Score, Study
+from konsil.core.rules import Commit, Initialise, OpenRound, Publish, Score, Study, readable
 from konsil.core.wall import MemberProgress, StudyStatus
 from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError
-from konsil.ledger.base import Ledger
 from konsil.node.gather import UpdatesMissing
-from konsil.node.journal import Journal
 from konsil.node.merging import Merging
-from konsil.node.models import Models
-from konsil.node.pull import Puller
+from konsil.node.site import Site
 from konsil.node.store import Model, Store, model_of
 from konsil.wall.memory import SealedMemory
 
@@ -51,18 +48,6 @@ HEARTBEAT_S = 2.0
 """How often a node tells its peers how far it is: often enough for a live view, nothing for the line."""
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass
-class Site:
-    """What a study at this node needs of the node."""
-
-    me: str
-    ledger: Ledger
-    journal: Journal
-    models: Models
-    puller: Puller
-    clock: Callable[[], float] = time.time
 
 
 @dataclass
@@ -85,7 +70,7 @@ class StudyRunner:
         self.trainee: Trainee | None = None
         self.heartbeats: dict[str, MemberProgress] = {}
         self.problem = ""
-        self.merging = Merging(site.me, site.puller, self.store, lambda: self.study)
+        self.merging = Merging(site, self.store, lambda: self.study)
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._heartbeat: asyncio.Task[None] | None = None
@@ -330,8 +315,14 @@ class StudyRunner:
 
     # --- peers ---------------------------------------------------------------------------------
 
+    def may_read(self, peer: str, digest: str) -> bool:
+        """Whether a peer may have what is behind a digest, as far as this study goes."""
+        return digest in readable(self.study, peer)
+
     def heard(self, peer: str, beat: Heartbeat) -> None:
-        """A peer's heartbeat."""
+        """A peer's heartbeat; one that takes no part in the study is not heard."""
+        if peer not in self.study.participants:
+            return
         self.heartbeats[peer] = MemberProgress(peer, beat.round, beat.stage, beat.progress, self.site.clock())
 
     async def _tell_peers(self) -> None:

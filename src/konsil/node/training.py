@@ -46,6 +46,9 @@ from konsil.wall.memory import SealedMemory, open_sealed
 WAITING_EVERY_S = 1.0
 """How often a waiting training process is told what it waits for."""
 
+KNOCK_S = 10.0
+"""A visitor that says nothing for so long gives its place to the next."""
+
 FAREWELL_S = 30.0
 """How long a finished training process waits for its last calls to stand on the ledger."""
 
@@ -62,7 +65,11 @@ class Training:
 
     async def serve(self, visitor: Visitor) -> None:
         """One training process: the handler of the door."""
-        word, fd = await visitor.receive()
+        try:
+            async with asyncio.timeout(KNOCK_S):
+                word, fd = await visitor.receive()
+        except TimeoutError:
+            raise FrameError("A training process must knock first.", do="Compare versions.") from None
         _close(fd)
         if not isinstance(word, Knock):
             raise FrameError("A training process must knock first.", do="Compare versions.")
@@ -165,7 +172,7 @@ class _Conversation:
         try:
             if self.runner.trainee is not None:
                 raise NodeBusy("This study has a training process already.", do="End the other one.")
-            schema = Schema.from_header(word.header)
+            schema = await asyncio.to_thread(Schema.from_header, word.header)
             study = self.runner.study
             if study.schema and schema.digest != study.schema:
                 await self._refuse_schema(schema)

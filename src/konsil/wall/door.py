@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 
 from konsil.core.wall import Failed, FromNode, ToNode
 from konsil.errors import ConfigError, FrameError, KonsilError, NodeBusy
-from konsil.wall.frames import Delivery, FrameReader, failure, frame, words_to_node
+from konsil.wall.frames import MAX_TO_NODE_BYTES, Delivery, FrameReader, failure, frame, words_to_node
 from konsil.wall.line import ancillary, checked_path, close_all, receive_some
 
 MAX_VISITORS = 64
@@ -42,7 +42,7 @@ class Visitor:
     def __init__(self, connection: socket.socket) -> None:
         """Take over a connected, non-blocking socket."""
         self._socket = connection
-        self._reader: FrameReader[ToNode] = FrameReader(words_to_node)
+        self._reader: FrameReader[ToNode] = FrameReader(words_to_node, MAX_TO_NODE_BYTES)
         self._sending = asyncio.Lock()
         self._open = True
         self._waiting: set[asyncio.Future[None]] = set()

@@ -23,6 +23,10 @@ from konsil.core.wall import (
 )
 
 LENGTH_BYTES = 4
+
+MAX_TO_NODE_BYTES = 9 * 1024 * 1024
+"""The longest word to a node: ``Join`` with a header of 8 MiB. Only a node's answers are longer."""
+
 _MAY_BRING_A_DESCRIPTOR = (Join, Update, AskPropose, Joined, Merged, ToldModel)
 _READ_BYTES = 1 << 20  # so that a length alone never reserves more memory than this
 
@@ -59,8 +63,10 @@ class FrameReader(Generic[Word]):
     and a descriptor always belongs to the frame that is being read.
     """
 
-    def __init__(self, decoder: msgspec.msgpack.Decoder[Word]) -> None:
+    def __init__(self, decoder: msgspec.msgpack.Decoder[Word], limit_bytes: int = MAX_WORDS_BYTES) -> None:
+        """``limit_bytes``: the longest frame that is taken."""
         self._decoder = decoder
+        self._limit_bytes = limit_bytes
         self._bytes = bytearray()
         self._length = -1
         self._fd: int | None = None
@@ -89,8 +95,8 @@ class FrameReader(Generic[Word]):
             if self._length < 0 and len(self._bytes) == LENGTH_BYTES:
                 self._length = int.from_bytes(self._bytes, "big")
                 self._bytes.clear()
-                if not 0 < self._length <= MAX_WORDS_BYTES:
-                    raise _broken(f"a frame of {self._length} bytes, not 1 to {MAX_WORDS_BYTES}")  # noqa: TRY301 - one place closes the descriptor
+                if not 0 < self._length <= self._limit_bytes:
+                    raise _broken(f"a frame of {self._length} bytes, not 1 to {self._limit_bytes}")  # noqa: TRY301 - one place closes the descriptor
             if self._length < 0 or len(self._bytes) < self._length:
                 return None
             word = self._decode()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from konsil.core.digest import group_digest, part_range, root_from
-from konsil.core.merge import merge_chunk, mixing, rule, sum_grams
 from konsil.core.merge import gram_chunk as gram_of_chunk
+from konsil.core.merge import merge_chunk, mixing, rule, sum_grams
 from konsil.core.messages import decode_request
 from konsil.core.parameters import Schema, pack
 from konsil.core.rules import Commitment, OpenRound, Part, StudySettings
@@ -60,7 +60,10 @@ class Hospital:
         self.store = Store()
         self.bench: Bench | None = None
         self.study: Any = SimpleNamespace(open=None, history=(), ended="")
-        self.runner = SimpleNamespace(store=self.store, merging=self, study=self.study, heard=self.heard)
+        self.hidden: set[str] = set()
+        self.runner = SimpleNamespace(
+            store=self.store, study=self.study, heard=self.heard, may_read=self.may_read
+        )
         self.beats: list[Any] = []
         self.cards: dict[str, bytes] = {}
         self.service = Service(name, lambda: {"aml": self.runner}, self.cards.get)
@@ -78,9 +81,8 @@ class Hospital:
         lie = self.lies.get(type(request))
         return Reply(reply.message, lie[: len(reply.body)]) if lie is not None and reply.body else reply
 
-    async def gram(self, _round: int, _attempt: int, part: int, wait_s: float) -> bytes:
-        assert self.bench is not None
-        return await self.bench.grams.serve(part, wait_s)
+    def may_read(self, _peer: str, digest: str) -> bool:
+        return digest not in self.hidden
 
     def heard(self, peer: str, beat: Any) -> None:
         self.beats.append((peer, beat))

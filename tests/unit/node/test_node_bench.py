@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from konsil.core.digest import leaf, root_from
-from konsil.core.messages import GetChunk, GetGram
+from konsil.core.messages import GetChunk
 from konsil.core.rules import Part
-from konsil.errors import DigestMismatch, MergeMismatch, NodeError, StudyError
+from konsil.errors import DigestMismatch, MergeMismatch, NodeError
 from konsil.node.gather import UpdatesMissing
 
 RULES = ["mean", "median", "trimmed_mean", "geometric_median"]
@@ -20,7 +20,7 @@ RULES = ["mean", "median", "trimmed_mean", "geometric_median"]
 async def lead_all(swarm, opened, benches):
     """Every leader merges its parts; the round as it stands with all published."""
     led = [(number, part.leader) for number, part in enumerate(opened.parts)]
-    made = await asyncio.gather(*(benches[leader].lead(number, opened) for number, leader in led))
+    made = await asyncio.gather(*(benches[leader].lead(number) for number, leader in led))
     parts = tuple(Part(leader, digest, gram) for (_, leader), (digest, gram) in zip(led, made, strict=True))
     return replace(
         opened, parts=parts, digest=root_from(benches["a"].schema.digest, [p.digest for p in parts])
@@ -123,7 +123,7 @@ async def test_a_member_with_a_nan_in_its_update_is_named_with_the_tensor(swarm,
     with pytest.raises(
         UpdatesMissing, match=r"update of c is refused: Tensor 'weights'.*index 2400000"
     ) as caught:
-        await bench.lead(2, replace(opened, parts=(Part("c"),) * 3))
+        await bench.lead(2)
     assert caught.value.members == ("c",)
     with pytest.raises(UpdatesMissing):
         await swarm.bench("a", opened).gatherer.check("c")
@@ -135,7 +135,7 @@ async def test_members_whose_update_cannot_be_had_are_all_named_once_the_grace_i
     swarm.network.isolate("d")
     bench = swarm.bench("a", opened, grace_s=0.01)
     with pytest.raises(UpdatesMissing) as caught:
-        await bench.lead(0, opened)
+        await bench.lead(0)
     assert caught.value.members == ("c", "d")
     with pytest.raises(UpdatesMissing):
         await bench.gatherer.check("c")
@@ -146,7 +146,7 @@ async def test_an_update_of_another_schema_is_named_and_not_merged(swarm, make):
     swarm.commit("d", make.model(4, elements=1000))
     opened = swarm.open()
     with pytest.raises(UpdatesMissing, match="update of d has another schema") as caught:
-        await swarm.bench("a", opened).lead(0, opened)
+        await swarm.bench("a", opened).lead(0)
     assert caught.value.members == ("d",)
 
 
@@ -172,38 +172,11 @@ async def test_a_leader_answers_only_for_what_it_merged_itself(swarm):
     published = await lead_all(swarm, opened, benches)
     with pytest.raises(DigestMismatch):  # it has all chunks now, the liar's among them
         await benches["a"].complete(published.parts, "0" * 64)
-    again = replace(opened, attempt=2, parts=(Part("a"), Part("a"), Part("c")))
-    digests = [(await benches["a"].lead(number, again))[0] for number in (0, 1)]
+    digests = [(await benches["a"].lead(number))[0] for number in (0, 1)]
     assert digests == list(swarm.truth(opened)[1][:2])
 
 
 # --- Gram matrices -------------------------------------------------------------------------------
-
-
-async def test_a_gram_matrix_that_its_leader_does_not_give_is_made_here(swarm):
-    swarm.rule = "geometric_median"
-    opened = swarm.open()
-    benches = benches_of(swarm, opened)
-    published = await lead_all(swarm, opened, benches)
-    truth = swarm.truth(opened)[1]
-
-    async def no_longer(*_):
-        raise StudyError("It published before it restarted, and makes no matrix any more.")
-
-    swarm.hospitals["b"].gram = no_longer
-    again = replace(opened, attempt=2, parts=(Part("d"), published.parts[1], published.parts[2]))
-    digest, gram = await swarm.bench("d", again).lead(0, again)
-    assert (digest, gram) == (truth[0], published.parts[0].gram)
-
-
-@pytest.mark.parametrize("lie", [b"short", np.full((4, 4), np.nan).tobytes(), np.arange(16.0).tobytes()])
-async def test_a_gram_matrix_that_cannot_be_one_is_made_here(swarm, lie):
-    swarm.rule = "geometric_median"
-    opened = swarm.open()
-    benches = benches_of(swarm, opened)
-    swarm.hospitals["b"].lies[GetGram] = lie
-    published = await lead_all(swarm, opened, benches)
-    assert tuple(part.digest for part in published.parts) == swarm.truth(opened)[1]
 
 
 async def test_a_member_that_leads_nothing_makes_the_matrix_to_audit(swarm):

@@ -15,7 +15,6 @@ from konsil.core.messages import (
     Failure,
     GetCard,
     GetChunk,
-    GetGram,
     GetManifest,
     GetStatus,
     Heartbeat,
@@ -137,40 +136,27 @@ class Ledger:
         return 6
 
 
-async def test_a_gram_matrix_that_is_not_made_in_time_is_refused_and_not_waited_for_for_ever(swarm):
-    swarm.rule = "geometric_median"
-    swarm.bench("b", swarm.open())
-    with pytest.raises(PeerRefused, match="has not come in time"):
-        await ask(swarm, GetGram("aml", 1, 1, 1, 0.05))
-    with pytest.raises(PeerRefused, match="no part 7"):
-        await ask(swarm, GetGram("aml", 1, 1, 7, 0.05))
-    with pytest.raises(PeerRefused, match="no study 'other'"):
-        await ask(swarm, GetGram("other", 1, 1, 1, 0.05))
-
-
 async def test_who_is_behind_on_the_ledger_answers_once_it_has_caught_up(swarm):
-    swarm.rule = "geometric_median"
     b = swarm.hospitals["b"]
     b.service.ledger = ledger = Ledger()
-    asking = asyncio.create_task(ask(swarm, GetGram("aml", 1, 1, 1, 1.0), limit_bytes=1000))
+    digest = swarm.updates["b"].digest
+    b.hidden.add(digest)
+    asking = asyncio.create_task(ask(swarm, GetManifest(digest), limit_bytes=10_000))
     await asyncio.sleep(0.02)
     assert not asking.done()
-    opened = swarm.open()
-    bench = swarm.bench("b", opened)
-    bench.grams._future(1).set_result(await bench.grams._make(bench.chunks_of(1)))
+    b.hidden.clear()
     ledger.moved.set()
     _, received = await asking
-    assert len(received.body) == 4 * 4 * 8
+    assert received.body
 
 
-async def test_who_waits_for_a_matrix_of_a_merge_that_is_over_is_told_so(swarm):
-    swarm.rule = "geometric_median"
-    bench = swarm.bench("b", swarm.open())
-    asking = asyncio.create_task(ask(swarm, GetGram("aml", 1, 1, 1, 1.0)))
-    await asyncio.sleep(0.02)
-    bench.close()
-    with pytest.raises(PeerRefused, match="This merge is over"):
-        await asking
+async def test_what_a_peer_may_not_read_is_not_there_for_it(swarm):
+    digest = swarm.updates["b"].digest
+    swarm.hospitals["b"].hidden.add(digest)
+    with pytest.raises(PeerRefused, match="not for this peer"):
+        await ask(swarm, GetChunk(digest, 0), limit_bytes=10_000)
+    with pytest.raises(PeerRefused, match="not for this peer"):
+        await ask(swarm, GetChunk(digest, 0, holder="c", relay=True), limit_bytes=10_000)
 
 
 # --- errors and entries --------------------------------------------------------------------------

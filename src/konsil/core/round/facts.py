@@ -22,6 +22,7 @@ from konsil.core.round.events import (
     PartMerged,
     Probe,
     ProgressMade,
+    Recompute,
     ScoreReady,
     Submit,
     Suspected,
@@ -114,7 +115,7 @@ def _failed(state: NodeRound, event: Failed, now_s: float) -> NodeRound:
     if event.wait_s is not None:
         wait_s = event.wait_s
     retries = state.retries | {event.effect: Retry(now_s + wait_s, failures)}
-    if event.unreachable and isinstance(event.effect, Lead | Fetch | Probe):
+    if event.unreachable and isinstance(event.effect, Lead | Fetch | Probe | Recompute):
         known = state.unreachable[1] if state.unreachable[0] == event.effect.round else frozenset()
         state = replace(state, unreachable=(event.effect.round, known | set(event.unreachable)))
     return replace(state, doing=state.doing - {event.effect}, retries=retries)

@@ -52,6 +52,7 @@ from konsil.core.rules.contract import (
 )
 from konsil.core.rules.deal import deal, part_count
 from konsil.core.rules.members import proposals_at, voters
+from konsil.core.rules.reading import readable
 from konsil.core.rules.refusing import SLUG
 from konsil.core.rules.rounds import merge_time_s, missing, next_deadline_s, weights_of
 from konsil.core.rules.settings import Plateau, StudySettings, SwarmSettings
@@ -156,6 +157,7 @@ __all__ = [
     "next_deadline_s",
     "part_count",
     "proposals_at",
+    "readable",
     "rule_mixes",
     "settings_digest",
     "signing_bytes",

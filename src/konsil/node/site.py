@@ -1,0 +1,35 @@
+"""What a study at a node needs of the node."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from konsil.ledger.base import Ledger
+from konsil.node.journal import Journal
+from konsil.node.models import Models
+from konsil.node.pull import Puller
+
+MODEL_SHARE = 8
+"""A node holds up to three models of a study at once, beside the training process: an eighth of the
+memory a model leaves room for them and for another study."""
+
+
+def default_max_model_bytes() -> int:
+    """The largest model that this machine takes unless it is told otherwise."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MODEL_SHARE
+
+
+@dataclass
+class Site:
+    """A member's name and its node's parts. ``clock``: unix time in seconds."""
+
+    me: str
+    ledger: Ledger
+    journal: Journal
+    models: Models
+    puller: Puller
+    clock: Callable[[], float] = time.time
+    max_model_bytes: int = field(default_factory=default_max_model_bytes)
