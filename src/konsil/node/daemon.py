@@ -54,7 +54,8 @@ from konsil.node.models import Models
 from konsil.node.peers import Peers
 from konsil.node.pull import Puller
 from konsil.node.service import Service, split_entries
-from konsil.node.study import Site, StudyRunner
+from konsil.node.site import Site, default_max_model_bytes
+from konsil.node.study import StudyRunner
 from konsil.node.training import Training
 from konsil.transport.base import Transport
 from konsil.transport.tls import TlsTransport
@@ -163,7 +164,12 @@ class Node:
         await transport.start()
         stack.push_async_callback(transport.close)
         self.site = Site(
-            config.name, self.ledger, journal, Models(config.merges_dir), Puller(config.name, peers)
+            config.name,
+            self.ledger,
+            journal,
+            Models(config.merges_dir),
+            Puller(config.name, peers),
+            max_model_bytes=int(config.node.max_model_gb * 1e9) or default_max_model_bytes(),
         )
         stack.push_async_callback(self._close_runners)
         stack.push_async_callback(self._stop_fetching)
