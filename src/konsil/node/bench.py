@@ -10,6 +10,7 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -21,7 +22,7 @@ from konsil.core.rules import Part
 from konsil.errors import DigestMismatch, MergeMismatch, NonFinite, PeerUnreachable
 from konsil.node.gather import Gatherer, Roster, UpdatesMissing, together
 from konsil.node.grams import Grams
-from konsil.node.pull import Puller
+from konsil.node.pull import Puller, in_thread
 from konsil.node.store import Assembly, Model, Slice, Store
 
 WINDOW_BYTES = 64 * 1024 * 1024
@@ -176,7 +177,7 @@ class Bench:
         """A merge of finite updates is finite: another one is wrong, and needs no recomputing to know it."""
         start, _ = self.gatherer.span(index)
         try:
-            await asyncio.to_thread(check_finite, self.schema, chunk, start)
+            await in_thread(partial(check_finite, self.schema, chunk, start))
         except NonFinite as error:
             number = next(n for n in range(self.roster.n_parts) if index in self.chunks_of(n))
             raise self._mismatch(number, index, part.leader) from error

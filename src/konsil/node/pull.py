@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import structlog
 
@@ -17,6 +19,8 @@ CHUNK_TIMEOUT_S = 120.0
 
 AWAY_S = 5.0
 """How long a holder without a connection is waited for, unless the caller says otherwise."""
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +87,7 @@ class Puller:
             request = GetChunk(digest, index, holder=holder, relay=via != holder)
             try:
                 await self.peers.ask(via, request, timeout_s=timeout_s, into=into)
-                await _checked(into, leaf, index)
+                await in_thread(partial(check_leaf, into, leaf, index=index))
             except DigestMismatch as error:
                 _log.warning("a peer sent a wrong chunk", peer=via, digest=digest, chunk=index)
                 failures.append(f"{via}: {error.what}")
@@ -109,14 +113,15 @@ class Puller:
         return near + relays + far
 
 
-async def _checked(chunk: memoryview, leaf: bytes, index: int) -> None:
-    """Check a chunk in a thread, which has let go of the memory when this ends, however it ends."""
-    checking = asyncio.ensure_future(asyncio.to_thread(check_leaf, chunk, leaf, index=index))
+async def in_thread(work: Callable[[], T]) -> T:
+    """Do work on a view of memory in a thread, which has let go of the view when this ends, however it ends."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        await asyncio.shield(checking)
+        return await asyncio.shield(working)
     except asyncio.CancelledError:
-        await asyncio.wait((checking,))
-        checking.cancelled() or checking.exception()  # seen: it does not matter any more
+        await asyncio.wait((working,))
+        if not working.cancelled():
+            working.exception()  # seen: it does not matter any more
         raise
 
 
