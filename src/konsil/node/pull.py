@@ -114,7 +114,7 @@ class Puller:
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Do work on a view of memory in a thread, which has let go of the view when this ends, however it ends."""
+    """Do work on a view of memory in a thread, which has let go of it when this ends, however it ends."""
     working = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(working)
