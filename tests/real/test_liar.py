@@ -17,11 +17,11 @@ MEMBERS = ("berlin", "bonn", "koeln", "lyon")
 LIAR = "lyon"
 
 
-def start_lying(swarm, name: str) -> None:
+def start_lying(swarm, name: str, lie: str) -> None:
     directory = swarm.directory(name)
     with (directory / "node.log").open("ab") as log:
         swarm._processes[name] = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("lying_node.py")), str(directory)],
+            [sys.executable, str(Path(__file__).with_name("lying_node.py")), str(directory), lie],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -33,7 +33,7 @@ def start_lying(swarm, name: str) -> None:
 def test_a_lying_leader_is_struck_and_the_round_merges_again_without_it(site):
     swarm = site.swarm(*MEMBERS)
     swarm.start(MEMBERS[:3])
-    start_lying(swarm, LIAR)
+    start_lying(swarm, LIAR, "wrong")
     swarm.propose(
         StudySettings(
             name="aml",
@@ -73,6 +73,39 @@ def test_a_lying_leader_is_struck_and_the_round_merges_again_without_it(site):
     swarm.close()
     for name in MEMBERS:
         command(swarm, name, "ledger", "verify")
+
+
+@pytest.mark.parametrize(("lie", "merge_s"), [("withheld", 10), ("hanging", 2)])
+def test_a_leader_that_keeps_back_what_would_prove_its_lie_is_left_out(site, lie, merge_s):
+    swarm = site.swarm(*MEMBERS)
+    swarm.start(MEMBERS[:3])
+    start_lying(swarm, LIAR, lie)
+    swarm.propose(
+        StudySettings(
+            name="aml",
+            min_members=4,
+            quorum=2,
+            rounds=2,
+            every_steps=1,
+            weighting="equal",
+            silence_s=4,
+            merge_s=merge_s,
+            audit_fraction=1.0,
+        )
+    )
+    trainers = [
+        site.train(swarm, "aml", name, number, "--elements", "4000000")
+        for number, name in enumerate(MEMBERS, start=1)
+    ]
+    ends = [trainer.end()[-1] for trainer in trainers[:3]]
+
+    assert [end["event"] for end in ends] == ["ended"] * 3
+    assert len({end["digest"] for end in ends}) == 1
+    study = swarm.control("koeln").state().studies["aml"]
+    assert not any(who.struck for name, who in study.participants.items() if name != LIAR)
+    assert all(set(MEMBERS[:3]) <= set(record.roster) for record in study.history)
+    assert study.history[0].absent == {LIAR: "unreachable"}
+    assert trainers[0].words[1]["value"] == pytest.approx(2.0)  # the mean of 1, 2 and 3
 
 
 def command(swarm, name: str, *words: str) -> str:
