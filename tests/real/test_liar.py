@@ -85,7 +85,7 @@ def test_a_leader_that_keeps_back_what_would_prove_its_lie_is_left_out(site, lie
             name="aml",
             min_members=4,
             quorum=2,
-            rounds=2,
+            rounds=1,
             every_steps=1,
             weighting="equal",
             silence_s=4,

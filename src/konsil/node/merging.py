@@ -106,13 +106,18 @@ class Merging:
 
     async def _in_time(self, current: OpenRound, bench: Bench, work: Awaitable[T]) -> T:
         """Do a part of the merge; where somebody lets it hang, say who before the attempt is over."""
-        left_s = (current.deadline_s - self._clock()) * BLAMED_AFTER
+        task = asyncio.ensure_future(work)
+        left_s = max(0.0, (current.deadline_s - self._clock()) * BLAMED_AFTER)
         try:
-            async with asyncio.timeout(left_s if current.attempt >= BLAMED_FROM_ATTEMPT else None):
-                return await work
-        except TimeoutError:
-            hanging = bench.gatherer.who_hangs(self.me)
-            raise UpdatesMissing(hanging, f"{', '.join(hanging) or 'Nobody'} answered in time.") from None
+            await asyncio.wait({task}, timeout=left_s if current.attempt >= BLAMED_FROM_ATTEMPT else None)
+            if task.done():
+                return await task
+            hanging = bench.gatherer.who_hangs(self.me)  # before the work ends, and its waiting with it
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        who = ", ".join(hanging) or "More than one member, or this node's own line,"
+        raise UpdatesMissing(hanging, f"{who} let a part of the merge hang.")
 
     async def recompute(self, effect: Recompute) -> bool:
         """Whether a disputed chunk is wrong."""
