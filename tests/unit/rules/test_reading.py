@@ -49,7 +49,8 @@ def test_once_the_roster_is_fixed_its_updates_and_the_parts_can_be_read():
 
 
 def test_a_commit_that_left_the_roster_is_nobodys_to_read():
-    merging = opened("merging", roster=("oslo",))
+    commits = {"lyon": Commitment(UPDATE, 1, 0), "oslo": Commitment(NEW, 1, 0)}
+    merging = opened("merging", roster=("oslo",), commits=commits)
     assert UPDATE not in readable(study(open=merging), "oslo")
 
 
