@@ -240,16 +240,16 @@ class _Conversation:
     async def _tell(self, effect: Deliver, study: Study, model: Model | None) -> None:
         """Hand a model over: the answer to ``Join`` or ``Update``."""
         ended = study.ended if study.phase in {"finished", "failed"} else ""
-        if model is None:
+        record = study.history[-1] if study.history else None
+        if model is None or (self.joined and record is None):
             self.joined = True
             raise_to = StudyError(
-                f"Study {self.runner.name!r} has ended without a model: {study.ended}",
+                f"Study {self.runner.name!r} has ended without a merge: {study.ended}",
                 safe="Your model is untouched.",
                 do="Propose a new study.",
             )
             await self.visitor.send(failure(raise_to))
             return
-        record = study.history[-1] if study.history else None
         if not self.joined or record is None:
             self.joined = True
             has_it = self.runner.state.delivered == effect.digest
