@@ -163,11 +163,13 @@ class Node:
         self._set_peers()
         await transport.start()
         stack.push_async_callback(transport.close)
+        models = Models(config.merges_dir)
+        stack.push_async_callback(models.close)
         self.site = Site(
             config.name,
             self.ledger,
             journal,
-            Models(config.merges_dir),
+            models,
             Puller(config.name, peers),
             max_model_bytes=int(config.node.max_model_gb * 1e9) or default_max_model_bytes(),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +23,7 @@ CREATE TABLE IF NOT EXISTS promises (
 
 
 class Journal:
-    """The promises of one node, in an fsynced SQLite file."""
+    """The promises of one node, in an fsynced SQLite file. Any thread may use it."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the journal.
@@ -31,6 +32,8 @@ class Journal:
             NodeError: the file is damaged, or the disk refuses.
         """
         self.path = path
+        self._turn = threading.Lock()  # closing SQLite under a thread that writes ends the whole process
+        self._closed = False
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
         except sqlite3.Error as error:
@@ -63,14 +66,16 @@ class Journal:
             case _:
                 return
         try:
-            self._write(call, kind)
+            with self._turn:
+                self._require_open()
+                self._write(call, kind)
+                promised = self._promised(call.study, call.round, kind)
         except sqlite3.Error as error:
             raise LedgerError(
                 f"The promise for round {call.round} of study {call.study!r} could not be written: {error}.",
                 safe="Nothing was promised and nothing said to the ledger; accepted rounds are safe.",
                 do="Free disk space; the node tries again by itself.",
             ) from error
-        promised = self.promised(call.study, call.round, kind)
         if promised != call.digest:
             raise NodeError(
                 f"This node promised {promised} as '{kind}' of round {call.round} of study {call.study!r} "
@@ -91,6 +96,11 @@ class Journal:
 
     def promised(self, study: str, round_number: int, kind: str) -> str:
         """The digest promised, or ""."""
+        with self._turn:
+            self._require_open()
+            return self._promised(study, round_number, kind)
+
+    def _promised(self, study: str, round_number: int, kind: str) -> str:
         row = self._db.execute(
             "SELECT digest FROM promises WHERE study = ? AND round = ? AND kind = ?",
             (study, round_number, kind),
@@ -98,8 +108,14 @@ class Journal:
         return str(row[0]) if row else ""
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        """Close the file, once whoever writes has written. Closing twice is harmless."""
+        with self._turn:
+            self._closed = True
+            self._db.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise LedgerError("The node is stopping.", safe="Nothing was promised.", do="Start it again.")
 
     def __enter__(self) -> Self:
         return self

@@ -44,6 +44,10 @@ class Models:
             task.add_done_callback(lambda _: self._saving.pop(model.digest, None))
         await asyncio.shield(self._saving[model.digest])
 
+    async def close(self) -> None:
+        """Let what is being written be written to its end."""
+        await asyncio.gather(*self._saving.values(), return_exceptions=True)
+
     async def load(self, study: str, digest: str) -> Model | None:
         """A model from disk, every byte checked against its digest; None if it is not there or damaged."""
         if not digest:

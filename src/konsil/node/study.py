@@ -47,6 +47,9 @@ from konsil.wall.memory import SealedMemory
 HEARTBEAT_S = 2.0
 """How often a node tells its peers how far it is: often enough for a live view, nothing for the line."""
 
+SAVE_AGAIN_S = 5.0
+"""Between two attempts to write the accepted model to a disk that refuses."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -69,7 +72,7 @@ class StudyRunner:
         self.state = NodeRound(me=site.me, study=name)
         self.trainee: Trainee | None = None
         self.heartbeats: dict[str, MemberProgress] = {}
-        self.problem = ""
+        self._problems: dict[Effect | None, str] = {}
         self.merging = Merging(site, self.store, lambda: self.study)
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
@@ -82,6 +85,11 @@ class StudyRunner:
     def study(self) -> Study:
         """The study as it stands on the ledger."""
         return self.site.ledger.state.studies[self.name]
+
+    @property
+    def problem(self) -> str:
+        """What fails now and is tried again, in sentences; "" while all is well."""
+        return " ".join(dict.fromkeys(self._problems.values()))
 
     def require_participant(self) -> None:
         """See that this member takes part in the study.
@@ -138,6 +146,7 @@ class StudyRunner:
         before = machine.stage(self.state, self.study)
         outcome = machine.step(self.state, event, self.study, now_s)
         self.state = outcome.state
+        self._problems = {e: why for e, why in self._problems.items() if e is None or e in self.state.retries}
         for effect in outcome.effects:
             self._start(effect)
         if self._wake is not None:
@@ -167,7 +176,7 @@ class StudyRunner:
             del self._tasks[effect]
         if not task.cancelled() and task.exception() is not None:
             _log.error("an effect broke", study=self.name, effect=str(effect), exc_info=task.exception())
-            self.problem = f"internal error: {task.exception()!r}"
+            self._problems[effect] = f"internal error: {task.exception()!r}"
             self.post(Failed(effect))
 
     async def _carry_out(self, effect: Effect) -> None:
@@ -183,15 +192,14 @@ class StudyRunner:
             _log.debug("refused", study=self.name, code=refusal.code, effect=str(effect))
             self.post(Failed(effect, wait_s=float(wait) if isinstance(wait, int | float) else None))
         except UpdatesMissing as missing:
-            self.problem = missing.what
+            self._problems[effect] = missing.what
             _log.warning("updates missing", study=self.name, members=missing.members, why=missing.what)
             self.post(Failed(effect, unreachable=missing.members))
         except (KonsilError, TimeoutError, ConnectionError) as error:
-            self.problem = str(error)
+            self._problems[effect] = str(error)
             _log.warning("to be tried again", study=self.name, effect=type(effect).__name__, why=str(error))
             self.post(Failed(effect))
         else:
-            self.problem = ""
             what = type(effect.call if isinstance(effect, Submit) else effect).__name__
             _log.debug("done", study=self.name, what=what, took_s=round(time.perf_counter() - began_s, 4))
             self.post(Done(effect))
@@ -239,16 +247,22 @@ class StudyRunner:
         task.add_done_callback(self._saves.discard)
 
     async def _save(self, model: Model) -> None:
-        try:
-            await self.site.models.save(self.name, model)
-        except KonsilError as error:
-            self.problem = str(error)
-            _log.warning("the accepted merge is not on disk yet", study=self.name, why=str(error))
+        while model.digest == self.study.accepted:
+            try:
+                await self.site.models.save(self.name, model)
+            except KonsilError as error:
+                self._problems[None] = str(error)
+                _log.warning("the accepted merge is not on disk yet", study=self.name, why=str(error))
+                await asyncio.sleep(SAVE_AGAIN_S)  # nobody tells when a full disk has room again
+            else:
+                break
+        self._problems.pop(None, None)
 
     async def _make_durable(self, digest: str) -> None:
         model = self.store.model(digest)
         if model is not None:
             await self.site.models.save(self.name, model)
+            self._problems.pop(None, None)
 
     async def _fetch(self, effect: Fetch) -> None:
         known = self.store.model(effect.digest)

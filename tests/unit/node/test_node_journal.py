@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -125,3 +126,16 @@ def test_a_journal_that_cannot_be_opened_says_so(path, damage):
         path.write_bytes(b"\0not a database" * 1000)
     with pytest.raises(NodeError, match=r"journal\.db cannot be opened.*untouched.*move it away"):
         Journal(path)
+
+
+def test_a_journal_that_closes_under_a_writing_thread_lets_it_finish_and_promises_nothing_more(path):
+    journal = Journal(path)
+    with ThreadPoolExecutor(4) as threads:
+        writing = [threads.submit(journal.promise, publish(part=part)) for part in range(200)]
+        journal.close()
+    refused = [work for work in writing if work.exception() is not None]
+    assert all("The node is stopping" in str(work.exception()) for work in refused)
+    with Journal(path) as again:
+        kept = [again.promised("aml", 3, f"publish 1 {part}") for part in range(200)]
+    assert kept.count(D.one) == 200 - len(refused)
+    journal.close()
