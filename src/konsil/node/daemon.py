@@ -52,6 +52,7 @@ from konsil.node.journal import Journal
 from konsil.node.log import configure_log
 from konsil.node.models import Models
 from konsil.node.peers import Peers
+from konsil.node.process import notify, only_one, writable
 from konsil.node.pull import Puller
 from konsil.node.service import Service, split_entries
 from konsil.node.site import Site, default_max_model_bytes
@@ -137,7 +138,7 @@ class Node:
     async def _open(self, stack: AsyncExitStack) -> None:
         config = self.config
         stack.enter_context(only_one(config.directory))
-        with _writable(config.directory):
+        with writable(config.directory):
             for folder in (config.cards_dir, config.merges_dir):
                 folder.mkdir(mode=0o700, exist_ok=True)
         journal = stack.enter_context(Journal(config.journal_file))
@@ -330,56 +331,6 @@ class Node:
             if problem:
                 found.append(str(problem))
         return tuple(found)
-
-
-@contextmanager
-def _writable(directory: Path) -> Iterator[None]:
-    """Say what is wrong with a member's directory that cannot be written to.
-
-    Raises:
-        ConfigError: with the reason.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"{error.filename or directory} cannot be written: {error.strerror}.",
-            safe="Nothing was started.",
-            do="Start the node as the user who owns the directory, on a disk that is not full or read-only.",
-        ) from error
-
-
-@contextmanager
-def only_one(directory: Path) -> Iterator[None]:
-    """Hold a member's directory: two nodes with one identity would contradict each other.
-
-    Raises:
-        NodeBusy: another node holds it.
-    """
-    with _writable(directory):
-        descriptor = os.open(directory / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NodeBusy(
-                f"A node runs from {directory} already.",
-                safe="It goes on undisturbed.",
-                do="Look at it with `konsil node status`, or stop it first.",
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def notify(*fields: str) -> None:
-    """Tell a service manager (systemd's protocol: a datagram to NOTIFY_SOCKET), if there is one."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line, contextlib.suppress(OSError):
-        line.connect("\0" + address[1:] if address.startswith("@") else address)
-        line.send("\n".join(fields).encode())
 
 
 async def serve(config: Config) -> None:

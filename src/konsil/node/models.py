@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -32,14 +33,19 @@ class Models:
                 path.unlink(missing_ok=True)
         self._saving: dict[str, asyncio.Task[None]] = {}
 
-    async def save(self, study: str, model: Model) -> None:
+    async def save(self, study: str, model: Model, needed: Collection[str] = ()) -> None:
         """Write a model down, fsynced, unless it is there already.
+
+        Args:
+            study: its study.
+            model: to be written.
+            needed: digests of models that must stay on disk, however old they are.
 
         Raises:
             NodeError: the disk refuses.
         """
         if model.digest not in self._saving:
-            task = asyncio.create_task(asyncio.to_thread(self._write, study, model))
+            task = asyncio.create_task(asyncio.to_thread(self._write, study, model, frozenset(needed)))
             self._saving[model.digest] = task
             task.add_done_callback(lambda _: self._saving.pop(model.digest, None))
         await asyncio.shield(self._saving[model.digest])
@@ -66,7 +72,7 @@ class Models:
         folder = self.directory / study
         return folder / f"{digest}.safetensors", folder / f"{digest}.manifest"
 
-    def _write(self, study: str, model: Model) -> None:
+    def _write(self, study: str, model: Model, needed: Collection[str]) -> None:
         data, manifest = self._paths(study, model.digest)
         if manifest.exists():
             return
@@ -82,11 +88,13 @@ class Models:
                 safe="The members hold it; the previous merge is on disk here. Nothing new is promised.",
                 do="Free disk space; the node tries again by itself.",
             ) from error
-        self._drop_old(data.parent)
+        self._drop_old(data.parent, needed)
 
-    def _drop_old(self, folder: Path) -> None:
+    def _drop_old(self, folder: Path, needed: Collection[str]) -> None:
         found = sorted(folder.glob("*.manifest"), key=lambda path: path.stat().st_mtime_ns)
         for manifest in found[:-KEPT]:
+            if manifest.stem in needed:
+                continue
             manifest.unlink(missing_ok=True)
             manifest.with_suffix(".safetensors").unlink(missing_ok=True)
 

@@ -35,7 +35,7 @@ from konsil.core.round import (
     Submit,
     Suspected,
 )
-from konsil.core.rules import Commit, Initialise, OpenRound, Publish, Score, Study, readable
+from konsil.core.rules import Accept, Commit, Initialise, OpenRound, Publish, Score, Study, readable
 from konsil.core.wall import MemberProgress, StudyStatus
 from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError
 from konsil.node.gather import UpdatesMissing
@@ -228,6 +228,8 @@ class StudyRunner:
         match call:
             case Initialise(digest=digest):
                 await self._make_durable(digest)
+            case Accept(digest=digest):
+                await self._make_durable(digest)
             case Commit(base=base):
                 await self._make_durable(base)
         if isinstance(call, Commit | Publish):
@@ -249,7 +251,7 @@ class StudyRunner:
     async def _save(self, model: Model) -> None:
         while model.digest == self.study.accepted:
             try:
-                await self.site.models.save(self.name, model)
+                await self.site.models.save(self.name, model, self._needed())
             except KonsilError as error:
                 self._problems[None] = str(error)
                 _log.warning("the accepted merge is not on disk yet", study=self.name, why=str(error))
@@ -258,10 +260,15 @@ class StudyRunner:
                 break
         self._problems.pop(None, None)
 
+    def _needed(self) -> frozenset[str]:
+        """Models that the ledger may still send this node back to: an accepted one is never let go."""
+        current = self.study.open
+        return frozenset({self.study.accepted} | ({current.base, current.digest} if current else set()))
+
     async def _make_durable(self, digest: str) -> None:
         model = self.store.model(digest)
         if model is not None:
-            await self.site.models.save(self.name, model)
+            await self.site.models.save(self.name, model, self._needed())
             self._problems.pop(None, None)
 
     async def _fetch(self, effect: Fetch) -> None:

@@ -91,6 +91,19 @@ async def test_only_the_newest_and_the_one_before_are_kept(models, make):
         model.memory.close()
 
 
+async def test_what_the_ledger_needs_is_kept_however_old_it_is(models, make):
+    base, *candidates = [make.model(number, SMALL) for number in range(1, 5)]
+    await models.save("aml", base)
+    os.utime(path_of(models, base, "manifest"), (1, 1))
+    for number, model in enumerate(candidates, start=2):
+        await models.save("aml", model, {base.digest, model.digest})
+        os.utime(path_of(models, model, "manifest"), (number, number))
+    loaded = await models.load("aml", base.digest)
+    assert loaded is not None
+    for model in (base, loaded, *candidates):
+        model.memory.close()
+
+
 async def test_two_who_save_at_once_write_once(models, make, monkeypatch):
     model = make.model(1, SMALL)
     written = []
