@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import secrets
 import signal
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
 
@@ -34,7 +31,6 @@ from konsil.errors import (
     IdentityError,
     KonsilError,
     LedgerError,
-    NodeBusy,
     NodeError,
     StudyError,
 )
