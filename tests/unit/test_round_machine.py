@@ -342,6 +342,23 @@ def test_unreachable_members_are_reported_once_and_only_those_on_the_roster(ledg
     assert node.sees(Done(report)) == ()
 
 
+def test_who_could_not_be_reached_and_has_come_back_is_looked_at_anew():
+    ledger = Ledger(quorum=3).running()
+    node = trains(ledger)
+    ledger.commit("abc")
+    ledger.say("d", Leave("aml"))
+    (lead,) = node.sees()
+    (report,) = node.sees(Failed(lead, unreachable=("c",)))
+    ledger.say("a", report.call)
+    ledger.say("b", report.call)
+    node.sees(Done(report))
+    assert ledger.open.phase == "collecting"
+    ledger.say("c", Enter("aml"))
+    ledger.commit("c")
+    assert ledger.open.phase == "merging"
+    assert node.sees() == (Lead(1, 2, ledger.part_of("b")),)
+
+
 # --- disputes ------------------------------------------------------------------------------------
 
 

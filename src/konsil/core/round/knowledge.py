@@ -16,6 +16,9 @@ class Retry:
     failures: int
 
 
+NOBODY_MISSED: tuple[int, frozenset[str]] = (0, frozenset())
+
+
 @dataclass(frozen=True)
 class NodeRound:
     """What a node knows of its own part in a study; the rest stands on the ledger.
@@ -42,7 +45,7 @@ class NodeRound:
     finish: Contribution | None = None
     scores: tuple[Score, ...] = ()
     merged: dict[tuple[int, int, int], PartMerged] = field(default_factory=dict)
-    unreachable: tuple[int, frozenset[str]] = (0, frozenset())
+    unreachable: tuple[int, frozenset[str]] = NOBODY_MISSED
     probed: frozenset[Probe] = frozenset()
     suspects: tuple[Suspected, ...] = ()
     findings: dict[Recompute, bool] = field(default_factory=dict)

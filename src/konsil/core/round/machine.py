@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from konsil.core.round.events import Cancel, Effect, Event, Fetch, Lead, Probe, Recompute
 from konsil.core.round.facts import FACTS
 from konsil.core.round.goals import GOALS, next_look_s
-from konsil.core.round.knowledge import NEVER_FAILED, NodeRound
+from konsil.core.round.knowledge import NEVER_FAILED, NOBODY_MISSED, NodeRound
 from konsil.core.rules.state import Study
 
 
@@ -56,8 +56,11 @@ def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
     digests = {study.accepted, current.digest if current is not None else ""}
     if study.phase == "proposed" and state.offered is not None:
         digests.add(state.offered.digest)
+    # While a round collects (again), whoever comes back is looked at anew: else it would be reported for ever.
+    merges = current is not None and current.phase == "merging"
     return replace(
         state,
+        unreachable=state.unreachable if merges else NOBODY_MISSED,
         held=state.held & digests,
         merged={key: part for key, part in state.merged.items() if key[:2] == at},
         suspects=tuple(
