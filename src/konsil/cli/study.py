@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import click
@@ -16,7 +15,7 @@ from konsil.core.rules.state import State, Study
 from konsil.core.wall import AskCall, AskModel, AskNode, AskPropose, Noted, StudyStatus, ToldModel, ToldNode
 from konsil.errors import ConfigError, StudyError
 from konsil.node.config import read_study_file
-from konsil.wall.memory import SealedMemory, seal_pieces
+from konsil.wall.memory import SealedMemory, open_sealed, seal_pieces
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 _COPY_BYTES = 1 << 20
@@ -226,9 +225,9 @@ def _write_model(fd: int, out: Path) -> None:
     """Copy a descriptor's bytes to a file: whole, or not at all."""
     place = out.with_name(f".{out.name}.new")
     try:
-        with os.fdopen(fd, "rb") as source, place.open("wb") as target:
-            source.seek(0)
-            shutil.copyfileobj(source, target, _COPY_BYTES)
+        # Mapped, not read: all who ask the node for its model share one place of reading in the descriptor.
+        with open_sealed(fd) as source, place.open("wb") as target:
+            target.write(source.data)
             target.flush()
             os.fsync(target.fileno())
         place.replace(out)

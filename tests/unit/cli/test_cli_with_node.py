@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -138,6 +139,8 @@ def test_a_model_is_written_whole(site, study_file):
         out = site.root / "m.safetensors"
         assert "after round 0" in site.run("study", "model", "heart", "--out", str(out)).stdout
         assert out.read_bytes() == content
+        # Two who write the model at once share the descriptor's place of reading: it must not be used.
+        assert os.lseek(memory.fd, 0, os.SEEK_CUR) == 0
         nowhere = site.root / "none" / "m.safetensors"
         assert (
             "cannot be written" in site.run("study", "model", "heart", "--out", str(nowhere), expect=1).stderr

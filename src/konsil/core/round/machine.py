@@ -56,7 +56,7 @@ def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
     digests = {study.accepted, current.digest if current is not None else ""}
     if study.phase == "proposed" and state.offered is not None:
         digests.add(state.offered.digest)
-    # While a round collects (again), whoever comes back is looked at anew: else it would be reported for ever.
+    # Where a round collects again, who comes back is looked at anew: else it would be reported for ever.
     merges = current is not None and current.phase == "merging"
     return replace(
         state,
