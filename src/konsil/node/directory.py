@@ -12,7 +12,7 @@ from konsil.core.digest import is_digest
 from konsil.core.messages import MAX_CARD_BYTES, GetCard
 from konsil.core.rules import MemberRecord, State
 from konsil.errors import IdentityError, KonsilError
-from konsil.identity.card import Card, card_digest, check_card, check_record, read_card, write_card
+from konsil.identity.card import Card, card_digest, check_record, read_card, write_card
 from konsil.node.peers import Peers
 from konsil.transport.base import PeerAddress
 
@@ -43,7 +43,6 @@ class Cards:
         if data is None:
             return None
         card = read_card(data)
-        check_card(card)
         check_record(card, record)
         return card
 
@@ -54,7 +53,6 @@ class Cards:
             IdentityError: it is not a card, or one of its signatures is wrong.
         """
         card = read_card(data)
-        check_card(card)
         write_card(card, self.directory / f"{card_digest(card)}.json")
         return card
 
@@ -66,25 +64,34 @@ class Directory:
         """``me``: is no peer of its own."""
         self.me = me
         self.cards = cards
+        self._peers: dict[MemberRecord, PeerAddress] = {}
 
     def peers(self, state: State) -> tuple[list[PeerAddress], list[MemberRecord]]:
-        """Every other active member as a peer; and those whose card is still to be fetched."""
-        found: list[PeerAddress] = []
+        """Every other active member as a peer; and those whose card is still to be fetched.
+
+        A card is read and checked once for each record: this is asked at every move of the ledger.
+        """
+        known, self._peers = self._peers, {}
         lacking: list[MemberRecord] = []
         for name, member in state.members.items():
             if name == self.me or not member.active:
                 continue
-            try:
-                card = self.cards.get(member.record)
-            except IdentityError as error:
-                _log.error("a member's card is damaged; it is fetched again", member=name, why=error.what)
-                card = None
-            if card is None:
+            peer = known.get(member.record) or self._peer(member.record)
+            if peer is None:
                 lacking.append(member.record)
             else:
-                record = member.record
-                found.append(PeerAddress(name, record.spiffe_id, record.addresses, card.bundle.encode()))
-        return found, lacking
+                self._peers[member.record] = peer
+        return list(self._peers.values()), lacking
+
+    def _peer(self, record: MemberRecord) -> PeerAddress | None:
+        try:
+            card = self.cards.get(record)
+        except IdentityError as error:
+            _log.error("a member's card is damaged; it is fetched again", member=record.name, why=error.what)
+            return None
+        if card is None:
+            return None
+        return PeerAddress(record.name, record.spiffe_id, record.addresses, card.bundle.encode())
 
     async def fetch(self, records: Iterable[MemberRecord], peers: Peers) -> bool:
         """Fetch cards from connected peers; whether any came."""

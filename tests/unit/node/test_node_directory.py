@@ -84,6 +84,22 @@ def test_other_members_become_peers_with_their_bundles(site):
     assert lacking == []
 
 
+def test_a_card_is_read_once_until_its_member_moves(site, monkeypatch):
+    read = []
+    bytes_of = site.held.bytes_of
+    monkeypatch.setattr(site.held, "bytes_of", lambda digest: read.append(digest) or bytes_of(digest))
+    site.keep("b", "c").names()
+    assert site.names() == (["b", "c"], [])
+    assert len(read) == 2
+    moved = replace(site.record("b"), addresses=("b.example:7401",))
+    site.state = replace(
+        site.state, members=site.state.members | {"b": replace(site.state.members["b"], record=moved)}
+    )
+    found, _ = site.directory.peers(site.state)
+    assert found[0].addresses == ("b.example:7401",)
+    assert len(read) == 3
+
+
 def test_a_removed_member_is_no_peer(site):
     gone = replace(site.state.members["b"], active=False)
     site.state = replace(site.state, members=site.state.members | {"b": gone})
