@@ -31,7 +31,7 @@ class Models:
         for path in (*directory.glob("*/*.new"), *directory.glob("*/*.safetensors")):
             if path.suffix == ".new" or not path.with_suffix(".manifest").exists():
                 path.unlink(missing_ok=True)
-        self._saving: dict[str, asyncio.Task[None]] = {}
+        self._saving: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def save(self, study: str, model: Model, needed: Collection[str] = ()) -> None:
         """Write a model down, fsynced, unless it is there already.
@@ -44,11 +44,12 @@ class Models:
         Raises:
             NodeError: the disk refuses.
         """
-        if model.digest not in self._saving:
+        key = study, model.digest  # two studies may begin with the same model
+        if key not in self._saving:
             task = asyncio.create_task(asyncio.to_thread(self._write, study, model, frozenset(needed)))
-            self._saving[model.digest] = task
-            task.add_done_callback(lambda _: self._saving.pop(model.digest, None))
-        await asyncio.shield(self._saving[model.digest])
+            self._saving[key] = task
+            task.add_done_callback(lambda _: self._saving.pop(key, None))
+        await asyncio.shield(self._saving[key])
 
     async def close(self) -> None:
         """Let what is being written be written to its end."""

@@ -36,6 +36,15 @@ async def test_a_model_comes_back_as_it_went(models, make):
     model.memory.close()
 
 
+async def test_two_studies_that_begin_with_one_model_both_have_it_on_disk(models, make):
+    model = make.model(1)
+    await asyncio.gather(models.save("aml", model), models.save("lungs", model))
+    for study in ("aml", "lungs"):
+        loaded = await models.load(study, model.digest)
+        loaded.memory.close()
+    model.memory.close()
+
+
 async def test_a_model_that_is_not_there_is_none(models):
     assert await models.load("aml", "1" * 64) is None
     assert await models.load("aml", "") is None
