@@ -185,9 +185,9 @@ def of_settings(settings: StudySettings) -> Iterator[str]:
     yield f"Study '{settings.name}'" + (f": {settings.description}" if settings.description else "")
     yield f"  who may take part: {', '.join(settings.members) or 'every member of the swarm'}"
     every = (
-        f"{settings.every_steps} steps"
+        counted(settings.every_steps, "step")
         if settings.every_steps
-        else f"{settings.every_epochs} epochs"
+        else counted(settings.every_epochs, "epoch")
         if settings.every_epochs
         else f"{settings.every_minutes:g} minutes"
     )
@@ -203,10 +203,27 @@ def of_settings(settings: StudySettings) -> Iterator[str]:
     yield f"  begins with {settings.min_members} members; quorum {settings.quorum or 'a majority of these'}"
     silent, alive = span(settings.silence_s), span(settings.patience_s)
     yield f"  waits {silent} for a member that says nothing, {alive} for one that is training"
+    merged = "shared by all members" if settings.parts == "shared" else "the work of one member, dealt anew"
+    yield f"  each merge is {merged}; it takes {span(settings.merge_s)} at least before anybody is late"
     yield f"  each member recomputes {settings.audit_fraction:.0%} of what others merged"
+    yield f"  fails if a round lacks its quorum for {span(settings.give_up_s)} beyond that patience"
+    if settings.stop_minutes:
+        yield f"  ends after {settings.stop_minutes:g} minutes at the latest"
+    if settings.plateau is not None:
+        plateau = settings.plateau
+        better = "rises" if plateau.mode == "max" else "falls"
+        yield (
+            f"  ends when '{plateau.metric}' no longer {better} by more than {plateau.min_delta:g} "
+            f"in {counted(plateau.rounds, 'round')}"
+        )
     if settings.local:
         yield f"  stays at each member: {', '.join(settings.local)}"
     yield f"  privacy: {settings.privacy}. The members see each other's models, never data."
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: "1 step", "5 steps"."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def short(digest: str) -> str:

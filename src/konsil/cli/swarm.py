@@ -73,6 +73,42 @@ def found(site: Site, name: str, cards: tuple[Path, ...], operator: str) -> None
     )
 
 
+@verb(swarm, "enter", example="konsil swarm enter genesis.json cards/*.json")
+@click.argument("genesis", type=CARD_FILE)
+@click.argument("cards", type=CARD_FILE, nargs=-1, required=True)
+def enter(site: Site, genesis: Path, cards: tuple[Path, ...]) -> None:
+    """Set this member up for a swarm that exists, with the genesis and the cards that a member sent.
+
+    The operator's card is needed; the node fetches the others that are not given. Whether this member is
+    admitted is decided by the others: `konsil swarm propose admit`.
+    """
+    from konsil.identity import card as identities  # noqa: PLC0415 - as in found
+    from konsil.node import genesis as files  # noqa: PLC0415 - as in found
+
+    config = site.config()
+    made = files.read_genesis(genesis)
+    founders = {record.card: record.name for record in made.members}
+    read = [(identities.card_digest(card), card) for card in map(files.read_card_file, cards)]
+    known = {founders[digest]: card for digest, card in read if digest in founders}
+    if made.operator not in known:
+        raise ConfigError(
+            f"The card of '{made.operator}', who serves the ledger, is not among the cards.",
+            safe="Nothing was written.",
+            do="Get the folder cards/ from any member: it lies in its node's directory.",
+        )
+    for card in known.values():
+        files.keep_card(card, config.cards_dir)
+    files.write_genesis(made, config.genesis_file)
+    digest = genesis_digest(made)
+    site.show(
+        {"genesis": digest, "file": config.genesis_file, "cards": sorted(known)},
+        f"Swarm '{made.swarm}', its ledger is served by '{made.operator}'.\n"
+        f"Its digest:  {_grouped(digest)}\n"
+        "Compare the digest with a member over the telephone.\n"
+        "Then start the node: konsil node start. It goes in once the members have admitted this one.",
+    )
+
+
 @verb(swarm, "members", example="konsil swarm members")
 def members(site: Site) -> None:
     """The members on the ledger."""
