@@ -136,7 +136,7 @@ def _show_status(site: Site, state: State, told: ToldNode, name: str) -> None:
 
 def _status_lines(found: Study, here: StudyStatus | None, now_s: float) -> list[str]:
     lines = list(sentences.of_study(found, now_s))
-    if here is not None:
+    if here is not None and (not found.ended or here.problem):
         lines.append(
             f"  this node: round {here.round}, {here.stage}" + (f". {here.problem}" if here.problem else "")
         )

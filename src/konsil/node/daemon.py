@@ -29,7 +29,6 @@ from konsil.errors import (
     ConfigError,
     FrameError,
     IdentityError,
-    KonsilError,
     LedgerError,
     NodeError,
     StudyError,
@@ -359,8 +358,4 @@ def run(directory: Path) -> None:
     """
     config = read_config(directory)
     configure_log(config.node.log_level, config.node.log_format, config.name)
-    try:
-        asyncio.run(serve(config))
-    except KonsilError as error:
-        _log.error("cannot go on", why=str(error))
-        raise
+    asyncio.run(serve(config))
