@@ -7,220 +7,11 @@ import asyncio
 import numpy as np
 import pytest
 
-from konsil.core.parameters import Schema, pack, views
-from konsil.core.round import Attached, Detached, FinishWanted, Offered, ScoreReady, UpdateReady
-from konsil.core.rules import (
-    Agree,
-    Genesis,
-    MemberRecord,
-    ProposeStudy,
-    Score,
-    StudySettings,
-    apply,
-    initial_state,
-    settings_digest,
-)
-from konsil.errors import LedgerUnreachable, NodeError, StudyError
-from konsil.node.journal import Journal
-from konsil.node.models import Models
-from konsil.node.peers import Peers
-from konsil.node.pull import Puller
-from konsil.node.service import Service
-from konsil.node.site import Site
-from konsil.node.store import model_of
-from konsil.node.study import StudyRunner, Trainee
-from konsil.transport.base import PeerAddress
-from konsil.transport.memory import MemoryNetwork, MemoryTransport
-from konsil.wall.memory import seal_pieces
+from konsil.core.parameters import views
+from konsil.errors import NodeError, StudyError
+from konsil.node.study import StudyRunner
 
 NAMES = ("a", "b", "c")
-BEGIN_S = 1_000_000
-SETTINGS = StudySettings(
-    name="aml",
-    min_members=3,
-    quorum=2,
-    rounds=3,
-    every_steps=1,
-    weighting="equal",
-    silence_s=60,
-    audit_fraction=1.0,
-)
-
-
-def zeros(elements=1_100_000):
-    return {"weights": np.zeros(elements, np.float32), "bias": np.zeros(3)}
-
-
-def record(name):
-    return MemberRecord(name, f"spiffe://{name}.example/node", name * 64, "b" * 64, "c" * 64, (f"{name}:1",))
-
-
-class World:
-    """The contract in this process, and every member's node."""
-
-    def __init__(self, root, settings=SETTINGS, names=NAMES):
-        self.root, self.names = root, names
-        self.network = MemoryNetwork()
-        self.now_s = BEGIN_S
-        self.state = initial_state(Genesis("lungs", "local", "a", BEGIN_S, tuple(map(record, names))))
-        self.moved = asyncio.Event()
-        self.away: set[str] = set()
-        self.put("a", ProposeStudy(settings))
-        for name in names[1:]:
-            self.put(name, Agree("aml", settings_digest(settings)))
-        self.nodes = {}
-
-    @property
-    def study(self):
-        return self.state.studies["aml"]
-
-    def put(self, name, call):
-        sequence = self.state.members[name].sequence + 1
-        self.state = apply(self.state, name, sequence, call, self.now_s)
-        self.move()
-        return self.state.height
-
-    async def start(self, *names, **options):
-        for name in names or self.names:
-            self.nodes[name] = Node(self, name, **options)
-        for name in names or self.names:
-            await self.nodes[name].open()
-
-    async def until(self, reached, *, at_s=0.0, limit_s=8.0):
-        """Wait until the ledger says so; the members' clocks go on by ``at_s`` first, and they look."""
-        self.now_s += at_s
-        self.move()
-        async with asyncio.timeout(limit_s):
-            while not reached(self):
-                await self.moved.wait()
-
-    def move(self):
-        self.moved.set()
-        self.moved = asyncio.Event()
-
-    async def close(self):
-        for node in list(self.nodes.values()):
-            await node.close()
-
-
-class Ledger:
-    """One member's view of the contract."""
-
-    def __init__(self, world, name):
-        self.world, self.name = world, name
-
-    @property
-    def state(self):
-        return self.world.state
-
-    async def submit(self, call):
-        await asyncio.sleep(0)
-        if self.name in self.world.away:
-            raise LedgerUnreachable("The ledger is away.", do="Wait.")
-        return self.world.put(self.name, call)
-
-    async def changed(self, after, timeout_s):
-        moved = self.world.moved
-        if self.state.height <= after:
-            async with asyncio.timeout(timeout_s):
-                await moved.wait()
-        return self.state.height
-
-
-class Node:
-    """One member: its folder, runner, service, and a training process that adds a number a round."""
-
-    def __init__(self, world, name, *, number=1.0, elements=1_100_000):
-        self.world, self.name, self.number = world, name, number
-        self.folder = world.root / name
-        (self.folder / "merges").mkdir(parents=True, exist_ok=True)
-        self.service = Service(name, lambda: {"aml": self.runner}, lambda _digest: None)
-        self.transport = MemoryTransport(name, self.service.answer, world.network)
-        self.service.peers = peers = Peers(self.transport)
-        self.service.ledger = ledger = Ledger(world, name)
-        self.journal = Journal(self.folder / "journal.db")
-        models = Models(self.folder / "merges")
-        site = Site(name, ledger, self.journal, models, Puller(name, peers), clock=lambda: world.now_s)
-        self.runner = StudyRunner("aml", site)
-        self.arrays = zeros(elements)
-        self.schema = Schema.of(self.arrays)
-        self.seen = []
-        self.problems = []
-        self.stop_after = 10**6
-        self.contribution = "inactive"
-
-    async def open(self):
-        known = [PeerAddress(n, f"spiffe://{n}.example/node", (f"{n}:1",), b"") for n in self.world.names]
-        self.transport.set_peers(known)
-        await self.runner.open()
-        self.looking = asyncio.create_task(self._look())
-
-    async def _look(self):
-        while True:
-            moved = self.world.moved
-            self.runner.look()
-            await moved.wait()
-
-    def train(self):
-        self.runner.trainee = Trainee(self.schema, self._told)
-        if self.name == self.world.study.proposer and not self.world.study.initial:
-            model = self._sealed()
-            self.runner.serve(model)
-            self.runner.post(Offered(self.schema.digest, model.digest, self.schema.data_bytes))
-        self.runner.post(Attached(""))
-        return self
-
-    def _sealed(self):
-        data = bytearray(self.schema.data_bytes)
-        pack(self.schema, self.arrays, memoryview(data))
-        return model_of(seal_pieces([self.schema.header, bytes(data)]), self.schema)
-
-    async def _told(self, effect, study, model):
-        self.seen.append(effect.round)
-        if model is None or study.phase in {"finished", "failed"}:
-            return
-        self.arrays = {name: array + self.number for name, array in views(self.schema, model.data()).items()}
-        asyncio.get_running_loop().call_soon(self._trained, effect)
-
-    def _trained(self, effect):
-        if effect.round >= self.stop_after:
-            self.runner.post(FinishWanted(self.contribution))
-            self.runner.trainee = None
-            self.runner.post(Detached(goodbye=True))
-            return
-        if effect.round:
-            self.runner.post(ScoreReady(Score("aml", effect.round, 5, loss=1.0 / effect.round)))
-        model = self._sealed()
-        self.runner.serve(model)
-        self.runner.post(UpdateReady(effect.round + 1, effect.digest, model.digest, 5))
-
-    async def close(self):
-        self.world.nodes.pop(self.name, None)
-        self.looking.cancel()
-        await asyncio.gather(self.looking, return_exceptions=True)
-        await self.runner.close()
-        await self.runner.site.models.close()
-        await self.transport.close()
-        self.journal.close()
-
-    def model(self):
-        return self.runner.store.model(self.world.study.accepted)
-
-
-@pytest.fixture
-async def make(tmp_path):
-    made = []
-
-    async def world(*, start=True, **options):
-        world = World(tmp_path, **options)
-        made.append(world)
-        if start:
-            await world.start()
-        return world
-
-    yield world
-    for each in made:
-        await each.close()
 
 
 async def soon(reached, limit_s=5.0):
@@ -238,8 +29,8 @@ def rounds(number):
     return lambda world: len(world.study.history) >= number
 
 
-async def test_a_study_runs_to_its_end_and_all_hold_the_same_model(make):
-    world = await make()
+async def test_a_study_runs_to_its_end_and_all_hold_the_same_model(worlds):
+    world = await worlds()
     for number, node in enumerate(world.nodes.values(), start=1):
         node.number = float(number)
         node.train()
@@ -256,8 +47,8 @@ async def test_a_study_runs_to_its_end_and_all_hold_the_same_model(make):
 
 
 @pytest.mark.parametrize("contribution", ["snapshot", "active", "inactive"])
-async def test_a_member_whose_training_has_finished_contributes_what_it_chose(make, contribution):
-    world = await make()
+async def test_a_member_whose_training_has_finished_contributes_what_it_chose(worlds, contribution):
+    world = await worlds()
     world.nodes["c"].stop_after, world.nodes["c"].contribution = 1, contribution
     for node in world.nodes.values():
         node.train()
@@ -271,8 +62,8 @@ async def test_a_member_whose_training_has_finished_contributes_what_it_chose(ma
     assert (last.roster["c"].digest if "c" in last.roster else None) == expected
 
 
-async def test_a_node_that_restarts_takes_the_accepted_model_from_its_disk(make):
-    world = await make()
+async def test_a_node_that_restarts_takes_the_accepted_model_from_its_disk(worlds):
+    world = await worlds()
     for name in "ab":
         world.nodes[name].train()
     third = world.nodes["c"].train()
@@ -286,10 +77,8 @@ async def test_a_node_that_restarts_takes_the_accepted_model_from_its_disk(make)
     assert world.nodes["c"].model().digest == world.study.accepted
 
 
-async def test_a_late_member_fetches_the_accepted_model_from_its_peers_and_joins(make):
-    world = await make(
-        start=False, settings=StudySettings(**{**_fields(SETTINGS), "min_members": 2, "rounds": 6})
-    )
+async def test_a_late_member_fetches_the_accepted_model_from_its_peers_and_joins(worlds):
+    world = await worlds(start=False, min_members=2, rounds=6)
     await world.start("a", "b")
     for node in world.nodes.values():
         node.train()
@@ -301,12 +90,8 @@ async def test_a_late_member_fetches_the_accepted_model_from_its_peers_and_joins
     assert world.nodes["c"].seen[0] >= 2
 
 
-def _fields(settings):
-    return {name: getattr(settings, name) for name in settings.__struct_fields__}
-
-
-async def test_while_the_ledger_is_away_the_problem_is_shown_and_then_gone(make):
-    world = await make()
+async def test_while_the_ledger_is_away_the_problem_is_shown_and_then_gone(worlds):
+    world = await worlds()
     world.away.add("b")
     for node in world.nodes.values():
         node.train()
@@ -317,8 +102,8 @@ async def test_while_the_ledger_is_away_the_problem_is_shown_and_then_gone(make)
     assert world.nodes["b"].runner.problem == ""
 
 
-async def test_a_member_that_has_not_agreed_is_told_how(make):
-    world = await make(names=("a", "b", "c", "d"), start=False)
+async def test_a_member_that_has_not_agreed_is_told_how(worlds):
+    world = await worlds(names=("a", "b", "c", "d"), start=False)
     await world.start("a", "d")
     world.nodes["d"].runner.require_participant()
     stranger = StudyRunner("aml", world.nodes["a"].runner.site)
@@ -328,8 +113,8 @@ async def test_a_member_that_has_not_agreed_is_told_how(make):
     stranger.site.me = kept
 
 
-async def test_an_update_is_not_served_before_the_roster_is_fixed(make):
-    world = await make()
+async def test_an_update_is_not_served_before_the_roster_is_fixed(worlds):
+    world = await worlds()
     for name in "ab":
         world.nodes[name].train()
     await world.until(lambda w: w.study.participants["b"].present)
@@ -352,8 +137,8 @@ def full(models):
     return lambda: setattr(models, "save", save)
 
 
-async def test_a_full_disk_keeps_a_member_from_committing_and_shows_why(make):
-    world = await make()
+async def test_a_full_disk_keeps_a_member_from_committing_and_shows_why(worlds):
+    world = await worlds()
     third = world.nodes["c"]
     for node in world.nodes.values():
         node.train()
@@ -368,9 +153,9 @@ async def test_a_full_disk_keeps_a_member_from_committing_and_shows_why(make):
     assert third.runner.problem == ""
 
 
-async def test_the_last_model_is_written_when_there_is_room_again(make, monkeypatch):
+async def test_the_last_model_is_written_when_there_is_room_again(worlds, monkeypatch):
     monkeypatch.setattr("konsil.node.study.SAVE_AGAIN_S", 0.01)
-    world = await make()
+    world = await worlds()
     for node in world.nodes.values():
         node.train()
     await world.until(rounds(2))
@@ -385,9 +170,9 @@ async def test_the_last_model_is_written_when_there_is_room_again(make, monkeypa
     await soon(lambda: second.runner.problem == "")
 
 
-async def test_nothing_is_left_running_or_open_when_a_runner_closes(make):
+async def test_nothing_is_left_running_or_open_when_a_runner_closes(worlds):
     before = asyncio.all_tasks()
-    world = await make()
+    world = await worlds()
     for node in world.nodes.values():
         node.train()
     await world.until(rounds(1))
