@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from typing import NoReturn
 
 import structlog
 
@@ -170,12 +171,12 @@ class _Conversation:
     async def _join(self, word: Join, fd: int | None) -> None:
         memory = open_sealed(fd) if fd is not None else None
         try:
-            if self.runner.trainee is not None:
-                raise NodeBusy("This study has a training process already.", do="End the other one.")
             schema = await asyncio.to_thread(Schema.from_header, word.header)
             study = self.runner.study
             if study.schema and schema.digest != study.schema:
-                await self._refuse_schema(schema)
+                self._refuse_schema(schema)
+            if self.runner.trainee is not None:  # from here to the next line nobody else can come in
+                raise NodeBusy("This study has a training process already.", do="End the other one.")
             self.trainee = Trainee(schema, self._tell)
             self.runner.trainee = self.trainee
             self.runner.merging.schema = schema
@@ -192,7 +193,7 @@ class _Conversation:
         holds = word.digest if word.round == len(self.runner.study.history) else ""
         self.runner.post(Attached(holds))
 
-    async def _refuse_schema(self, schema: Schema) -> None:
+    def _refuse_schema(self, schema: Schema) -> NoReturn:
         theirs = self.runner.merging.schema
         differences = theirs.differences(schema) if theirs is not None else []
         detail = " ".join(differences[:5]) or "Names, dtypes or shapes differ."

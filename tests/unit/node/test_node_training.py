@@ -1,0 +1,114 @@
+"""What a node says to training processes, one visitor each."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from konsil.core.parameters import Schema
+from konsil.core.round import Attached, Detached
+from konsil.core.rules import StudySettings
+from konsil.core.wall import WALL_VERSION, Failed, Join, Knock, Terms
+from konsil.node.training import Training
+
+HEADER = Schema.of({"w": np.zeros(3, np.float32)}).header
+
+
+async def until(bell, reached):
+    """Wait until this is so; every word said rings the bell."""
+    async with asyncio.timeout(5):
+        while not reached():
+            bell.clear()
+            await bell.wait()
+
+
+class Visitor:
+    """A training process that says what it is given to say, and hears."""
+
+    def __init__(self, bell) -> None:
+        self.bell = bell
+        self.words = asyncio.Queue()
+        self.heard = []
+
+    def say(self, *words):
+        for word in words:
+            self.words.put_nowait((word, None))
+
+    async def receive(self):
+        word, fd = await self.words.get()
+        if word is None:
+            raise ConnectionResetError("gone")
+        return word, fd
+
+    async def send(self, word, _fd=None):
+        self.heard.append(word)
+        self.bell.set()
+
+
+class Ledger:
+    """A ledger that moves when told to."""
+
+    def __init__(self) -> None:
+        self.state = SimpleNamespace(height=0)
+        self.moved = asyncio.Event()
+
+    async def changed(self, _after, _timeout_s):
+        await self.moved.wait()
+        self.moved.clear()
+
+
+class Runner:
+    """A study that has not begun, for the member 'lyon'."""
+
+    def __init__(self) -> None:
+        self.name = "aml"
+        self.bell = asyncio.Event()
+        self.site = SimpleNamespace(ledger=Ledger())
+        self.trainee = None
+        self.merging = SimpleNamespace(schema=None)
+        self.state = SimpleNamespace(waiting=True)
+        self.study = SimpleNamespace(
+            settings=StudySettings(name="aml", every_steps=1),
+            initial="i" * 64,
+            proposer="nice",
+            schema="",
+            history=(),
+            open=None,
+            participants={},
+        )
+        self.told = []
+
+    def require_participant(self):
+        pass
+
+    def post(self, event):
+        self.told.append(event)
+        self.bell.set()
+
+
+@pytest.fixture
+async def runner():
+    return Runner()
+
+
+def serve(runner, visitor):
+    return asyncio.create_task(Training("lyon", lambda: {"aml": runner}).serve(visitor))
+
+
+async def test_of_two_training_processes_that_join_at_once_one_is_refused(runner):
+    visitors = [Visitor(runner.bell), Visitor(runner.bell)]
+    serving = [serve(runner, visitor) for visitor in visitors]
+    for visitor in visitors:
+        visitor.say(Knock(WALL_VERSION, "aml", 1), Join(HEADER))
+    await until(
+        runner.bell, lambda: any(isinstance(word, Failed) for visitor in visitors for word in visitor.heard)
+    )
+    for visitor in visitors:
+        visitor.say(None)
+    await asyncio.gather(*serving, return_exceptions=True)
+    heard = sorted([[type(word) for word in visitor.heard] for visitor in visitors], key=len)
+    assert heard == [[Terms], [Terms, Failed]]
+    assert runner.told == [Attached(""), Detached(goodbye=False)]
