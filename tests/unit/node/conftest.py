@@ -293,7 +293,7 @@ class World:
 
     def put(self, name, call):
         sequence = self.state.members[name].sequence + 1
-        self.state = apply(self.state, name, sequence, call, self.now_s)
+        self.state = apply(self.state, name, sequence, call, int(self.now_s))
         self.move()
         return self.state.height
 
