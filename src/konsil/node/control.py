@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from konsil import __version__
 from konsil.core import round as machine
-from konsil.core.parameters import Schema
 from konsil.core.rules import ProposeAdmit, ProposeStudy, encode_state, state_digest
 from konsil.core.wall import (
     AskAdmit,
@@ -32,9 +31,10 @@ from konsil.core.wall import (
 from konsil.errors import FrameError, KonsilError, ParametersError, StudyError
 from konsil.identity.card import member_record
 from konsil.node.checks import ask_peers
-from konsil.node.store import model_of
+from konsil.node.store import Model, model_of
 from konsil.wall.door import Visitor
 from konsil.wall.frames import failure
+from konsil.wall.layout import read_arrays
 from konsil.wall.memory import open_sealed
 
 if TYPE_CHECKING:
@@ -111,20 +111,15 @@ class Control:
     async def _propose(self, word: AskPropose, fd: int | None) -> int:
         if fd is None:
             return await self.node.ledger.submit(ProposeStudy(word.settings))
-        memory = open_sealed(fd)
+        model = await _model_in(fd)
         try:
-            header_bytes = 8 + int.from_bytes(memory.data[:8], "little")
-            schema = Schema.from_header(bytes(memory.data[:header_bytes]))
-            model = await asyncio.to_thread(model_of, memory, schema)
-        except (KonsilError, ValueError) as error:
-            memory.close()
-            if isinstance(error, KonsilError):
-                raise
-            raise ParametersError("The model file cannot be read.", do="Write it as safetensors.") from error
-        height = await self.node.ledger.submit(ProposeStudy(word.settings))
-        runner = await self.node.runner(word.settings.name, RUNNER_S)
+            height = await self.node.ledger.submit(ProposeStudy(word.settings))
+            runner = await self.node.runner(word.settings.name, RUNNER_S)
+        except BaseException:
+            model.memory.close()
+            raise
         runner.serve(model)
-        runner.post(machine.Offered(schema.digest, model.digest, schema.data_bytes))
+        runner.post(machine.Offered(model.schema.digest, model.digest, model.schema.data_bytes))
         return height
 
     def _about_the_node(self) -> ToldNode:
@@ -149,3 +144,23 @@ class Control:
             ledger=node.ledger.description,
             problems=node.problems(),
         )
+
+
+async def _model_in(fd: int) -> Model:
+    """The model in a descriptor that came from the command line; it takes the descriptor over.
+
+    Raises:
+        FrameError, ParametersError, SchemaMismatch: it holds no model as Konsil writes it.
+    """
+    memory = open_sealed(fd)
+    try:
+        return await asyncio.to_thread(lambda: model_of(memory, read_arrays(memory)[0]))
+    except BaseException as error:
+        memory.close()
+        if isinstance(error, ParametersError):
+            raise ParametersError(
+                f"The model file cannot be used. {error.what}",
+                safe="Nothing was proposed.",
+                do="Write it as `konsil study model` does: safetensors, in Konsil's one form.",
+            ) from error
+        raise

@@ -16,8 +16,6 @@ NOT_HERE = "not_here"
 MAX_WAIT_S = 15.0
 """The longest that a refusal may hold up the next attempt: the round machine waits no longer by itself."""
 
-_NO_FACTS = frozenset({"self", "code", "what", "safe", "do"})
-
 _SENTENCES = frozenset({"self", "code", "what", "safe", "do"})
 """Names that no field of an error may have: a peer's answer is put into them by name."""
 
@@ -85,7 +83,7 @@ def _is_fact(name: str, value: object) -> bool:
     """Whether a field of a peer's failure may stand beside the error's own sentences."""
     if name == "wait_s":
         return isinstance(value, int | float) and 0 <= value <= MAX_WAIT_S
-    return name not in _NO_FACTS
+    return name not in _SENTENCES
 
 
 def failure_reply(error: KonsilError) -> Reply:
