@@ -11,12 +11,14 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from konsil.core.rules import StudySettings
+from konsil.core.rules import Announce, StudySettings
+from konsil.errors import KonsilError
 from konsil.evaluation.loopback import free_port
 from konsil.node.config import read_config, write_config
 
@@ -135,6 +137,56 @@ def test_a_history_that_was_torn_or_damaged_is_named_and_fetched_again(site):
     swarm.start(["bonn"])
     swarm.wait("bonn", lambda state: state.height >= height)
     assert konsil(bonn, "ledger", "verify").returncode == 0
+
+
+def test_an_operator_with_another_history_is_named_by_all_and_no_other_node_dies(site):
+    swarm = site.swarm(*MEMBERS)
+    swarm.start()
+    swarm.propose(settings())
+    height = swarm.control("berlin").state().height
+    for name in ("bonn", "koeln"):
+        swarm.wait(name, lambda state: state.height >= height)
+
+    # The operator lost its history, and begins another one.
+    swarm.kill("berlin")
+    berlin = swarm.directory("berlin")
+    (berlin / "kept").mkdir()
+    for file in berlin.glob("ledger.db*"):
+        file.rename(berlin / "kept" / file.name)
+    swarm.start(["berlin"])
+    addresses = read_config(berlin).addresses
+    for _ in range(height + 1):
+        swarm.control("berlin").call(Announce(addresses))
+    for name in ("bonn", "koeln"):
+        problem = problem_of(swarm, name, "another history")
+        assert f"at entry {height + 1}" in problem
+        assert "are kept" in problem
+        assert "konsil ledger verify" in problem
+        assert swarm.control(name).state().height == height
+        with pytest.raises(KonsilError, match="another history"):
+            swarm.control(name).call(Announce(addresses))
+
+    # With the true history in its place, restarted nodes go on as if nothing had been.
+    for name in MEMBERS:
+        assert swarm.stop(name) == 0
+    for file in berlin.glob("ledger.db*"):
+        file.unlink()
+    for file in (berlin / "kept").iterdir():
+        file.rename(berlin / file.name)
+    swarm.start()
+    ends = ended(trainers_of(site, swarm, "0"))
+    assert [end["event"] for end in ends] == ["ended"] * 3
+
+
+def problem_of(swarm, name: str, word: str) -> str:
+    """The problem of a node that has this word, as soon as there is one."""
+    until_s = time.monotonic() + 20
+    while time.monotonic() < until_s:
+        for problem in swarm.control(name).node().problems:
+            if word in problem:
+                return problem
+        time.sleep(0.05)
+    raise AssertionError(f"{name} has no problem with {word!r}: {swarm.control(name).node().problems}")
 
 
 # --- twins, signals ------------------------------------------------------------------------------
