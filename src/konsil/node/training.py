@@ -211,6 +211,7 @@ class _Conversation:
             raise FrameError("An update came without its parameters.", do="Compare versions.")
         try:
             self.runner.require_participant()
+            self._require_unfinished()
         except StudyError:
             _close(fd)
             raise
@@ -225,6 +226,22 @@ class _Conversation:
             )
         self.runner.serve(model)
         self.runner.post(UpdateReady(word.round, word.base, model.digest, word.examples))
+
+    def _require_unfinished(self) -> None:
+        """See that an update of this member can still count: else it would train on for nothing, unaware.
+
+        Raises:
+            StudyError: an earlier training process has finished, and the study goes on without this member.
+        """
+        study = self.runner.study
+        participant = study.participants.get(self.me)
+        if study.phase == "running" and participant is not None and participant.finished == "inactive":
+            raise StudyError(
+                f"{self.me} has finished study {self.runner.name!r} already and contributes nothing more.",
+                safe="The model is untouched, and holds the last merge that was loaded.",
+                do="To stop without finishing, call `leave()`, or join with `after='active'`; for more "
+                "rounds of this member, propose a new study.",
+            )
 
     def _digested(self, memory: SealedMemory) -> Model:
         trainee = self.trainee

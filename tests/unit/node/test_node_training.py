@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 
 from konsil.core.parameters import Schema
 from konsil.core.round import Attached, Detached
-from konsil.core.rules import StudySettings
-from konsil.core.wall import WALL_VERSION, Failed, Join, Knock, Terms
+from konsil.core.rules import Participant, StudySettings
+from konsil.core.wall import WALL_VERSION, Failed, Join, Knock, Terms, Update
 from konsil.node.training import Training
 
 HEADER = Schema.of({"w": np.zeros(3, np.float32)}).header
@@ -31,11 +32,12 @@ class Visitor:
     def __init__(self, bell) -> None:
         self.bell = bell
         self.words = asyncio.Queue()
+        self.fd = None
         self.heard = []
 
     def say(self, *words):
         for word in words:
-            self.words.put_nowait((word, None))
+            self.words.put_nowait((word, self.fd))
 
     async def receive(self):
         word, fd = await self.words.get()
@@ -78,6 +80,7 @@ class Runner:
             history=(),
             open=None,
             participants={},
+            phase="running",
         )
         self.told = []
 
@@ -111,4 +114,22 @@ async def test_of_two_training_processes_that_join_at_once_one_is_refused(runner
     await asyncio.gather(*serving, return_exceptions=True)
     heard = sorted([[type(word) for word in visitor.heard] for visitor in visitors], key=len)
     assert heard == [[Terms], [Terms, Failed]]
+    assert runner.told == [Attached(""), Detached(goodbye=False)]
+
+
+async def test_a_member_that_has_finished_learns_that_its_training_counts_no_more(runner):
+    runner.study.participants = {"lyon": Participant(finished="inactive")}
+    visitor = Visitor(runner.bell)
+    serving = serve(runner, visitor)
+    visitor.say(Knock(WALL_VERSION, "aml", 1), Join(HEADER))
+    await until(runner.bell, lambda: runner.told)
+    visitor.fd = os.open("/dev/null", os.O_RDONLY)
+    visitor.say(Update(1, "i" * 64, 10))
+    await until(runner.bell, lambda: len(visitor.heard) > 1)
+    assert isinstance(visitor.heard[-1], Failed)
+    assert "has finished study 'aml' already" in visitor.heard[-1].what
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(visitor.fd)
+    visitor.say(None)
+    await asyncio.wait({serving})
     assert runner.told == [Attached(""), Detached(goodbye=False)]
