@@ -248,6 +248,35 @@ async def test_a_visitor_that_reads_nothing_is_cut_off(tmp_path, monkeypatch):
             assert "takes nothing" in await asyncio.wait_for(ended, 5)
 
 
+async def test_a_descriptor_that_is_closed_while_its_word_waits_arrives_all_the_same(tmp_path):
+    async def send(visitor):
+        filling = asyncio.ensure_future(visitor.send(Noted(height=1)))
+        while (await asyncio.wait({filling}, timeout=0.05))[0]:  # until the visitor's socket is full
+            filling = asyncio.ensure_future(visitor.send(Failed("", "", "x" * 10_000)))
+        model = seal_pieces([b"the model"])
+        handing_over = asyncio.ensure_future(visitor.send(ToldModel("aml", 1, ""), model.fd))
+        await asyncio.sleep(0)
+        model.close()
+        others = [seal_pieces([b"another"]) for _ in range(3)]
+        full.set()
+        await asyncio.gather(filling, handing_over)
+        for other in others:
+            other.close()
+
+    def read():
+        with Line.connect(tmp_path / "s", 5) as line:
+            assert asyncio.run_coroutine_threadsafe(full.wait(), loop).result(10)
+            while True:
+                word, fd = line.receive(5)
+                if isinstance(word, ToldModel):
+                    with open_sealed(fd) as model:
+                        return bytes(model.data)
+
+    loop, full = asyncio.get_running_loop(), asyncio.Event()
+    async with Door(tmp_path / "s", send):
+        assert await in_thread(read) == b"the model"
+
+
 async def test_more_visitors_than_allowed_are_told_so(tmp_path, monkeypatch):
     monkeypatch.setattr("konsil.wall.door.MAX_VISITORS", 1)
     async with Door(tmp_path / "s", echo):

@@ -88,6 +88,21 @@ class Visitor:
             ConnectionError: the visitor has gone, or takes nothing.
         """
         data = memoryview(frame(word))
+        if fd is None:
+            await self._send_all(data, None)
+            return
+        # While this waits, a caller may give a model up, and its number be another file's: so a copy is held.
+        try:
+            held = os.dup(fd)
+        except OSError as error:
+            self.close()
+            raise ConnectionResetError("there is no descriptor to send") from error
+        try:
+            await self._send_all(data, held)
+        finally:
+            os.close(held)
+
+    async def _send_all(self, data: memoryview, fd: int | None) -> None:
         async with self._sending:
             sent = 0
             try:
