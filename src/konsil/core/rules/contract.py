@@ -151,7 +151,8 @@ def _record_digest(record: RoundRecord) -> str:
         return known[1]
     digest = bytes_digest(_json.encode(record), "round")
     if len(_record_digests) >= _RECORDS_KEPT:
-        del _record_digests[next(iter(_record_digests))]
+        # All at once: the event loop and the journal's thread may both be here, and this fails in neither.
+        _record_digests.clear()
     _record_digests[id(record)] = (record, digest)
     return digest
 
