@@ -208,7 +208,7 @@ def of_settings(settings: StudySettings) -> Iterator[str]:
     yield f"  each member recomputes {settings.audit_fraction:.0%} of what others merged"
     yield f"  fails if a round lacks its quorum for {span(settings.give_up_s)} beyond that patience"
     if settings.stop_minutes:
-        yield f"  ends after {settings.stop_minutes:g} minutes at the latest"
+        yield f"  ends with the round that is accepted after {settings.stop_minutes:g} minutes"
     if settings.plateau is not None:
         plateau = settings.plateau
         better = "rises" if plateau.mode == "max" else "falls"
