@@ -35,9 +35,13 @@ def show(site: Site, study: str | None, round_number: int | None) -> None:
     if site.as_json:
         site.show([_as_facts(entry, signed) for entry, signed in shown])
         return
+    empty = True
     for entry, signed in shown:
+        empty = False
         what = sentences.of_call(signed.call)
         click.echo(printable(f"{entry.height:6d}  {when(entry.time_s)}  {signed.caller} {what}"))
+    if empty and study is None:
+        click.echo("Nothing is on the ledger yet.")
     if study is not None:
         for line in _outcome(_verified_state(site), study, round_number):
             click.echo(printable(line))

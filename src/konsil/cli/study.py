@@ -64,11 +64,11 @@ def agree(site: Site, name: str, yes: bool) -> None:
             for line in sentences.of_settings(found.settings):
                 click.echo(printable(line))
             click.echo(f"  proposed by {found.proposer}; digest of these settings: {found.settings_digest}")
-        if not yes and not click.confirm("Agree?", err=site.as_json):
+        if not yes and not _confirmed(site):
             raise StudyError(
                 f"You did not agree to '{name}'.",
                 safe="Nothing was sent to the ledger.",
-                do="Ask its proposer.",
+                do="Ask its proposer what is unclear; where nobody can answer, agree with --yes.",
             )
         height = node.ask(AskCall(Agree(name, found.settings_digest)), Noted).height
     site.show({"study": name, "height": height}, f"Agreed: '{name}', at height {height} of the ledger.")
@@ -122,6 +122,14 @@ def model(site: Site, name: str, out: Path) -> None:
     )
 
 
+def _confirmed(site: Site) -> bool:
+    try:
+        return click.confirm("Agree?", err=site.as_json)
+    except click.Abort:  # nobody at the other end
+        click.echo(err=True)
+        return False
+
+
 # --- status --------------------------------------------------------------------------------------
 
 
@@ -144,6 +152,7 @@ def _status_lines(found: Study, here: StudyStatus | None, now_s: float) -> list[
             f"    {beat.member}: round {beat.round}, {beat.stage}, {beat.progress:.0%}, "
             f"heard {span(max(0.0, now_s - beat.seen_s))} ago"
             for beat in here.members
+            if found.phase not in ("finished", "failed")  # what was heard last is no news then
         ]
     return lines
 
@@ -236,5 +245,5 @@ def _write_model(fd: int, out: Path) -> None:
         raise ConfigError(
             f"The model cannot be written to {out}: {error.strerror}.",
             safe="Nothing was left there.",
-            do="Try --out.",
+            do="Name another place with --out.",
         ) from error

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 from konsil import __version__
 from konsil.core import round as machine
-from konsil.core.rules import ProposeAdmit, ProposeStudy, encode_state, state_digest
+from konsil.core.merge import rule_names
+from konsil.core.rules import (
+    Agree,
+    Call,
+    ProposeAdmit,
+    ProposeStudy,
+    ProposeStudySettings,
+    encode_state,
+    state_digest,
+)
 from konsil.core.wall import (
     AskAdmit,
     AskCall,
@@ -28,7 +37,7 @@ from konsil.core.wall import (
     ToldState,
     ToNode,
 )
-from konsil.errors import FrameError, KonsilError, ParametersError, StudyError
+from konsil.errors import ConfigError, FrameError, KonsilError, ParametersError, StudyError
 from konsil.identity.card import member_record
 from konsil.node.checks import ask_peers
 from konsil.node.store import Model, model_of
@@ -73,6 +82,7 @@ class Control:
             case AskState():
                 return await self._state(word), None
             case AskCall():
+                self._require_known_rule(word.call)
                 return Noted(await self.node.ledger.submit(word.call)), None
             case AskNode():
                 return self._about_the_node(), None
@@ -108,7 +118,33 @@ class Control:
             )
         return ToldModel(word.study, len(study.history), study.accepted), model.memory.fd
 
+    def _require_known_rule(self, call: Call) -> None:
+        """Refuse what this node could not merge: the contract lets a rule pass that is not built in.
+
+        Raises:
+            ConfigError: the study's merge rule is neither built in nor registered in this process.
+        """
+        if isinstance(call, ProposeStudy | ProposeStudySettings):
+            settings = call.settings
+        elif isinstance(call, Agree) and call.study in self.node.ledger.state.studies:
+            settings = self.node.ledger.state.studies[call.study].settings
+        else:
+            return
+        if settings.rule not in rule_names():
+            raise ConfigError(
+                f"This node knows no merge rule '{settings.rule}'; it knows {', '.join(rule_names())}.",
+                safe="Nothing was sent to the ledger.",
+                do="Correct the study's `rule`; or register your own at every member before the node starts.",
+                rule=settings.rule,
+            )
+
     async def _propose(self, word: AskPropose, fd: int | None) -> int:
+        try:
+            self._require_known_rule(ProposeStudy(word.settings))
+        except ConfigError:
+            if fd is not None:
+                os.close(fd)
+            raise
         if fd is None:
             return await self.node.ledger.submit(ProposeStudy(word.settings))
         model = await _model_in(fd)

@@ -119,6 +119,35 @@ def test_a_study_file_with_contradictions_is_refused_by_the_contract(site):
         assert node.ledger.state.height == 0
 
 
+@pytest.mark.parametrize("model", [False, True])
+def test_a_study_with_a_merge_rule_that_nobody_knows_never_reaches_the_ledger(site, model):
+    site.found()
+    file = site.root / "typo.toml"
+    file.write_text('name = "heart"\nevery_steps = 10\nrule = "meen"\n')
+    with site.node() as node:
+        more = ("--model", str(file)) if model else ()
+        result = site.run("study", "propose", str(file), *more, expect=1)
+        assert "no merge rule 'meen'; it knows" in result.stderr
+        assert "median" in result.stderr
+        assert node.ledger.state.height == 0
+
+
+def test_an_empty_history_says_so(site):
+    site.found()
+    with site.node():
+        pass
+    assert site.run("ledger", "show").stdout == "Nothing is on the ledger yet.\n"
+
+
+def test_without_anybody_to_answer_agree_asks_for_yes(site, study_file):
+    site.found()
+    with site.node() as node:
+        site.run("study", "propose", study_file)
+        result = site.run("study", "agree", "heart", expect=1, input="")
+        assert "--yes" in result.stderr
+        assert node.ledger.state.height == 1
+
+
 def test_a_model_that_is_missing_says_so(site, study_file):
     site.found()
     with site.node():
