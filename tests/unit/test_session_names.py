@@ -80,7 +80,7 @@ def test_progress_by_minutes_is_the_clocks():
 
 
 def test_a_terminal_shows_one_line_that_is_cleared_and_a_file_nothing(monkeypatch):
-    waiting = Waiting(round=3, stage="collecting", missing=("lyon", "nantes"), until_s=5)
+    waiting = Waiting(round=3, stage="updates", missing=("lyon", "nantes"), until_s=5)
     shown = io.StringIO()
     monkeypatch.setattr(sys, "stderr", shown)
     line = WaitingLine()
@@ -91,4 +91,4 @@ def test_a_terminal_shows_one_line_that_is_cleared_and_a_file_nothing(monkeypatc
     line.show(waiting)
     line.clear()
     line.clear()
-    assert shown.getvalue() == "\r\x1b[Kkonsil: round 3, collecting: lyon, nantes\r\x1b[K"
+    assert shown.getvalue() == "\r\x1b[Kkonsil: round 3 waits for updates (missing: lyon, nantes)\r\x1b[K"

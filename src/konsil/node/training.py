@@ -322,7 +322,7 @@ def waiting_for(runner: StudyRunner) -> Waiting:
         present = [name for name, who in study.participants.items() if who.present]
         absent = tuple(sorted(set(study.participants) - set(present)))
         need = study.settings.min_members
-        stage = f"the start: {len(present)} of {need} members have entered"
+        stage = f"its start, with {len(present)} of {need} members ready"
         return Waiting(0, stage, absent, 0)
     if current.phase == "collecting":
         return Waiting(current.number, "updates", missing(current), current.deadline_s)

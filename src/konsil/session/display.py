@@ -17,8 +17,9 @@ class WaitingLine:
         """Show what the node waits for."""
         if not sys.stderr.isatty():
             return
-        whom = f": {', '.join(waiting.missing)}" if waiting.missing else ""
-        self._write(f"konsil: round {waiting.round}, {waiting.stage}{whom}")
+        what = f"round {waiting.round}" if waiting.round else "the study"
+        whom = f" (missing: {', '.join(waiting.missing)})" if waiting.missing else ""
+        self._write(f"konsil: {what} waits for {waiting.stage}{whom}")
         self._shown = True
 
     def clear(self) -> None:
