@@ -198,6 +198,11 @@ def printable(text: str) -> str:
     )
 
 
+def in_groups(digest: str) -> str:
+    """A digest in groups of four, so that it can be read aloud."""
+    return " ".join(digest[at : at + 4] for at in range(0, len(digest), 4))
+
+
 def when(unix_s: float) -> str:
     """A moment in the reader's own time zone, to the second."""
     return dt.datetime.fromtimestamp(unix_s, tz=dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from konsil.cli.common import Site, verb, when
+from konsil.cli.common import Site, in_groups, verb, when
 from konsil.core.rules.calls import Announce
 from konsil.core.wall import AskCall, AskNode, Noted, ToldNode
 from konsil.errors import ConfigError
@@ -70,7 +70,7 @@ def init(
         {"member": name, "directory": site.directory, "card": card_path, "card_digest": digest},
         f"Member '{name}' is set up in {site.directory}.\n"
         f"Its public card: {card_path}\n"
-        f"The card's digest: {digest}\n"
+        f"The card's digest: {in_groups(digest)}\n"
         "Send the card to the other members, and read them the digest over the telephone.\n"
         f"The keys in {config.keys_dir} never leave this machine: back them up.",
     )
@@ -133,7 +133,7 @@ def card(site: Site) -> None:
     card_path, digest = write_own_card(config)
     site.show(
         {"card": card_path, "card_digest": digest},
-        f"The new card: {card_path}\nIts digest: {digest}\nSend it to the other members.",
+        f"The new card: {card_path}\nIts digest: {in_groups(digest)}\nSend it to the other members.",
     )
 
 

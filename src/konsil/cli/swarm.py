@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from konsil.cli.common import Site, verb, when
+from konsil.cli.common import Site, in_groups, verb, when
 from konsil.cli.sentences import of_subject
 from konsil.core.rules import genesis_digest, proposals_at, voters
 from konsil.core.rules.calls import (
@@ -67,7 +67,7 @@ def found(site: Site, name: str, cards: tuple[Path, ...], operator: str) -> None
         f"Swarm '{made.swarm}': {', '.join(record.name for record in made.members)}.\n"
         f"Its ledger is served by '{made.operator}'.\n"
         f"The genesis: {config.genesis_file}\n"
-        f"Its digest:  {_grouped(digest)}\n"
+        f"Its digest:  {in_groups(digest)}\n"
         "Read the digest to the other members over the telephone: it must be the same everywhere.\n"
         "Then start the node: konsil node start",
     )
@@ -103,7 +103,7 @@ def enter(site: Site, genesis: Path, cards: tuple[Path, ...]) -> None:
     site.show(
         {"genesis": digest, "file": config.genesis_file, "cards": sorted(known)},
         f"Swarm '{made.swarm}', its ledger is served by '{made.operator}'.\n"
-        f"Its digest:  {_grouped(digest)}\n"
+        f"Its digest:  {in_groups(digest)}\n"
         "Compare the digest with a member over the telephone.\n"
         "Then start the node: konsil node start. It goes in once the members have admitted this one.",
     )
@@ -209,8 +209,3 @@ def _describe(proposal: Proposal, state: State) -> str:
         lines.append(f"  not voted: {', '.join(missing) or '-'}; open until {when(proposal.closes_s)}")
         lines.append(f"  `konsil swarm vote {proposal.number} yes|no`")
     return "\n".join(lines)
-
-
-def _grouped(digest: str) -> str:
-    """A digest in groups of four, so that it can be read aloud."""
-    return " ".join(digest[at : at + 4] for at in range(0, len(digest), 4))

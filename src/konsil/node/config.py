@@ -21,6 +21,8 @@ BUILTIN = "builtin"
 MAX_SOCKET_PATH_BYTES = 100
 """Linux takes 107 bytes for a Unix socket's path; some systems fewer. A round figure below all."""
 
+NO_CONFIG = "Give the member's directory by --dir or KONSIL_DIR, or make one: `konsil node init --name NAME`."
+
 MAX_CONFIG_BYTES = 1024 * 1024
 """A config file is a few hundred bytes; anything larger is another file by mistake."""
 
@@ -177,7 +179,7 @@ def read_config(directory: Path) -> Config:
     """
     directory = directory.expanduser().absolute()
     file = directory / CONFIG_NAME
-    parsed = convert(_read_toml(file, missing="Make one: `konsil node init --name NAME`."), _File, file)
+    parsed = convert(_read_toml(file, missing=NO_CONFIG), _File, file)
     config = Config(directory, parsed.member, parsed.identity, parsed.node)
     check_config(config)
     return config

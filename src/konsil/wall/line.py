@@ -58,7 +58,8 @@ class Line:
             raise NodeUnreachable(
                 f"No node answers at {place}: {error.strerror or 'no answer in time'}.",
                 safe="Nothing was sent; nothing changed.",
-                do="Start it with `konsil node start`, or say where it listens (KONSIL_SOCKET).",
+                do="Start it with `konsil node start`, or say in which directory it is: KONSIL_DIR, --dir of"
+                " a command, node= of konsil.join.",
             ) from error
         except BaseException:
             connection.close()
