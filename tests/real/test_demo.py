@@ -172,7 +172,7 @@ def test_without_a_terminal_every_round_is_a_line_and_the_members_can_be_kept_an
     assert done.returncode == 0, done.stderr
     place.require_nothing_left()
     for number in (1, 2):
-        assert f"round {number} of 2: 4 of 4 took part, mean AUC " in done.stdout
+        assert f"round {number} of 2: 4 of 4 took part, validation AUC " in done.stdout
     assert str(place.report) in done.stdout
     assert not list(kept.rglob("*.npz"))
     for hospital in BREAST:

@@ -333,7 +333,7 @@ def round_line(record: RoundRecord, study: Study) -> str:
     auc = mean_score(record, "auc")
     total = len(study.participants)
     absent = "".join(f"; {name}: {why}" for name, why in record.absent.items())
-    score = f", mean AUC {auc:.3f}" if auc is not None else ""
+    score = f", validation AUC {auc:.3f}" if auc is not None else ""
     return (
         f"round {record.number} of {study.settings.rounds}: {len(record.roster)} of {total} took part{score},"
         f" merge {short(record.digest)}{absent}"
