@@ -324,7 +324,9 @@ class StudyRunner:
     def _let_go(self) -> None:
         """Forget models and benches that no peer can ask for any more."""
         study, current = self.study, self.study.open
-        keep = {study.accepted, self.state.update.digest if self.state.update else ""}
+        keep = {study.accepted}
+        if self.state.update is not None and study.phase not in {"finished", "failed"}:
+            keep.add(self.state.update.digest)
         if self.state.offered is not None and study.phase == "proposed":
             keep.add(self.state.offered.digest)
         if current is not None:

@@ -42,6 +42,8 @@ async def test_a_study_runs_to_its_end_and_all_hold_the_same_model(worlds):
         assert node.seen == [0, 1, 2, 3]
         assert node.runner.problem == ""
         assert node.runner.status().stage == "finished"
+        update = world.study.history[-1].roster[node.name].digest
+        assert node.runner.store.model(update) is None  # of a study that is over only its model stays
     assert world.study.history[0].scores.keys() == set(NAMES)
     assert world.study.history[0].attempt == 1
 
