@@ -91,19 +91,19 @@ class Bench:
         chunks = self.chunks_of(part)
         await self.grams.make(self._all_parts())
         # Not what another leader merged and this node fetched: who publishes a chunk answers for it.
-        todo = iter([index for index in chunks if index not in self._merged_here])
+        wanted = iter([index for index in chunks if index not in self._merged_here])
         at_once = max(1, WINDOW_BYTES // (CHUNK_BYTES * max(1, len(self.roster.members) - 1)))
         async with together() as group:
             for _ in range(min(at_once, len(chunks))):
-                group.create_task(self._merge_chunks(todo))
+                group.create_task(self._merge_chunks(wanted))
         leaves = tuple(self.leaves[index] for index in chunks)
         digest = group_digest(leaves)
         self.store.add_part(digest, Slice(leaves, chunks.start, self.assembly))
         return digest, self.grams.digest
 
-    async def _merge_chunks(self, todo: Iterator[int]) -> None:
+    async def _merge_chunks(self, wanted: Iterator[int]) -> None:
         buffers = self.gatherer.buffers()
-        for index in todo:
+        for index in wanted:
             chunks = await self.gatherer.chunks(index, buffers)
             self.leaves[index] = await asyncio.to_thread(self._merge_into_place, index, chunks)
             self._merged_here.add(index)
@@ -136,18 +136,18 @@ class Bench:
         """
         if self._sealed is not None and self._sealed.digest == digest:
             return self._sealed
-        todo: list[tuple[int, Part, int, bytes]] = []
+        wanted: list[tuple[int, Part, int, bytes]] = []
         for number, part in enumerate(parts):
             chunks = self.chunks_of(number)
             leaves = await self._leaves_of(part, chunks)
-            todo += [
+            wanted += [
                 (index, part, index - chunks.start, expected)
                 for index, expected in zip(chunks, leaves, strict=True)
                 if self.leaves.get(index) != expected
             ]
-        pending = iter(todo)
+        pending = iter(wanted)
         async with together() as group:
-            for _ in range(min(FETCHES_AT_ONCE, len(todo))):
+            for _ in range(min(FETCHES_AT_ONCE, len(wanted))):
                 group.create_task(self._fetch(pending))
         groups = tuple(
             tuple(self.leaves[index] for index in self.chunks_of(number)) for number in range(len(parts))
