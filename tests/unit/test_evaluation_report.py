@@ -184,6 +184,12 @@ def test_learning_prefers_the_auc_and_falls_back_to_the_loss():
     assert curve.label.startswith("loss")
     assert curve.mean == [0.5, 0.5]
     assert np.isnan(curve.scores["lima"][1])
+    one, other, *_ = record(1).roster
+    uneven = replace(
+        record(1),
+        scores={one: ScoreRecord(30, 0.5, {"auc": 0.8}), other: ScoreRecord(10, 0.5, {"auc": 0.4})},
+    )
+    assert report.learning([uneven]).mean == [pytest.approx(0.7)]  # weighted, as wherever a mean is shown
     assert report.learning([]) is None
 
 

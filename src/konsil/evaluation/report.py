@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from konsil.core.rules import mean_score
 from konsil.core.rules.state import RoundRecord
 from konsil.errors import ConfigError
 from konsil.evaluation import plots
@@ -43,7 +44,10 @@ class Block(NamedTuple):
 
 
 class Learning(NamedTuple):
-    """Validation scores by round: hospital -> score, NaN where there is none, and their mean."""
+    """Validation scores by round: hospital -> score, NaN where there is none.
+
+    ``mean``: theirs, weighted by validation patients, as a study's plateau takes it.
+    """
 
     label: str
     scores: dict[str, list[float]]
@@ -161,8 +165,8 @@ def learning(rounds: Sequence[RoundRecord]) -> Learning | None:
     ):
         scores = {name: [_score(record, name, metric) for record in rounds] for name in members}
         if any(not math.isnan(value) for values in scores.values() for value in values):
-            columns = zip(*scores.values(), strict=True)
-            mean = [_mean([value for value in column if not math.isnan(value)]) for column in columns]
+            means = (mean_score(record, metric) for record in rounds)
+            mean = [math.nan if value is None else value for value in means]
             return Learning(label, scores, mean)
     return None
 
@@ -255,7 +259,3 @@ def _score(record: RoundRecord, name: str, metric: str) -> float:
         return math.nan
     value = given.loss if metric == "loss" else given.metrics.get(metric)
     return math.nan if value is None else value
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
