@@ -6,7 +6,6 @@ chunks that are there already.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 from collections.abc import Awaitable, Iterator, Sequence
@@ -105,7 +104,7 @@ class Bench:
         buffers = self.gatherer.buffers()
         for index in wanted:
             chunks = await self.gatherer.chunks(index, buffers)
-            self.leaves[index] = await asyncio.to_thread(self._merge_into_place, index, chunks)
+            self.leaves[index] = await in_thread(partial(self._merge_into_place, index, chunks))
             self._merged_here.add(index)
 
     def _merge_into_place(self, index: int, chunks: Sequence[memoryview]) -> bytes:
@@ -258,7 +257,7 @@ class Bench:
             self._merge(index, chunks, out)
             return leaf(out)
 
-        return await asyncio.to_thread(recompute) != published
+        return await in_thread(recompute) != published
 
     async def published_leaf(self, part: Part, number: int, index: int) -> bytes:
         """What a part's leader published as the leaf of a chunk."""

@@ -16,7 +16,7 @@ from konsil.core.digest import CHUNK_BYTES, Manifest, chunk_count, chunk_range
 from konsil.core.parameters import Schema, check_finite
 from konsil.core.rules import StudySettings
 from konsil.errors import DigestMismatch, NonFinite, PeerUnreachable, TransportError
-from konsil.node.pull import Puller
+from konsil.node.pull import Puller, in_thread
 from konsil.node.store import Store
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class Gatherer:
             into = buffer[: stop - start]
             try:
                 await self._pull(member, digest, index, into)
-                await asyncio.to_thread(check_finite, self.schema, into, start)
+                await in_thread(partial(check_finite, self.schema, into, start))
             except (PeerUnreachable, NonFinite) as error:
                 raise UpdatesMissing((member,), f"The update of {member}: {error.what}") from error
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from konsil.core.merge import Mixing, Rule, gram_chunk, gram_digest, mixing, sum_grams
 from konsil.node.gather import Gatherer
+from konsil.node.pull import in_thread
 
 
 class Grams:
@@ -53,5 +55,5 @@ class Grams:
             gathered = await self.gatherer.chunks(index, buffers)
             self.gatherer.require_finite(index, gathered)
             runs = self.gatherer.schema.runs(*self.gatherer.span(index))
-            matrices.append(await asyncio.to_thread(gram_chunk, runs, gathered))
+            matrices.append(await in_thread(partial(gram_chunk, runs, gathered)))
         return sum_grams(matrices)

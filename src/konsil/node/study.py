@@ -44,6 +44,10 @@ from konsil.node.site import Site
 from konsil.node.store import Model, Store, model_of
 from konsil.wall.memory import SealedMemory
 
+REFUSED_OFTEN = 2
+"""A call that the contract refuses once or twice came too late or too early; one that it refuses again and
+again is a problem that people must see."""
+
 HEARTBEAT_S = 2.0
 """How often a node tells its peers how far it is: often enough for a live view, nothing for the line."""
 
@@ -190,6 +194,9 @@ class StudyRunner:
                 return
             wait = refusal.fields.get("wait_s")
             _log.debug("refused", study=self.name, code=refusal.code, effect=str(effect))
+            before = self.state.retries.get(effect)
+            if before is not None and before.failures >= REFUSED_OFTEN:
+                self._problems[effect] = str(refusal)
             self.post(Failed(effect, wait_s=float(wait) if isinstance(wait, int | float) else None))
         except UpdatesMissing as missing:
             self._problems[effect] = missing.what

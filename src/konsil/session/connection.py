@@ -46,6 +46,9 @@ BRIEF_S = 0.5
 LOOK_AGAIN_S = 1.0
 """How often a session that trains says how far it is, and looks for a node that is away."""
 
+NODE_AWAY = "this hospital's own node, which does not answer"
+"""What a session waits for while its node restarts."""
+
 Answer = TypeVar("Answer", Terms, Joined, Merged, Noted)
 Result = TypeVar("Result")
 
@@ -236,6 +239,7 @@ class Connection:
                     self._lost_at_s = now_s
                 if now_s + pause_s > min(self._lost_at_s + self.away_s, until_s):
                     raise
+                self._on_waiting(Waiting(max(0, self._join.round + 1), NODE_AWAY, (), 0))
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             except FrameError:
