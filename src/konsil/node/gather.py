@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,9 @@ from konsil.node.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+SMALL_TALK_BYTES = 16 * 1024
+"""Heartbeats, refusals and the ledger's entries, which a member that hangs may still send."""
 
 RETRY_S = 0.25
 """A peer that just restarted has its update back from its training process within about this."""
@@ -84,10 +87,24 @@ class Gatherer:
         finally:
             self._waiting[member] -= 1
 
-    def who_hangs(self, me: str) -> tuple[str, ...]:
-        """Members whose answers are waited for, unless that is everybody: then the own line is to blame."""
-        hanging = {member for member, count in self._waiting.items() if count and member != me}
-        return tuple(sorted(hanging)) if hanging < set(self.roster.members) - {me} else ()
+    def who_hangs(self, before: Mapping[str, int]) -> tuple[str, ...]:
+        """Members that are connected and whose answers are waited for, but that have sent next to nothing.
+
+        Slow is not dead: who has sent a good part of a chunk is waited for. And where everybody hangs, the
+        own line is to blame.
+
+        Args:
+            before: ``peers.received()`` when the waiting began.
+        """
+        received = self.puller.peers.received()
+        little = min(CHUNK_BYTES, self.schema.data_bytes) // 16 + SMALL_TALK_BYTES
+        hanging = {
+            member
+            for member, count in self._waiting.items()
+            if count and member in received and received[member] - before.get(member, 0) < little
+        }
+        others = {member for member in self.roster.members if member in received}
+        return tuple(sorted(hanging)) if hanging < others else ()
 
     async def learn(self, members: Sequence[str] = ()) -> None:
         """Get the manifests of these members' updates, by default of all.

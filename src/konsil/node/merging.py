@@ -21,9 +21,9 @@ GRACE_LEAST_S = 2.0
 GRACE_MOST_S = 30.0
 """How long an unreachable member is waited for before it is reported: a share of the study's ``merge_s``."""
 
-BLAMED_FROM_ATTEMPT = 3
-"""A member that answers nothing is reported from this attempt on. Each attempt has twice the time of the
-one before, so that a slow line is not taken for a dead one."""
+BLAMED_FROM_ATTEMPT = 2
+"""A member that lets others wait and sends nothing is reported from this attempt on: before those that
+wait for it seem to be silent themselves."""
 
 BLAMED_AFTER = 0.7
 """... once this share of the attempt's time is gone: early enough for the report to count."""
@@ -107,12 +107,13 @@ class Merging:
     async def _in_time(self, current: OpenRound, bench: Bench, work: Awaitable[T]) -> T:
         """Do a part of the merge; where somebody lets it hang, say who before the attempt is over."""
         task = asyncio.ensure_future(work)
+        before = self.puller.peers.received()
         left_s = max(0.0, (current.deadline_s - self._clock()) * BLAMED_AFTER)
         try:
             await asyncio.wait({task}, timeout=left_s if current.attempt >= BLAMED_FROM_ATTEMPT else None)
             if task.done():
                 return await task
-            hanging = bench.gatherer.who_hangs(self.me)  # before the work ends, and its waiting with it
+            hanging = bench.gatherer.who_hangs(before)  # before the work ends, and its waiting with it
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

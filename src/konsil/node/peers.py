@@ -56,6 +56,10 @@ class Peers:
         """Peers with a connection now, in name order."""
         return tuple(sorted(link.name for link in self.transport.links() if link.connected))
 
+    def received(self) -> dict[str, int]:
+        """Bytes that have come from each connected peer over its present connections."""
+        return {link.name: link.bytes_in for link in self.transport.links() if link.connected}
+
 
 def printable(text: str) -> str:
     """A peer's words without what could steer a terminal, and no longer than a few lines."""

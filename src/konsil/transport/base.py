@@ -39,13 +39,16 @@ class PeerAddress(NamedTuple):
 
 
 class PeerLink(NamedTuple):
-    """A peer as the transport sees it now. ``via``: "dialled", "accepted" or "" without a connection."""
+    """A peer as the transport sees it now. ``via``: "dialled", "accepted" or "" without a connection.
+    ``bytes_in``: received over its present connections.
+    """
 
     name: str
     connected: bool
     via: str
     rtt_ms: float
     problem: str
+    bytes_in: int = 0
 
 
 class Transport(Protocol):

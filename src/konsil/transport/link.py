@@ -118,4 +118,5 @@ class Link:
         if connection is None:
             return PeerLink(self.name, connected=False, via="", rtt_ms=0.0, problem=self.problem)
         via = "dialled" if connection.dialled else "accepted"
-        return PeerLink(self.name, connected=True, via=via, rtt_ms=connection.rtt_ms, problem=self.problem)
+        received = sum(each.bytes_in for each in self.connections)
+        return PeerLink(self.name, True, via, connection.rtt_ms, self.problem, bytes_in=received)
