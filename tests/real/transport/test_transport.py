@@ -51,9 +51,11 @@ async def test_both_sides_ask_over_one_connection(site):
     assert (await b.request("a", b"hello", timeout_s=5)).message == b"b said hello"
     await until(lambda: link_to(a, "b").rtt_ms > 0)
     assert len(a._connections) == len(b._connections) == 1
-    assert link_to(a, "b")._replace(rtt_ms=0) == PeerLink(
+    seen = link_to(a, "b")
+    assert seen._replace(rtt_ms=0, bytes_in=0) == PeerLink(
         "b", connected=True, via="dialled", rtt_ms=0, problem=""
     )
+    assert 0 < seen.bytes_in == a.bytes_in
     assert link_to(b, "a").via == "accepted"
 
 
