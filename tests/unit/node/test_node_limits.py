@@ -1,0 +1,62 @@
+"""What holds before memory is reserved or a place is taken."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from konsil.core.messages import Failure, GetChunk, encode
+from konsil.errors import FrameError, NodeError, PeerRefused
+from konsil.node import service, training
+from konsil.node.merging import Merging
+from konsil.node.peers import raised
+from konsil.node.store import Store
+from konsil.node.training import Training
+from konsil.wall.frames import MAX_TO_NODE_BYTES, FrameReader, words_to_node
+
+
+async def test_a_model_over_the_nodes_limit_is_not_fetched():
+    asked = []
+    site = SimpleNamespace(
+        me="b", clock=lambda: 0.0, max_model_bytes=10, puller=SimpleNamespace(manifest=asked.append)
+    )
+    merging = Merging(site, Store(), lambda: SimpleNamespace(data_bytes=11))
+    with pytest.raises(NodeError, match="max_model_gb"):
+        await merging.fetch("00")
+    assert not asked
+
+
+async def test_a_visitor_that_does_not_knock_gives_its_place_up(monkeypatch):
+    monkeypatch.setattr(training, "KNOCK_S", 0.01)
+    silent = SimpleNamespace(receive=lambda: asyncio.sleep(60))
+    with pytest.raises(FrameError, match="must knock first"):
+        await Training("b", dict).serve(silent)
+
+
+def test_a_word_to_a_node_is_no_longer_than_the_longest_header():
+    reader = FrameReader(words_to_node, MAX_TO_NODE_BYTES)
+    with pytest.raises(FrameError, match=f"not 1 to {MAX_TO_NODE_BYTES}"):
+        reader.feed((MAX_TO_NODE_BYTES + 1).to_bytes(4, "big"))
+
+
+async def test_a_peer_that_does_not_read_what_was_relayed_gets_no_more(swarm, monkeypatch):
+    monkeypatch.setattr(service, "RELAYS_AT_ONCE", 2)
+    b = swarm.hospitals["b"]
+    request = encode(GetChunk(swarm.updates["c"].digest, 0, holder="c", relay=True))
+    unread = [await b.service.answer("a", request) for _ in range(2)]
+    assert all(reply.body for reply in unread)
+    refused = await b.service.answer("a", request)
+    assert not refused.body
+    assert b"relays 2 answers" in refused.message
+    assert (await b.service.answer("d", request)).body  # another peer is not held up by that
+    unread.clear()
+    assert (await b.service.answer("a", request)).body
+
+
+def test_a_peers_words_cannot_steer_a_terminal():
+    error = raised(Failure("NodeError", "x", "bad\x1b[2J" + "a" * 5000), "c")
+    assert isinstance(error, PeerRefused)
+    assert "\x1b" not in str(error)
+    assert len(str(error)) < 1200
