@@ -6,7 +6,7 @@ Model bytes never travel inside a message: they go straight into the array that 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -144,7 +144,6 @@ class Failure(_Message, frozen=True, tag="failure"):
 
 Request = Hello | GetManifest | GetChunk | GetCard | Heartbeat | LedgerSubmit | LedgerFollow | GetStatus
 Answer = Hello | Bytes | Done | Accepted | Status | Failure
-Side = Literal["request", "answer"]
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

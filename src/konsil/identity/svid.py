@@ -70,11 +70,6 @@ class Svid:
         return pem_from_der(self.chain_der)
 
     @property
-    def leaf_pem(self) -> bytes:
-        """The leaf alone."""
-        return pem_from_der(self.chain_der[:1])
-
-    @property
     def key_pem(self) -> bytes:
         """The private key, PKCS #8, not encrypted: for memory only."""
         return self.private_key.private_bytes(
