@@ -516,6 +516,36 @@ def test_weights_stay_in_range_and_in_proportion(examples):
             )
 
 
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=9), st.integers(1, 99))
+def test_nobody_has_more_than_the_cap_and_the_others_keep_their_proportion(counts, cap):
+    examples = {f"m{place}": count for place, count in enumerate(counts)}
+    weights = merge.merge_weights("capped", examples, {}, cap)
+    total = sum(weights.values())
+    assert all(1 <= weight < 2**29 for weight in weights.values())
+    if len(counts) * cap < 100:
+        assert set(weights.values()) == {1}
+        return
+    largest = max(weights.values())
+    # One part in 2^29 is lost where large counts are scaled down.
+    assert all(100 * weight <= cap * total + 100 * len(counts) for weight in weights.values())
+    free = [name for name, weight in weights.items() if weight < largest]
+    for one, other in pairwise(free):
+        ratio = Fraction(weights[one], weights[other]) / Fraction(examples[one], examples[other])
+        assert abs(ratio - 1) < Fraction(1, 100)
+
+
+def test_a_cap_lowers_the_largest_only():
+    examples = {"berlin": 900, "bonn": 100, "ulm": 100, "kiel": 50}
+    weights = merge.merge_weights("capped", examples, {}, 40)
+    assert weights["berlin"] * 10 == sum(weights.values()) * 4
+    assert weights["bonn"] == weights["ulm"] == 2 * weights["kiel"]
+    assert merge.merge_weights("capped", {"bonn": 100, "ulm": 90, "kiel": 80}, {}, 40) == {
+        "bonn": 100,
+        "kiel": 80,
+        "ulm": 90,
+    }
+
+
 def test_equal_and_given_weights():
     assert merge.merge_weights("equal", {"ulm": 7, "kiel": 9}, {}) == {"kiel": 1, "ulm": 1}
     assert merge.merge_weights("given", {"ulm": 7}, {"ulm": 3, "away": 4}) == {"ulm": 3}

@@ -35,7 +35,7 @@ from konsil.core.rules.calls import Call, Contribution
 from konsil.core.rules.settings import StudySettings
 from konsil.core.rules.state import RoundRecord
 
-WALL_VERSION = 1
+WALL_VERSION = 2
 MAX_WORDS_BYTES = 64 * 1024 * 1024
 """The largest frame: a whole ledger state for the command line; the peer is a process of the same host."""
 
@@ -126,6 +126,7 @@ class Joined(_Word, frozen=True, tag="joined"):
 
     ``round``: the round to train for, i.e. the accepted one plus 1; ``digest``: of the accepted model.
     ``record``: of the accepted round; None before round 1 was accepted. ``ended``: why the study is over.
+    ``interval``: how many times the set interval to train before the next update.
     """
 
     settings: StudySettings
@@ -133,12 +134,13 @@ class Joined(_Word, frozen=True, tag="joined"):
     digest: str
     record: RoundRecord | None = None
     ended: str = ""
+    interval: int = 1
 
 
 class Merged(_Word, frozen=True, tag="merged"):
     """A round was accepted; the descriptor holds the merge. ``round``: the accepted one.
 
-    ``ended``: why the study is over, empty while it goes on.
+    ``ended``: why the study is over, empty while it goes on. ``interval``: as in ``Joined``.
     """
 
     round: int
@@ -146,6 +148,7 @@ class Merged(_Word, frozen=True, tag="merged"):
     record: RoundRecord
     settings: StudySettings
     ended: str = ""
+    interval: int = 1
 
 
 class Waiting(_Word, frozen=True, tag="waiting"):

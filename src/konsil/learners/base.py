@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from konsil.core.parameters import Schema
-from konsil.errors import ConfigError
+from konsil.errors import ConfigError, KonsilError
 
 Array = NDArray[Any]
 
@@ -41,6 +42,60 @@ class Learner(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LocalTraining:
+    """What happens to a member's training between two merges.
+
+    ``optimizer``: the framework's optimiser that trains the model, None if the script did not name it.
+    ``reset_optimizer``: forget the optimiser's state after each merge. ``prox``: strength of FedProx's local
+    term, 0 for none. ``scaffold``: correct the gradients by SCAFFOLD's control variates.
+    """
+
+    optimizer: Any = None
+    reset_optimizer: bool = False
+    prox: float = 0.0
+    scaffold: bool = False
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is asked of the learner at all."""
+        return self.optimizer is not None or self.reset_optimizer or self.prox > 0 or self.scaffold
+
+
+@runtime_checkable
+class Steered(Protocol):
+    """A learner that reaches into its framework's training."""
+
+    def train_with(self, training: LocalTraining) -> None:
+        """Take what the study and the script ask; called once, before anything travels.
+
+        Raises:
+            ConfigError: it cannot be done for this model.
+        """
+        ...
+
+    def begin_round(self) -> None:
+        """The model was just loaded: training starts from what it holds now."""
+        ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A learner with preprocessing that is fitted together: its sums and counts travel as parameters."""
+
+    def observe(self, data: Any, weight: int) -> bool:
+        """Put this member's sums and counts of the next step that is not fitted yet into the parameters.
+
+        Args:
+            data: this member's own training rows; they stay here.
+            weight: how much this member counts in the merge that follows; the others count likewise.
+
+        Returns:
+            Whether there was such a step; False once all are fitted.
+        """
+        ...
+
+
 class Shared:
     """The part of a learner's parameters that travels.
 
@@ -59,7 +114,7 @@ class Shared:
         Raises:
             ConfigError: none is left to travel.
         """
-        arrays = self._learner.parameters()
+        arrays = self._read()
         travelling = {name: arrays[name] for name in sorted(arrays) if self._travels(name, arrays[name])}
         if not travelling:
             raise ConfigError(
@@ -83,6 +138,37 @@ class Shared:
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Copy values into the model, in place."""
         self._learner.load(arrays)
+
+    def begin_round(self) -> None:
+        """The model was just loaded: training starts from here."""
+        if isinstance(self._learner, Steered):
+            self._learner.begin_round()
+
+    def observe(self, data: Any, weight: int) -> bool:
+        """Prepare the merge that fits the next step of the preprocessing; False once all are fitted.
+
+        Raises:
+            ConfigError: this kind of model has no preprocessing that is fitted together.
+        """
+        if not isinstance(self._learner, Observing):
+            raise ConfigError(
+                f"{type(self._learner).__name__} has no preprocessing that could be fitted together.",
+                safe="Nothing was sent.",
+                do="Join with a scikit-learn Pipeline whose steps can: docs/data-scientist.md names them.",
+            )
+        return self._learner.observe(data, weight)
+
+    def _read(self) -> dict[str, Array]:
+        try:
+            return self._learner.parameters()
+        except KonsilError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"The model's parameters cannot be read: {type(error).__name__}: {error}",
+                safe="Nothing was sent; the others go on.",
+                do=f"See the error above this one; the learner is {type(self._learner).__qualname__}.",
+            ) from error
 
     def _travels(self, name: str, array: Array) -> bool:
         floating = np.issubdtype(array.dtype, np.floating) or name in self._bf16
@@ -112,26 +198,45 @@ def register(base: str, adapter: str | Callable[[Any], Learner]) -> None:
     _adapters[base] = adapter
 
 
-def learner_for(model: Any, local: Sequence[str] = ()) -> Shared:
+def learner_for(
+    model: Any,
+    local: Sequence[str] = (),
+    training: LocalTraining = LocalTraining(),
+) -> Shared:
     """The learner for a model: the model itself, if it is one, else the adapter for its class.
 
     Args:
         model: a dict of numpy arrays, a scikit-learn estimator, a PyTorch module, an object of a
             registered class, or a ``Learner``.
         local: patterns of names that stay here.
+        training: what the study and the script ask of the training between merges.
 
     Raises:
-        ConfigError: no adapter for this kind of model, or the adapter cannot use this one.
+        ConfigError: no adapter for this kind of model, or the adapter cannot use this one, or not so.
     """
+    learner = _adapted(model)
+    if isinstance(learner, Steered):
+        learner.train_with(training)
+    elif training.asks:
+        raise ConfigError(
+            f"A model of type {type(model).__qualname__} cannot be trained with `optimizer`,"
+            " `reset_optimizer`, or the study's `prox` or `scaffold`: Konsil does not reach into it.",
+            safe="Nothing was sent; the model is untouched.",
+            do="These need a torch.nn.Module; take another model, or propose a study without them.",
+        )
+    return Shared(learner, local)
+
+
+def _adapted(model: Any) -> Learner:
     for kind in type(model).__mro__:
         adapter = _adapters.get(f"{kind.__module__}.{kind.__qualname__}")
         if isinstance(adapter, str):
             module, _, name = adapter.partition(":")
             adapter = getattr(import_module(module), name)
         if adapter is not None:
-            return Shared(adapter(model), local)
+            return adapter(model)
     if isinstance(model, Learner):
-        return Shared(model, local)
+        return model
     raise ConfigError(
         f"No learner for a model of type {type(model).__module__}.{type(model).__qualname__}.",
         safe="Nothing was sent; the model is untouched.",

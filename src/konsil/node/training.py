@@ -259,6 +259,7 @@ class _Conversation:
         """Hand a model over: the answer to ``Join`` or ``Update``."""
         ended = study.ended if study.phase in {"finished", "failed"} else ""
         record = study.history[-1] if study.history else None
+        interval = study.open.interval if study.open is not None else 1
         if model is None or (self.joined and record is None):
             self.joined = True
             raise_to = StudyError(
@@ -271,10 +272,10 @@ class _Conversation:
         if not self.joined or record is None:
             self.joined = True
             has_it = self.runner.state.delivered == effect.digest
-            word = Joined(study.settings, effect.round + 1, effect.digest, record, ended)
+            word = Joined(study.settings, effect.round + 1, effect.digest, record, ended, interval)
             await self.visitor.send(word, None if has_it else model.memory.fd)
             return
-        merged = Merged(effect.round, effect.digest, record, study.settings, ended)
+        merged = Merged(effect.round, effect.digest, record, study.settings, ended, interval)
         await self.visitor.send(merged, model.memory.fd)
 
     async def _say_what_it_waits_for(self) -> None:

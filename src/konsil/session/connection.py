@@ -63,6 +63,7 @@ class News:
     settings: StudySettings
     ended: str
     memory: SealedMemory | None
+    interval: int = 1
 
     def close(self) -> None:
         """Give up the memory, if any."""
@@ -269,7 +270,15 @@ class Connection:
     def _joined(self, line: Line, initial: int | None, until_s: float) -> News:
         line.send(self._join, initial)
         joined, memory = self._answer(line, Joined, until_s)
-        news = News(joined.round - 1, joined.digest, joined.record, joined.settings, joined.ended, memory)
+        news = News(
+            joined.round - 1,
+            joined.digest,
+            joined.record,
+            joined.settings,
+            joined.ended,
+            memory,
+            joined.interval,
+        )
         if news.round < self._join.round or (memory is None and news.digest != self._join.digest):
             news.close()
             raise NodeError(
@@ -359,4 +368,4 @@ def _news(word: Merged, memory: SealedMemory | None) -> News:
             safe="The model is untouched.",
             do="See the node's log.",
         )
-    return News(word.round, word.digest, word.record, word.settings, word.ended, memory)
+    return News(word.round, word.digest, word.record, word.settings, word.ended, memory, word.interval)

@@ -23,9 +23,10 @@ class Pace:
         self._steps_an_epoch = 0
         self.begin(settings)
 
-    def begin(self, settings: StudySettings) -> None:
-        """Begin the next round."""
+    def begin(self, settings: StudySettings, interval: int = 1) -> None:
+        """Begin the next round. ``interval``: how many times the set interval it trains."""
         self._settings = settings
+        self._interval = interval
         self._steps = 0
         self._epochs = 0
         self._steps_of_epoch = 0
@@ -54,13 +55,18 @@ class Pace:
         """
         part = 0.0
         if self._settings.every_epochs and self._steps_an_epoch:
-            part = min(self._steps_of_epoch / self._steps_an_epoch, 1.0) / self._settings.every_epochs
+            part = min(self._steps_of_epoch / self._steps_an_epoch, 1.0) / self._epochs_due
         return min(self._done + part, 1.0)
+
+    @property
+    def _epochs_due(self) -> int:
+        return self._settings.every_epochs * self._interval
 
     @property
     def _done(self) -> float:
         if self._settings.every_minutes:
-            return (self._clock() - self._began_s) / (self._settings.every_minutes * _MINUTE_S)
+            due_s = self._settings.every_minutes * _MINUTE_S * self._interval
+            return (self._clock() - self._began_s) / due_s
         if self._settings.every_epochs:
-            return self._epochs / self._settings.every_epochs
-        return self._steps / max(self._settings.every_steps, 1)
+            return self._epochs / self._epochs_due
+        return self._steps / max(self._settings.every_steps * self._interval, 1)

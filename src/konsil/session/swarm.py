@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,7 @@ from konsil.core.rules.settings import StudySettings
 from konsil.core.rules.state import RoundRecord, ScoreRecord
 from konsil.core.wall import Finished, Progress, Scored, Terms, Update, Waiting
 from konsil.errors import ConfigError, StudyError
-from konsil.learners import Shared, learner_for
+from konsil.learners import LocalTraining, Shared, learner_for
 from konsil.session.connection import CONNECT_S, LOOK_AGAIN_S, Connection, Entry, News
 from konsil.session.display import WaitingLine
 from konsil.session.pace import Pace
@@ -69,6 +69,7 @@ class Swarm:
         timeout_s: float | None,
         after: Contribution,
         settled: Callable[[], None],
+        training: LocalTraining,
     ) -> None:
         """Join; the model holds the study's parameters afterwards. Use ``join``.
 
@@ -79,6 +80,7 @@ class Swarm:
         self._timeout_s = timeout_s
         self._after: Contribution = after
         self._settled = settled
+        self._training = training
         self._examples = 0
         self._progress_at_s = 0.0
         self._closed = False
@@ -138,6 +140,24 @@ class Swarm:
             KonsilError: as ``step``.
         """
         return self._train(examples, self._pace.epoch)
+
+    def fit_preprocessing(self, data: Any) -> None:
+        """Fit the preprocessing of a model together: each step takes one round, from sums and counts.
+
+        Where the study has fitted it already (this member comes late), nothing is done.
+
+        Args:
+            data: this member's own training rows; they stay in this process.
+
+        Raises:
+            ConfigError: the model has no preprocessing that can be fitted together.
+            KonsilError: as ``step``.
+        """
+        self._require_open()
+        learner, _ = self._parts()
+        # One example a member: sums and counts are pooled, whatever a member's training would weigh.
+        while not self.finished and learner.observe(data, self.settings.given.get(self.member, 1)):
+            self._merge(1)
 
     def score(self, *, examples: int, loss: float | None = None, **metrics: float) -> None:
         """Say how well the last merge does on this member's own validation data. It goes on the ledger.
@@ -205,7 +225,9 @@ class Swarm:
     # --- inside ----------------------------------------------------------------------------------
 
     def _prepare(self, terms: Terms) -> Entry:
-        learner = learner_for(self._model, terms.settings.local)
+        settings = terms.settings
+        training = replace(self._training, prox=settings.prox, scaffold=settings.scaffold)
+        learner = learner_for(self._model, settings.local, training)
         schema = learner.schema()
         if terms.wanted and self._initial is None:
             self._initial = seal_arrays(schema, learner.parameters())
@@ -222,7 +244,7 @@ class Swarm:
         self._examples += examples
         count()
         if self._pace.due:
-            return self._merge()
+            return self._merge(self._examples)
         now_s = time.monotonic()
         if now_s < self._progress_at_s:
             return False
@@ -232,15 +254,15 @@ class Swarm:
             self._take(news)
         return news is not None
 
-    def _merge(self) -> bool:
-        if self._examples == 0:
+    def _merge(self, examples: int) -> bool:
+        if examples == 0:
             raise ConfigError(
                 f"Round {self.round} is due, but no examples were counted.",
                 safe="Nothing was sent; the model is untouched.",
                 do="Say how many each step or epoch was trained on: `step(examples=len(batch))`.",
             )
         learner, schema = self._parts()
-        update = Update(round=self.round, base=self.digest, examples=self._examples)
+        update = Update(round=self.round, base=self.digest, examples=examples)
         until_s = time.monotonic() + self._patience_s(self.settings)
         try:
             with seal_arrays(schema, learner.parameters()) as memory:
@@ -257,6 +279,7 @@ class Swarm:
                 _load(learner, schema, news.memory)
         finally:
             news.close()
+        learner.begin_round()
         self.round = news.round + 1
         self.digest = news.digest
         self.settings = news.settings
@@ -264,7 +287,7 @@ class Swarm:
         if news.record is not None:
             self.last = _accepted(news.record, news.digest)
         self._examples = 0
-        self._pace.begin(news.settings)
+        self._pace.begin(news.settings, news.interval)
         return news.memory is not None
 
     def _parts(self) -> tuple[Shared, Schema]:
@@ -291,6 +314,8 @@ def join(
     timeout_s: float | None = None,
     after: Contribution = "inactive",
     on_waiting: Callable[[Waiting], None] | None = None,
+    optimizer: Any = None,
+    reset_optimizer: bool = False,
 ) -> Swarm:
     """Join a study with a model: afterwards the model holds the parameters that all start from.
 
@@ -303,6 +328,9 @@ def join(
             be there, 10 minutes for one to come back, and for a merge what the study's settings allow.
         after: what this member keeps contributing when the ``with`` ends before the study does.
         on_waiting: told of what the node waits for. Without it: one line on a terminal's stderr.
+        optimizer: the PyTorch optimiser that trains the model; needed where the study has a local term
+            (``prox``) or control variates (``scaffold``).
+        reset_optimizer: forget the optimiser's state after each merge. Without it, it stays as it is.
 
     Raises:
         ConfigError: no learner for this model, or it cannot be used as it is.
@@ -315,7 +343,8 @@ def join(
     away_s = CONNECT_S if timeout_s is None else timeout_s
     line = WaitingLine()
     connection = Connection(path, study, away_s=away_s, on_waiting=on_waiting or line.show)
-    return Swarm(connection, model, timeout_s=timeout_s, after=after, settled=line.clear)
+    training = LocalTraining(optimizer, reset_optimizer)
+    return Swarm(connection, model, timeout_s=timeout_s, after=after, settled=line.clear, training=training)
 
 
 def socket_path(node: str | os.PathLike[str] | None = None) -> Path:

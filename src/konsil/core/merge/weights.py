@@ -12,15 +12,20 @@ WEIGHT_LIMIT = 1 << 29
 
 
 def merge_weights(
-    weighting: Literal["examples", "equal", "given"], examples: Mapping[str, int], given: Mapping[str, int]
+    weighting: Literal["examples", "equal", "given", "capped"],
+    examples: Mapping[str, int],
+    given: Mapping[str, int],
+    cap_percent: int = 0,
 ) -> dict[str, int]:
     """Each member's merge weight.
 
     Args:
         weighting: "examples": the example counts, all scaled down alike if one is too large, at least 1;
-            "equal": 1; "given": as the study's settings say.
+            "equal": 1; "given": as the study's settings say; "capped": as "examples", but nobody has more
+            than ``cap_percent`` of all weights (where the roster is too small for that, all are equal).
         examples: member -> examples it trained on; its keys are the roster.
         given: member -> weight.
+        cap_percent: for "capped", 1 to 99.
 
     Returns:
         Member -> weight from 1 to 2^29 - 1, sorted by member.
@@ -47,10 +52,34 @@ def merge_weights(
             raise ConfigError(
                 f"'{member}' says that it trained on {examples[member]} examples.", member=member
             )
-    most = max(examples.values(), default=0)
+    counts = {member: max(1, examples[member]) for member in roster}
+    if weighting == "capped":
+        counts = _capped(counts, cap_percent)
+    most = max(counts.values(), default=0)
     if most < WEIGHT_LIMIT:
-        return {member: max(1, examples[member]) for member in roster}
-    return {member: max(1, examples[member] * (WEIGHT_LIMIT - 1) // most) for member in roster}
+        return counts
+    return {member: max(1, counts[member] * (WEIGHT_LIMIT - 1) // most) for member in roster}
+
+
+def _capped(counts: Mapping[str, int], cap_percent: int) -> dict[str, int]:
+    """Counts whose largest are lowered to one value, so that nobody is over its share of the new total.
+
+    In integers: with the k largest lowered, S the sum of the others and c the cap, each of the k counts
+    c S / (100 - k c) where an other counts what it says. All are multiplied by that divisor.
+    """
+    falling = sorted(counts.values(), reverse=True)
+    others = sum(falling)
+    for lowered, largest in enumerate(falling):
+        divisor, ceiling = 100 - lowered * cap_percent, cap_percent * others
+        if largest * divisor <= ceiling:
+            return (
+                {member: min(count * divisor, ceiling) for member, count in counts.items()}
+                if lowered
+                else dict(counts)
+            )
+        others -= largest
+    # Too few members for such a cap: nobody can count less than all others do.
+    return dict.fromkeys(counts, 1)
 
 
 def require_weights(weights: Sequence[int], least: int) -> None:

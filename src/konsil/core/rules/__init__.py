@@ -55,7 +55,7 @@ from konsil.core.rules.members import proposals_at, voters
 from konsil.core.rules.reading import readable
 from konsil.core.rules.refusing import SLUG
 from konsil.core.rules.rounds import merge_time_s, missing, next_deadline_s, weights_of
-from konsil.core.rules.settings import Plateau, StudySettings, SwarmSettings
+from konsil.core.rules.settings import Adaptive, Best, Outer, Plateau, StudySettings, SwarmSettings
 from konsil.core.rules.signing import (
     Entry,
     SignedCall,
@@ -92,9 +92,11 @@ __all__ = [
     "MAX_CALL_BYTES",
     "SLUG",
     "Accept",
+    "Adaptive",
     "Agree",
     "Alive",
     "Announce",
+    "Best",
     "Call",
     "Commit",
     "Commitment",
@@ -110,6 +112,7 @@ __all__ = [
     "Member",
     "MemberRecord",
     "OpenRound",
+    "Outer",
     "Part",
     "Participant",
     "Plateau",

@@ -18,8 +18,9 @@ BUILT_IN_RULES: Final = frozenset({"geometric_median", "mean", "median", "trimme
 """Rules that every member's contract knows. One that a member registered itself is unknown elsewhere, and
 the contract must decide alike everywhere: it asks nothing of such a rule."""
 
-FIXED_SETTINGS: Final = ("name", "members", "min_members", "local", "privacy")
-"""Never changed by vote: who may take part, when it starts, and what the parameters' schema is made of."""
+FIXED_SETTINGS: Final = ("name", "members", "min_members", "local", "privacy", "outer", "scaffold")
+"""Never changed by vote: who may take part, when it starts, what the parameters' schema is made of, and an
+optimiser whose state follows from all rounds."""
 
 MAX_ROUNDS: Final = 1_000_000
 MAX_SECONDS: Final = 10 * 366 * 24 * 3600
@@ -33,6 +34,14 @@ MIN_PROPOSAL_S: Final = 60
 """Shorter than this, a vote could be over before the others' nodes have seen it."""
 MAX_INTERVAL: Final = 1e9
 """Steps, epochs or minutes between merges."""
+
+WHOLE_PERCENT: Final = 100
+MIN_STRETCH, MAX_STRETCH = 2, 1_024
+"""How many times the set interval an adaptive one may become: far more makes members drift apart."""
+MAX_PROX: Final = 1e6
+MAX_RATE: Final = 1e3
+MIN_TAU: Final = 1e-30
+"""Far below any step, far above where dividing by it would overflow."""
 
 _DIGEST_CONTEXT = "study settings"
 
@@ -84,6 +93,8 @@ def check_study_settings(
     _check_weighting(settings)
     if settings.plateau is not None:
         _check_plateau(settings.plateau, settings.rounds)
+    _check_scores(settings)
+    _check_optimisers(settings)
     if settings.rule in BUILT_IN_RULES or not built_in_rules_only:
         _check_rule(settings)
 
@@ -173,6 +184,13 @@ def _check_interval(settings: StudySettings) -> None:
 
 
 def _check_weighting(settings: StudySettings) -> None:
+    if settings.weighting == "capped":
+        _require(
+            0 < settings.cap_percent < WHOLE_PERCENT,
+            '`weighting` is "capped", so `cap_percent`, what one may count at most, must be from 1 to 99.',
+        )
+    else:
+        _require(not settings.cap_percent, '`cap_percent` is set, but `weighting` is not "capped".')
     if settings.weighting != "given":
         _require(not settings.given, '`given` has weights, but `weighting` is not "given".')
         return
@@ -197,6 +215,42 @@ def _check_plateau(plateau: Plateau, rounds: int) -> None:
         math.isfinite(plateau.min_delta) and plateau.min_delta >= 0,
         "`plateau.min_delta` must be a finite number, 0 or above.",
     )
+
+
+def _check_scores(settings: StudySettings) -> None:
+    for key, chosen in (("adaptive", settings.adaptive), ("best", settings.best)):
+        if chosen is not None:
+            _require(
+                is_metric(chosen.metric), f"`{key}.metric` must be a metric's name of at most 64 characters."
+            )
+    adaptive = settings.adaptive
+    if adaptive is not None:
+        _require(
+            MIN_STRETCH <= adaptive.most <= MAX_STRETCH,
+            f"`adaptive.most` must be from {MIN_STRETCH} to {MAX_STRETCH} times the interval that is set.",
+        )
+        _require(
+            math.isfinite(adaptive.min_delta) and adaptive.min_delta >= 0,
+            "`adaptive.min_delta` must be a finite number, 0 or above.",
+        )
+
+
+def _check_optimisers(settings: StudySettings) -> None:
+    _require(
+        math.isfinite(settings.prox) and 0 <= settings.prox <= MAX_PROX,
+        f"`prox` must be from 0 (no local term) to {MAX_PROX:g}.",
+    )
+    outer = settings.outer
+    if outer is not None:
+        _require(
+            0 < outer.learning_rate <= MAX_RATE,
+            f"`outer.learning_rate` must be above 0, at most {MAX_RATE:g}.",
+        )
+        _require(
+            0 <= outer.beta1 < 1 and 0 <= outer.beta2 < 1,
+            "`outer.beta1` and `beta2` must be from 0 to below 1.",
+        )
+        _require(MIN_TAU <= outer.tau <= 1, f"`outer.tau` must be from {MIN_TAU:g} to 1.")
 
 
 def _check_rule(settings: StudySettings) -> None:

@@ -124,13 +124,18 @@ class Leave(_Call, frozen=True, tag="leave"):
 
 
 class Commit(_Call, frozen=True, tag="commit"):
-    """A member's update for the open round: its digest and how many examples it was trained on."""
+    """A member's update for the open round: its digest and how many examples it was trained on.
+
+    ``base``: digest of the accepted merge that the training started from. ``start``: in a study with an outer
+    optimiser, digest of that optimiser's state after that merge; else empty.
+    """
 
     study: str
     round: int
     base: str
     digest: str
     examples: int
+    start: str = ""
 
 
 class Alive(_Call, frozen=True, tag="alive"):

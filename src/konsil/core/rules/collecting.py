@@ -55,7 +55,11 @@ def commit(state: State, caller: str, call: Commit, now_s: int) -> State:
         "bad_examples",
         f"The example count {call.examples} must be from {least} to 10^12.",
     )
-    commitment = Commitment(digest=call.digest, examples=call.examples, at_s=now_s)
+    if study.settings.outer is not None:
+        require_digest(call.start, "digest of the outer optimiser's state")
+    else:
+        require(not call.start, "no_outer", f"Study '{call.study}' has no outer optimiser.")
+    commitment = Commitment(digest=call.digest, examples=call.examples, at_s=now_s, start=call.start)
     current = replace(
         current,
         commits=current.commits | {caller: commitment},

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from konsil.core.merge import merge_weights
 from konsil.core.rules.agreement import effective_quorum, settings_digest
 from konsil.core.rules.deal import deal, part_count
+from konsil.core.rules.pacing import next_interval
 from konsil.core.rules.state import OpenRound, Part, Participant, RoundRecord, Study, StudyPhase
 from konsil.core.rules.stopping import why_it_ends
 
@@ -41,7 +42,8 @@ def weights_of(study: Study) -> dict[str, int]:
     if current is None or not current.roster:
         return {}
     examples = {name: current.commits[name].examples for name in current.roster}
-    return merge_weights(study.settings.weighting, examples, study.settings.given)
+    settings = study.settings
+    return merge_weights(settings.weighting, examples, settings.given, settings.cap_percent)
 
 
 def next_deadline_s(study: Study) -> int | None:
@@ -95,6 +97,7 @@ def open_round(study: Study, number: int, now_s: int) -> Study:
         deadline_s=now_s,
         expected=_all_expected(study, number, now_s),
         absent=absent,
+        interval=next_interval(study),
     )
     return settle(replace(study, open=current), now_s)
 
@@ -223,6 +226,7 @@ def accept_if_due(study: Study, now_s: int) -> Study:
         accepts=current.accepts,
         disputes=current.disputes,
         struck=current.struck,
+        interval=current.interval,
     )
     return _go_on(replace(study, history=(*study.history, record), open=None), now_s)
 

@@ -74,11 +74,12 @@ class Participant(_Value, frozen=True):
 
 
 class Commitment(_Value, frozen=True):
-    """An update on record."""
+    """An update on record. ``start``: as in ``Commit``."""
 
     digest: str
     examples: int
     at_s: int
+    start: str = ""
 
 
 class Part(_Value, frozen=True):
@@ -115,7 +116,8 @@ class OpenRound(_Value, frozen=True):
     all parts are published; then ``accepts`` (sorted) are the members of the roster that hold it all.
     ``dispute``: the open one, if any; ``disputes``: closed ones of this round; ``struck``: cheats proven.
     ``phase_since_s``: start of the phase or, while merging, of this attempt. ``silent``: leaders that let a
-    deadline of this round pass; parts are dealt to others while there are any.
+    deadline of this round pass; parts are dealt to others while there are any. ``interval``: how many times
+    the set interval members train before they commit.
     """
 
     number: int
@@ -137,14 +139,16 @@ class OpenRound(_Value, frozen=True):
     disputes: tuple[DisputeRecord, ...] = ()
     struck: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
+    interval: int = 1
 
 
 class ScoreRecord(_Value, frozen=True):
-    """One member's scores of a merge."""
+    """One member's scores of a merge. ``late``: too late to count for which merge is best."""
 
     examples: int
     loss: float | None = None
     metrics: dict[str, float] = {}
+    late: bool = False
 
 
 class RoundRecord(_Value, frozen=True):
@@ -152,7 +156,7 @@ class RoundRecord(_Value, frozen=True):
 
     ``roster``: member -> its commitment. ``weights``: member -> integer merge weight.
     ``parts``: leader and digest of each. ``absent``: member -> why. ``disputes``: those raised on the way.
-    ``struck``: cheats proven in this round.
+    ``struck``: cheats proven in this round. ``interval``: as in ``OpenRound``.
     """
 
     number: int
@@ -170,6 +174,7 @@ class RoundRecord(_Value, frozen=True):
     accepts: tuple[str, ...] = ()
     disputes: tuple[DisputeRecord, ...] = ()
     struck: tuple[str, ...] = ()
+    interval: int = 1
 
 
 class Study(_Value, frozen=True):
@@ -177,6 +182,7 @@ class Study(_Value, frozen=True):
 
     ``accepted``: digest of the last accepted merge (the initial parameters before round 1 ends).
     ``ended``: why it finished or failed. ``pending``: settings voted for, which hold from the next round on.
+    ``best``: the round whose merge has the best score so far, where the settings ask for it; 0 for none.
     """
 
     settings: StudySettings
@@ -194,6 +200,7 @@ class Study(_Value, frozen=True):
     started_s: int = 0
     ended_s: int = 0
     pending: StudySettings | None = None
+    best: int = 0
 
     @property
     def accepted(self) -> str:
