@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,24 @@ from typing import Any
 
 import pytest
 
+from konsil.core.rules import Study, StudySettings
 from konsil.evaluation.loopback import LoopbackSwarm
 
 MEMBER = Path(__file__).with_name("member.py")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE_S = 300.0
+"""For a whole example on a busy machine: frameworks alone take many seconds to be imported four times."""
+
+
+def data_folder(name: str) -> Path:
+    """The folder with the real data sets, one of which is needed; without it skip, but never in CI."""
+    folder = Path(os.environ.get("KONSIL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not (folder / name).is_dir():
+        problem = f"NOT TESTED: the data set {name} is not at {folder}; set KONSIL_DATA to its folder"
+        if os.environ.get("CI") == "true":
+            pytest.fail(problem)
+        pytest.skip(problem)
+    return folder
 
 
 class Trainer:
@@ -84,6 +100,59 @@ class Site:
         trainer = Trainer(command, self.root / f"training-{member}-{len(self.trainers)}.log")
         self.trainers.append(trainer)
         return trainer
+
+    def example(
+        self, name: str, members: tuple[str, ...], settings: StudySettings, *arguments: str, **env: str
+    ) -> tuple[list[list[str]], Study]:
+        """Run a script of the examples at every member, each with its own node, until all have ended.
+
+        Args:
+            name: the script's file name.
+            members: its process gets its place among them, their number, and ``arguments`` as arguments.
+            settings: of the study that all agree to.
+
+        Returns:
+            What each script printed, in lines, and the study as it stands on the ledger at the end.
+        """
+        swarm = self.swarm(*members)
+        swarm.start()
+        swarm.propose(settings)
+        scripts = []
+        for place, member in enumerate(members):
+            log = (self.root / f"{member}.err").open("wb")
+            scripts.append(
+                subprocess.Popen(
+                    [sys.executable, str(EXAMPLES / name), str(place), str(len(members)), *arguments],
+                    env=os.environ
+                    | {"KONSIL_DIR": str(swarm.directory(member)), "OMP_NUM_THREADS": "1"}
+                    | env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                )
+            )
+            log.close()
+        try:
+            said = [script.communicate(timeout=EXAMPLE_S)[0].splitlines() for script in scripts]
+        finally:
+            for script in scripts:
+                script.kill()
+                script.wait()
+        for member, script in zip(members, scripts, strict=True):
+            assert script.returncode == 0, (self.root / f"{member}.err").read_text()[-4000:]
+        return said, swarm.control(members[0]).state().studies[settings.name]
+
+
+@pytest.fixture
+def examples() -> Path:
+    return EXAMPLES
+
+
+@pytest.fixture
+def data() -> Any:
+    """A function from a data set's name to the folder that it is in."""
+    return data_folder
 
 
 @pytest.fixture

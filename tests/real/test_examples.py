@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from konsil.node.config import read_study_file
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(400)
 
 
-def test_four_hospitals_run_the_example_to_its_end(site):
+def test_four_hospitals_run_the_example_to_its_end(site, examples):
     members = ("berlin", "bonn", "koeln", "lyon")
-    swarm = site.swarm(*members)
-    swarm.start()
-    swarm.propose(read_study_file(EXAMPLES / "study.toml"))
-    scripts = [
-        subprocess.Popen(
-            [sys.executable, str(EXAMPLES / "tabular.py"), str(place), str(len(members))],
-            env=os.environ | {"KONSIL_DIR": str(swarm.directory(name))},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for place, name in enumerate(members)
-    ]
-    try:
-        said = [script.communicate(timeout=100)[0].splitlines() for script in scripts]
-    finally:
-        for script in scripts:
-            script.kill()
-            script.wait()
-    study = swarm.control("lyon").state().studies["tumours"]
-
-    assert [script.returncode for script in scripts] == [0] * 4
+    said, study = site.example("tabular.py", members, read_study_file(examples / "study.toml"))
     assert study.phase == "finished"
     assert all(lines[-1] == study.ended for lines in said)
     assert all(lines[0].endswith("absent: nobody") for lines in said)
