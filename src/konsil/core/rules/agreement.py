@@ -244,7 +244,7 @@ def _check_optimisers(settings: StudySettings) -> None:
     if outer is not None:
         _require(
             not settings.scaffold,
-            "`scaffold` and `outer` are both set: the outer optimiser would step on SCAFFOLD's control variates.",
+            "`scaffold` and `outer` are both set: `outer` would step on SCAFFOLD's control variates.",
         )
         _require(
             0 < outer.learning_rate <= MAX_RATE,
