@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import SGDClassifier
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
     MaxAbsScaler,
@@ -164,8 +166,11 @@ def test_a_pipeline_is_not_fitted_before_the_swarm_has_fitted_it():
     rows = hospitals(missing=0)[2]
     pipeline.fit(rows, np.arange(len(rows)) % 2)
     prepare(pipeline, 5, [0, 1])
-    learner = learner_for(pipeline)
     assert not pipeline[-1].coef_.any()
+    with pytest.raises(NotFittedError):
+        pipeline[:-1].transform(rows)
+    learner = learner_for(pipeline)
+    unfitted = {name: array.copy() for name, array in learner.parameters().items()}
     with pytest.raises(NotFittedError):
         pipeline[:-1].transform(rows)
     learner.observe(rows, 1)
@@ -175,6 +180,11 @@ def test_a_pipeline_is_not_fitted_before_the_swarm_has_fitted_it():
     merge_all([learner], [1])
     with pytest.raises(NotFittedError):  # the mean is known, the variance is not
         pipeline[1].transform(rows)
+    fit_together([learner], [rows])
+    pipeline.predict(rows)
+    learner.load(unfitted)
+    with pytest.raises(NotFittedError):
+        pipeline.predict(rows)
 
 
 def test_what_travels_is_named_after_the_steps():
@@ -243,6 +253,83 @@ def test_given_categories_need_nothing_to_be_fitted():
     assert pipeline.predict(rows).shape == (2,)
 
 
+def columns_apart(numbers, words):
+    """What a clinical table needs: numbers with gaps, words with gaps, and a column that stays as it is."""
+    return ColumnTransformer(
+        [
+            ("numbers", make_pipeline(SimpleImputer(), StandardScaler()), numbers),
+            (
+                "words",
+                make_pipeline(
+                    SimpleImputer(strategy="constant", fill_value="unknown"),
+                    OneHotEncoder(categories=[["f", "m", "unknown"], ["0", "A", "AB", "B", "unknown"]]),
+                ),
+                words,
+            ),
+        ],
+        remainder="passthrough",
+        sparse_threshold=0,
+    )
+
+
+def mixed_tables(frame):
+    rng = np.random.default_rng(9)
+    tables = []
+    for number, size in enumerate(SIZES):
+        rows = np.empty((size, 5), dtype=object)
+        rows[:, 0] = np.where(rng.random(size) < 0.2, np.nan, rng.normal(50 + number, 9, size))
+        rows[:, 1] = rng.choice(["f", "m"], size)
+        rows[:, 2] = rng.normal(1e5 * number, 9, size)
+        rows[:, 3] = rng.choice(["A", "B", "AB", "0"], size)
+        rows[:, 4] = rng.integers(0, 2, size).astype(float)
+        rows[rng.random(size) < 0.1, 3] = np.nan
+        tables.append(frame(rows))
+    return tables
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_columns_that_are_treated_apart_are_fitted_together_too(named):
+    names = ["age", "sex", "platelets", "group", "fever"]
+    columns = (["age", "platelets"], ["sex", "group"]) if named else ([0, 2], slice(1, 4, 2))
+    pandas = pytest.importorskip("pandas") if named else None
+
+    def frame(rows):
+        if pandas is None:
+            return rows
+        types = {"age": float, "platelets": float, "fever": float}
+        return pandas.DataFrame(rows, columns=names).astype(types)
+
+    def make():
+        return make_pipeline(columns_apart(*columns), StandardScaler(with_std=False), SGDClassifier())
+
+    tables = mixed_tables(frame)
+    pipelines = [prepare(make(), names if named else 5, [0, 1]) for _ in tables]
+    learners = [learner_for(pipeline) for pipeline in pipelines]
+    assert "columntransformer.numbers.standardscaler.variance.sum" in learners[0].parameters()
+    with pytest.raises(NotFittedError):
+        pipelines[0][:-1].transform(tables[0])
+    assert fit_together(learners, tables) == 4
+    merge_all(learners, [3, 1, 4, 1])
+    everyone = pandas.concat(tables) if pandas else np.concatenate(tables)
+    pooled = make()[:-1].fit(everyone)
+    for rows in tables:
+        for pipeline in pipelines:
+            ours = np.asarray(pipeline[:-1].transform(rows), dtype=float)
+            np.testing.assert_allclose(ours, pooled.transform(rows).astype(float), rtol=1e-9, atol=1e-9)
+    assert pipelines[0][-1].coef_.shape == (1, 2 + 3 + 5 + 1)
+    pipelines[0][-1].partial_fit(pipelines[0][:-1].transform(tables[2]), np.arange(400) % 2)
+    assert pipelines[0].predict(tables[0]).shape == (7,)
+
+
+def test_a_pipeline_inside_another_is_fitted_together_too():
+    inner = make_pipeline(SimpleImputer(), "passthrough", StandardScaler())
+    pipeline = prepare(make_pipeline(inner, SGDClassifier()), 5, [0, 1])
+    rows = hospitals()[2]
+    assert fit_together([learner_for(pipeline)], [rows]) == 3
+    pooled = make_pipeline(SimpleImputer(), StandardScaler()).fit(rows)
+    np.testing.assert_allclose(pipeline[:-1].transform(rows), pooled.transform(rows), rtol=1e-9, atol=1e-4)
+
+
 def test_a_column_that_only_one_member_has_is_fitted_from_its_rows():
     tables = hospitals()
     for rows in tables[1:]:
@@ -252,12 +339,29 @@ def test_a_column_that_only_one_member_has_is_fitted_from_its_rows():
     assert pipelines[2][0].statistics_[0] == pytest.approx(np.nanmean(tables[0][:, 0]), rel=1e-9)
 
 
+def test_a_number_can_stand_for_what_is_missing():
+    rows = hospitals(missing=0)[2]
+    rows[::3, 0] = -1
+    pipeline = prepare(make_pipeline(SimpleImputer(missing_values=-1), SGDClassifier()), 5, [0, 1])
+    fit_together([learner_for(pipeline)], [rows])
+    expected = SimpleImputer(missing_values=-1).fit(rows).statistics_
+    np.testing.assert_allclose(pipeline[0].statistics_, expected, rtol=1e-9)
+
+
+def test_steps_whose_names_begin_alike_are_told_apart():
+    pipeline = Pipeline([("model.scale", StandardScaler()), ("model", SGDClassifier())])
+    learner = learner_for(prepare(pipeline, 5, [0, 1]))
+    fit_together([learner], [hospitals(missing=0)[2]])
+    learner.load({name: array + 1 for name, array in learner.parameters().items() if "coef" in name})
+    assert (pipeline[-1].coef_ == 1).all()
+
+
 def test_a_column_of_which_nobody_has_a_value_is_named():
     tables = hospitals()
     for rows in tables:
         rows[:, 2] = np.nan
     learners = [learner_for(pipeline) for pipeline in prepared()]
-    with pytest.raises(ConfigError, match=r"any value in these columns .* 'simpleimputer' gets: 2\."):
+    with pytest.raises(ConfigError, match=r"any value in these .* 'simpleimputer' gets, counted from 0: 2\."):
         fit_together(learners, tables)
     kept = prepared(lambda: make_pipeline(SimpleImputer(keep_empty_features=True), SGDClassifier()))
     fit_together([learner_for(pipeline) for pipeline in kept], tables)
@@ -309,7 +413,7 @@ def test_rows_that_are_no_table_of_the_right_width_are_refused():
 def test_a_data_frames_columns_are_known_to_the_fitted_pipeline():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(hospitals()[2], columns=list("abcde"))
-    pipeline = prepared(members=1)[0]
+    pipeline = prepared(members=1, features=frame.columns)[0]
     learner = learner_for(pipeline)
     fit_together([learner], [frame])
     merge_all([learner], [1])
@@ -330,7 +434,11 @@ def test_a_data_frames_columns_are_known_to_the_fitted_pipeline():
         (SimpleImputer(missing_values=None), "NaN or a number"),
         (OneHotEncoder(), "hospitals meet different ones"),
         (OneHotEncoder(categories=[["a", "b"]], min_frequency=3), "rare"),
-        (make_pipeline(StandardScaler()), "inside another one"),
+        (make_pipeline(StandardScaler(), RobustScaler()), "quantiles"),
+        (ColumnTransformer([("a", PCA(2), [0, 1])]), "covariances"),
+        (ColumnTransformer([("a", "passthrough", [0])], remainder=RobustScaler()), "quantiles"),
+        (ColumnTransformer([("a", StandardScaler(), max)]), "by a function"),
+        (FeatureUnion([("a", StandardScaler())]), "a ColumnTransformer"),
         (PolynomialFeatures(degree=-1), "made-up row of 5 columns"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
@@ -379,3 +487,14 @@ def test_a_mean_comes_back_from_its_mantissa_and_exponent():
     np.testing.assert_allclose(pooled.mean, values, rtol=3e-14)
     assert np.abs(pooled.sum).max() < 1.0
     assert np.abs(pooled.count).max() < 2.0
+
+
+def test_what_a_merge_rounded_off_is_put_back():
+    pooled = Pooled.empty(3)
+    pooled.observe(np.array([[1 / 3, -1e9 / 7, 0.1]]), 1)
+    pooled.take(pooled.sum.copy(), pooled.count.copy())
+    sums, counts = pooled.sum.copy(), pooled.count.copy()
+    for deviation in (2e-15, -2e-15):
+        pooled.take(sums * (1 + deviation), counts * (1 + deviation))
+        assert np.array_equal(pooled.sum, sums)
+        assert np.array_equal(pooled.count, counts)

@@ -1,7 +1,8 @@
 """scikit-learn: linear models, multi-layer perceptrons, and pipelines whose preprocessing is fitted together.
 
 ``estimators`` has the models, ``pooled`` the values that a swarm fits from sums, ``steps`` what is known of
-each kind of preprocessing, ``pipeline`` puts them together, ``refusals`` says why others cannot be merged.
+each kind of preprocessing, ``walk`` finds them in a pipeline, ``pipeline`` is its learner, ``refusals`` says
+why other estimators cannot be merged.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def prepare(model: Any, n_features: int, classes: Sequence[Any] | None = None, d
     Args:
         model: a linear model, a multi-layer perceptron, or a Pipeline that ends in one; changed in place.
             What it had learned is forgotten.
-        n_features: columns of the data.
+        n_features: how many columns the rows have; where they are data frames, the columns' names.
         classes: for a classifier: all classes that any member has, the same at every member.
         dtype: of the rows that it will be trained on: scikit-learn's SGD refuses float32 rows where the
             coefficients are float64, and the other way round. The same at every member.
@@ -51,4 +52,5 @@ def prepare(model: Any, n_features: int, classes: Sequence[Any] | None = None, d
     """
     if is_pipeline(model):
         return prepare_pipeline(model, n_features, classes, dtype)
-    return prepare_estimator(model, n_features, classes, dtype)
+    width = n_features if isinstance(n_features, int) else len(n_features)
+    return prepare_estimator(model, width, classes, dtype)

@@ -6,7 +6,6 @@ refused.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any, Protocol
@@ -17,9 +16,6 @@ from konsil.errors import ConfigError
 from konsil.learners.base import Array
 from konsil.learners.sklearn.pooled import Floats
 from konsil.learners.sklearn.refusals import kinds_of, unusable
-
-MADE_UP = 0.5
-"""What a made-up row consists of: few functions do not take it, and nobody's code for "missing"."""
 
 _CONSTANT = 2.0**-43
 """A standard deviation below this share of the mean is rounding: the column is constant."""
@@ -51,8 +47,14 @@ class PooledKind(Protocol):
         """Whether every column must have a value at some member."""
         ...
 
-    def fit(self, step: Any, known: Mapping[str, Floats]) -> None:
-        """Set the fitted attributes: ``known`` has all of `means`."""
+    def fit(self, step: Any, known: Mapping[str, Floats], row: Any) -> None:
+        """Set the fitted attributes.
+
+        Args:
+            step: the step, not fitted.
+            known: all of `means`.
+            row: a made-up row, of the columns that the step gets.
+        """
         ...
 
 
@@ -90,9 +92,9 @@ class Imputer:
         """A column without any value would be dropped, and the model would have another width."""
         return not step.keep_empty_features
 
-    def fit(self, step: Any, known: Mapping[str, Floats]) -> None:
+    def fit(self, step: Any, known: Mapping[str, Floats], row: Any) -> None:
         """The mean is what is filled in; 0 for a column that nobody has."""
-        step.fit(np.full((1, len(known["mean"])), MADE_UP))
+        step.fit(row)
         step.statistics_ = np.nan_to_num(known["mean"], nan=0.0)
 
 
@@ -117,10 +119,10 @@ class Scaler:
         """A column without any value has no scale."""
         return True
 
-    def fit(self, step: Any, known: Mapping[str, Floats]) -> None:
+    def fit(self, step: Any, known: Mapping[str, Floats], row: Any) -> None:
         """As scikit-learn does, but for ``n_samples_seen_``, which nobody knows: it stays at 1."""
         mean = known["mean"]
-        step.fit(np.full((1, len(mean)), MADE_UP))
+        step.fit(row)
         step.mean_ = mean.copy()
         if step.with_std:
             step.var_ = known["variance"].copy()
@@ -132,7 +134,7 @@ _POOLED: Mapping[str, PooledKind] = {"SimpleImputer": Imputer(), "StandardScaler
 
 _STATELESS = ("FunctionTransformer", "Normalizer", "Binarizer", "PolynomialFeatures")
 
-_ENCODERS = ("OneHotEncoder", "OrdinalEncoder")
+ENCODERS = frozenset({"OneHotEncoder", "OrdinalEncoder"})
 
 _SCALE = "StandardScaler, or a FunctionTransformer with bounds that all agree on"
 _QUANTILES = "needs quantiles over all hospitals' rows, which no sums give"
@@ -154,12 +156,7 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
     "_BasePCA": ("needs covariances between all columns, not sums of single ones", "StandardScaler alone"),
     "VarianceThreshold": (_CHOICE, "columns that all agree on"),
     "SelectorMixin": (_CHOICE, "columns that all agree on"),
-    "ColumnTransformer": (
-        "treats columns in parts, which Konsil does not look into",
-        "one Pipeline for the numeric columns; encode the others before, with categories that all agree on",
-    ),
-    "FeatureUnion": ("has parts, which Konsil does not look into", "one Pipeline without it"),
-    "Pipeline": ("lies inside another one", "one Pipeline with all steps"),
+    "FeatureUnion": ("has parts, which Konsil does not look into", "a ColumnTransformer"),
 }
 
 
@@ -176,7 +173,7 @@ def kind_of(step: Any) -> PooledKind | None:
             return kind if kind.means(step) else None
         if name in _STATELESS:
             return None
-        if name in _ENCODERS:
+        if name in ENCODERS:
             _require_categories(step)
             return None
         if name in _REFUSED:
@@ -186,27 +183,6 @@ def kind_of(step: Any) -> PooledKind | None:
         "is a step of which Konsil does not know how it could be fitted together",
         f"{', '.join(sorted({*_POOLED, *_STATELESS}))}, or an encoder with given categories",
     )
-
-
-def width_after(step: Any, n_features: int) -> int:
-    """Fit a step that has no state but shapes, on a made-up row; the columns that it makes of so many.
-
-    Raises:
-        ConfigError: it does not take a row of so many columns.
-    """
-    row: Array = np.full((1, n_features), MADE_UP)
-    if not set(kinds_of(step)).isdisjoint(_ENCODERS):
-        row = np.array([[known[0] for known in step.categories]], dtype=object)
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # about a made-up row
-            return int(step.fit(row).transform(row).shape[1])
-    except Exception as error:
-        raise unusable(
-            step,
-            f"does not take a made-up row of {n_features} columns: {type(error).__name__}: {error}",
-            "the number of columns that the steps before it give",
-        ) from error
 
 
 def forget(step: Any) -> None:
