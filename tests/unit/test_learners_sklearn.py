@@ -174,6 +174,18 @@ def test_training_goes_on_step_by_step_in_the_rows_own_precision(model, classes,
     assert any(array.any() for array in learner.parameters().values())
 
 
+@pytest.mark.filterwarnings("ignore:Class Passive:FutureWarning")  # deprecated in scikit-learn 1.8
+@pytest.mark.skipif(not hasattr(linear_model, "PassiveAggressiveClassifier"), reason="gone from scikit-learn")
+def test_passive_aggressive_models_go_on_from_the_merge():
+    rows, values = hospitals()[0]
+    model = prepare(linear_model.PassiveAggressiveClassifier(random_state=0), 6, [0, 1])
+    learner = learner_for(model)
+    for _ in range(3):
+        model.partial_fit(rows, classes_of(values))
+        learner.load({name: array.copy() for name, array in learner.parameters().items()})
+    assert model.score(rows, classes_of(values)) > 0.9
+
+
 def test_a_perceptron_is_prepared_at_its_random_start_whatever_it_held():
     rows, values = hospitals()[0]
     used = MLPClassifier((4,), random_state=7)
