@@ -278,3 +278,10 @@ class XGBModel(BaseEstimator):
 def test_trees_are_refused_with_the_reason(model):
     with pytest.raises(ConfigError, match=r"trees cannot be merged.*docs/data-scientist\.md"):
         learner_for(prepare(model, 6, [0, 1]))
+
+
+@pytest.mark.parametrize("name", ["xgboost.core.Booster", "lightgbm.basic.Booster", "catboost.core.CatBoost"])
+def test_trees_of_other_packages_are_refused_with_the_same_reason(name):
+    module, _, kind = name.rpartition(".")
+    with pytest.raises(ConfigError, match=f"{kind} is made of trees"):
+        learner_for(type(kind, (), {"__module__": module})())
