@@ -44,6 +44,7 @@ class Merging:
         self._clock = site.clock
         self.puller = site.puller
         self.store = store
+        self.rules = site.rules
         self.schema: Schema | None = None
         self._study = study
         self._bench: Bench | None = None
@@ -139,7 +140,16 @@ class Merging:
             return self._bench
         self.close()
         grace_s = min(GRACE_MOST_S, max(GRACE_LEAST_S, roster.settings.merge_s * GRACE_FRACTION))
-        self._bench = Bench(roster, schema, self.me, self.puller, self.store, grace_s=grace_s)
+        self._bench = Bench(
+            roster,
+            schema,
+            self.me,
+            self.puller,
+            self.store,
+            grace_s=grace_s,
+            find_rule=self.rules.rule,
+            fetch=self.fetch,
+        )
         return self._bench
 
     def _roster(self, current: OpenRound) -> Roster:
@@ -153,6 +163,7 @@ class Merging:
             weights=tuple(weights[name] for name in current.roster),
             settings=study.settings,
             n_parts=len(current.parts),
+            base=current.base,
         )
 
     # --- whole models --------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from konsil.core.rules import StudySettings
 from konsil.core.wall import AskPropose, Failed
 from konsil.errors import Refused
 from konsil.node.control import Control
+from konsil.node.rules import Rules
 from konsil.wall.layout import seal_arrays
 from konsil.wall.memory import seal_pieces
 
@@ -22,6 +23,8 @@ WEIGHTS = {"w": np.ones(3, np.float32)}
 
 class Refusing:
     """A ledger that refuses."""
+
+    state = SimpleNamespace(studies={}, proposals=())
 
     async def submit(self, _call):
         raise Refused("name_taken", "There is or was a study 'aml' already.")
@@ -57,7 +60,7 @@ async def test_a_model_whose_study_is_refused_is_given_back(pieces, says):
         fd = os.dup(memory.fd)
         visitor = Visitor(AskPropose(SETTINGS), fd)
         with pytest.raises(ConnectionResetError):
-            await Control(SimpleNamespace(ledger=Refusing())).serve(visitor)
+            await Control(SimpleNamespace(ledger=Refusing(), rules=Rules())).serve(visitor)
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
     (answer,) = visitor.heard
