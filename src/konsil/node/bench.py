@@ -78,12 +78,14 @@ class Bench:
         self._rule: Rule | None = None
         self.n_chunks = chunk_count(schema.data_bytes)
         self.assembly = Assembly(schema)
+        self.closed = False
         self.leaves: dict[int, bytes] = {}
         self._merged_here: set[int] = set()
         self._sealed: Model | None = None
 
     def close(self) -> None:
         """Give the memory back, unless it became a model that the store serves."""
+        self.closed = True
         self.assembly.close()
         if self._sealed is not None and self.store.model(self._sealed.digest) is not self._sealed:
             self._sealed.memory.close()

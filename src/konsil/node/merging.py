@@ -91,9 +91,17 @@ class Merging:
 
         Raises:
             MergeMismatch: a chunk is not what its commits give.
+            NodeError: the round went on meanwhile.
         """
         bench = await self._bench_for(current)
-        return await self._in_time(current, bench, self._audited(current, bench))
+        model = await self._in_time(current, bench, self._audited(current, bench))
+        if bench.closed:  # the others accepted the round without this member, and the memory went with it
+            raise NodeError(
+                f"Round {current.number} of study {bench.roster.study!r} went on during this node's audit.",
+                safe="Nothing is lost.",
+                do="The accepted merge is fetched whole.",
+            )
+        return model
 
     async def _audited(self, current: OpenRound, bench: Bench) -> Model:
         model = await bench.complete(current.parts, current.digest)
