@@ -77,6 +77,24 @@ async def test_a_study_with_norm_clipping_holds_back_who_goes_too_far(worlds):
     assert all(part.gram for part in world.study.history[0].parts)
 
 
+async def test_a_leader_that_lost_the_rounds_base_gets_it_from_a_peer(worlds):
+    world = await worlds(rule="norm_clipping", rounds=1)
+    for name in "ab":
+        world.nodes[name].train()
+    await world.until(lambda w: w.study.participants["b"].present)
+    first, third = world.nodes["a"], world.nodes["c"].train()
+    await world.until(lambda w: w.study.open is not None)
+    update = third.runner.store
+    for node in (first, world.nodes["b"]):
+        keep = set(node.runner.store._models) - {world.study.accepted}
+        node.runner.store.keep_only(keep)
+    assert update.model(world.study.accepted) is not None
+    await world.until(finished)
+    await soon(lambda: all(node.model() for node in world.nodes.values()))
+    assert world.study.history[0].attempt == 1
+    assert np.all(weights(first) == 1.0)
+
+
 async def test_a_study_merges_by_the_rule_in_the_members_files(worlds, tmp_path):
     world = await started(worlds, tmp_path, LARGEST)
     train(world)
