@@ -79,10 +79,12 @@ class Inputs:
         return self.each_chunk(one)
 
     def copy(self) -> None:
+        """What memory alone takes."""
         for update in self.updates:
             self.target[:] = update
 
     def check(self) -> None:
+        """The finite check of every update."""
         for update in self.updates:
             check_finite(self.schema, update)
 

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from konsil.core.parameters import Schema
-from konsil.core.rules import StudySettings
-from konsil.core.wall import AskPropose, Failed
+from konsil.core.rules import Proposal, ProposeStudySettings, StudySettings, Vote
+from konsil.core.wall import AskCall, AskPropose, Failed
 from konsil.errors import Refused
 from konsil.node.control import Control
 from konsil.node.rules import Rules
@@ -44,6 +45,19 @@ class Visitor:
 
     async def send(self, word, _fd=None):
         self.heard.append(word)
+
+
+@pytest.mark.parametrize(("yes", "says"), [(True, "this node has none"), (False, "already")])
+async def test_nobody_votes_for_a_rule_that_its_node_does_not_have(yes, says, tmp_path):
+    own = replace(SETTINGS, rule="own", rule_digest="ab" * 32)
+    ledger = Refusing()
+    ledger.state = SimpleNamespace(
+        studies={}, proposals=(Proposal(4, "a", ProposeStudySettings(own), 0, {}),)
+    )
+    visitor = Visitor(AskCall(Vote(4, yes)), None)
+    with pytest.raises(ConnectionResetError):
+        await Control(SimpleNamespace(ledger=ledger, rules=Rules(tmp_path))).serve(visitor)
+    assert says in visitor.heard[0].what
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +116,24 @@ def test_a_rule_is_held_against_the_quorum_and_its_options(rules, write):
         rules.require(settings("largest", added.digest))
     with pytest.raises(ConfigError, match="no option 'g'"):
         rules.require(settings("largest", added.digest, rule_options={"g": 1.0}))
+
+
+def test_a_rule_is_tried_with_the_options_that_a_study_gives_it(rules, write):
+    text = LARGEST.replace("largest)\n", "largest if options.get('f') != 3 else sorted)\n")
+    added = rules.add(write(text), {})
+    rules.require(settings("largest", added.digest, rule_options={"f": 2.0}))
+    with pytest.raises(ConfigError, match="its reduce raised TypeError"):
+        rules.require(settings("largest", added.digest, rule_options={"f": 3.0}))
+
+
+def test_the_rule_in_the_documents_is_one(rules, write):
+    page = (Path(__file__).parents[3] / "docs/protocol.md").read_text()
+    example = page.split("**One's own rule**")[1].split("```python\n")[1].split("```")[0]
+    added = rules.add(write(example, "bounded_mean"), {})
+    out = np.empty(2)
+    found = rules.rule(settings("bounded_mean", added.digest, rule_options={"limit": 3.0}))
+    found.reduce(np.array([[1.0, 50.0], [2.0, -1.0]]), (1, 1), out)
+    assert out.tolist() == [1.5, 1.0]
 
 
 MADE = "def rule(options):\n    return Rule('x', {}, reduce)\n"
