@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from konsil.core import merge
+from konsil.core.merge.chunk import _mix
 from konsil.core.parameters import Schema, check_finite
 from konsil.errors import ConfigError, ParametersError
 
@@ -295,11 +296,9 @@ def test_the_base_is_taken_by_rules_around_it_and_by_no_other():
 
 
 def test_a_row_of_the_mixing_matrix_may_be_empty():
-    runs, out = [("F64", 0, 8)], memoryview(bytearray(8))
-    rule = merge.Rule("none", {}, merge.weighted_mean, lambda _gram, _weights: None)
-    mixed = merge.Mixing((1, 1), ((0.0, 0.0), (0.0, 2.0)))
-    merge.merge_chunk(rule, runs, [np.ones(1).tobytes(), np.full(1, 3.0).tobytes()], [1, 1], out, mixed)
-    assert np.frombuffer(out).tolist() == [3.0]
+    mixed = np.full((2, 1), np.nan)  # as memory that was used before
+    _mix(((0.0, 0.0), (0.0, 2.0)), np.array([[1.0], [3.0]]), mixed)
+    assert mixed.tolist() == [[0.0], [6.0]]
 
 
 @pytest.mark.parametrize("name", merge.rule_names())

@@ -92,7 +92,7 @@ class Rules:
         paths = sorted(self.directory.glob("*.py")) if self.directory is not None else []
         found = []
         for path in paths:
-            name, _, _ = path.stem.rpartition("-")
+            name = path.stem.rpartition("-")[0] or path.stem
             found.append(RuleFile(name, bytes_digest(_bytes_of(path), RULE_CONTEXT), path))
         return found
 
@@ -124,10 +124,10 @@ class Rules:
             ConfigError: it is not here, is another one, does not merge as it must with these options, or
                 needs more members than the quorum.
         """
+        check_against_rule(settings, self.rule(settings))
         if settings.rule not in BUILT_IN_RULES:
             found, data = self._file(settings)
             try_rule(lambda: _made(found, data, settings.rule_options))
-        check_against_rule(settings, self.rule(settings))
 
     def _path(self, name: str, digest: str) -> Path:
         if self.directory is None or not RULE_NAME.fullmatch(name) or not is_digest(digest):
@@ -211,7 +211,14 @@ def _made(file: RuleFile, data: bytes, options: Mapping[str, float]) -> Rule:
             do="It must define `def rule(options)` that gives a konsil.core.merge.Rule.",
             file=str(file.path),
         ) from error
-    return replace(made, name=file.name) if isinstance(made, Rule) else made
+    if not isinstance(made, Rule):
+        raise ConfigError(
+            f"`rule` in {file.path} gives a {type(made).__name__}, not a konsil.core.merge.Rule.",
+            safe=_SAFE,
+            do="It must make one: see 'One's own rule' in docs/protocol.md.",
+            file=str(file.path),
+        )
+    return replace(made, name=file.name)
 
 
 # --- merging by code that somebody else wrote ----------------------------------------------------

@@ -103,10 +103,14 @@ def test_a_rule_that_comes_with_konsil_needs_no_file(rules):
         Rules().rule(settings("meen", ""))
 
 
-@pytest.mark.parametrize("name", ["../../largest", "/etc/largest", "La", ""])
-def test_a_name_from_the_ledger_reaches_no_file_outside(rules, name):
-    with pytest.raises(ConfigError):
-        rules.rule(settings(name, "ab" * 32))
+def test_a_name_from_the_ledger_reaches_no_file_outside(rules, write):
+    added = rules.add(write(LARGEST), {})
+    outside = added.path.rename(added.path.parent.parent / f"outside-{added.digest}.py")
+    for name in ("../outside", str(outside.parent / "outside"), "Outside", ""):
+        with pytest.raises(ConfigError, match="no merge rule"):
+            rules.rule(settings(name, added.digest))
+    with pytest.raises(ConfigError, match="no merge rule"):
+        rules.rule(settings("largest", "../" + added.digest))
 
 
 def test_a_rule_is_held_against_the_quorum_and_its_options(rules, write):

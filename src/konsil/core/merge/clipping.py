@@ -1,6 +1,6 @@
 """Norm clipping: nobody moves the model farther from where the round started than the others do.
 
-Sun, Kairouz, Suresh, McMahan, *Can you really backdoor federated learning?* (2019), with a bound of one's own.
+Sun, Kairouz, Suresh, McMahan, *Can you really backdoor federated learning?* (2019), with a given bound.
 
 The norm of a whole parameter vector says nothing, since it is mostly that of the model all started from:
 the vectors are differences to that model.

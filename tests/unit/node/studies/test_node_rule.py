@@ -110,6 +110,7 @@ async def test_a_member_whose_file_was_changed_says_so_and_the_others_go_on(worl
     stored.write_text(LARGEST.replace("maximum", "minimum"))
     now = read_rule_file(stored.rename(tmp_path / "changed.py"))[0].digest
     stored.write_bytes((tmp_path / "changed.py").read_bytes())
+    assert now in world.nodes["c"].runner.status().problem  # before anything is to be merged
     train(world)
     await through(world, lambda: len(world.study.history) == 1)
     problem = world.nodes["c"].runner.problem
