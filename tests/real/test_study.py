@@ -51,3 +51,20 @@ def test_four_members_train_a_study_to_the_end(site, rule):
     state = swarm.control("lyon").state()
     assert state.studies["aml"].phase == "finished"
     assert all(len(record.accepts) >= 3 for record in state.studies["aml"].history)
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("mean", 1 + 0.006 * 999), ("norm_clipping", 1.0)])
+def test_norm_clipping_stops_a_site_with_0_6_percent_of_the_data_that_moves_the_mean_sevenfold(
+    site, rule, expected
+):
+    swarm = site.swarm(*MEMBERS[:3])
+    swarm.start()
+    swarm.propose(settings(rule=rule, min_members=3, rounds=1, weighting="examples", audit_fraction=1.0))
+    steps = {"berlin": ("1", "497"), "bonn": ("1", "497"), "koeln": ("1000", "6")}
+    trainers = [
+        site.train(swarm, "aml", name, float(step), "--examples", examples)
+        for name, (step, examples) in steps.items()
+    ]
+    ends = [trainer.end()[-1] for trainer in trainers]
+    assert [end["event"] for end in ends] == ["ended"] * 3
+    assert ends[0]["value"] == pytest.approx(expected, rel=1e-6)
