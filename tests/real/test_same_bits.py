@@ -22,6 +22,13 @@ EXPECTED = {
     "trimmed_mean 5": "6711c4ecab61ada5bc150b2fc21aacfdaaaba927337d53b962e813e4a9028bba",
     "geometric_median 1": "2e66425eab70804c711214acb64030b9f0c452ea787f701174f6dc7a49b24444",
     "geometric_median 5": "c0e1e54a6c37d5f2cfc8c0b700b5cc0ffaec75b0405e6ce2d08993c272d89034",
+    "gram around a base": "f2b969ddb50775b35c88d4533302eae5929bdfebdfd2a6ed5aa9832b3bc8ca60",
+    "multi_krum 1": "5b9bc7c1a4b1702a34eab832094b719ea8f2a50616dad079e73a8659d4cbda96",
+    "multi_krum 5": "5584ff09f9d0337ab71209a5dca56cf3dd8734c94af71a85e169a9ca33e74676",
+    "nnm_trimmed_mean 1": "71c48ebcff17e6bd1bd04a8d7067858f0b83788e793c1bf8a204a07e10b0733b",
+    "nnm_trimmed_mean 5": "bb0f1a0f1d980cf3d4419349eb283e36961f6482a5aed653b97d50d7d4b2b43d",
+    "norm_clipping 1": "f4c1c6f7814d48db5a5c12df5079885cf5a4104ed709d9d9bfdad92f60c26523",
+    "norm_clipping 5": "91514e0bc5566a725c5419bed89fe9d82f2b2cdfcd9ee58ef40e9fad73b75897",
 }
 
 ELEMENTS = {"F64": 40_001, "F32": 70_001, "BF16": 501, "F16": 1_003}
@@ -57,10 +64,14 @@ def digests():
     chunks = [b"".join(part.tobytes() for part in parts) for parts in updates]
     gram = merge.gram_chunk(runs, chunks)
     found = {"gram": merge.gram_digest(gram)}
-    for name in ("mean", "median", "trimmed_mean", "geometric_median"):
+    around = merge.gram_chunk(runs, chunks, chunks[4])
+    found["gram around a base"] = merge.gram_digest(around)
+    for name in merge.rule_names():
         for weights in ([1] * 5, WEIGHTS):
             rule, out = merge.rule(name, {}), memoryview(bytearray(at))
-            merge.merge_chunk(rule, runs, chunks, weights, out, merge.mixing(rule, gram, weights))
+            base = chunks[4] if rule.around_base else None
+            mixed = merge.mixing(rule, around if base else gram, weights)
+            merge.merge_chunk(rule, runs, chunks, weights, out, mixed, base)
             found[f"{name} {len(set(weights))}"] = group_digest([leaf(out)])
     return found
 

@@ -44,6 +44,7 @@ class Merging:
         self._clock = site.clock
         self.puller = site.puller
         self.store = store
+        self.rules = site.rules
         self.schema: Schema | None = None
         self._study = study
         self._bench: Bench | None = None
@@ -90,9 +91,17 @@ class Merging:
 
         Raises:
             MergeMismatch: a chunk is not what its commits give.
+            NodeError: the round went on meanwhile.
         """
         bench = await self._bench_for(current)
-        return await self._in_time(current, bench, self._audited(current, bench))
+        model = await self._in_time(current, bench, self._audited(current, bench))
+        if bench.closed:  # the others accepted the round without this member, and the memory went with it
+            raise NodeError(
+                f"Round {current.number} of study {bench.roster.study!r} went on during this node's audit.",
+                safe="Nothing is lost.",
+                do="The accepted merge is fetched whole.",
+            )
+        return model
 
     async def _audited(self, current: OpenRound, bench: Bench) -> Model:
         model = await bench.complete(current.parts, current.digest)
@@ -139,7 +148,16 @@ class Merging:
             return self._bench
         self.close()
         grace_s = min(GRACE_MOST_S, max(GRACE_LEAST_S, roster.settings.merge_s * GRACE_FRACTION))
-        self._bench = Bench(roster, schema, self.me, self.puller, self.store, grace_s=grace_s)
+        self._bench = Bench(
+            roster,
+            schema,
+            self.me,
+            self.puller,
+            self.store,
+            grace_s=grace_s,
+            find_rule=self.rules.rule,
+            fetch=self.fetch,
+        )
         return self._bench
 
     def _roster(self, current: OpenRound) -> Roster:
@@ -153,6 +171,7 @@ class Merging:
             weights=tuple(weights[name] for name in current.roster),
             settings=study.settings,
             n_parts=len(current.parts),
+            base=current.base,
         )
 
     # --- whole models --------------------------------------------------------------------------

@@ -93,7 +93,10 @@ class StudyRunner:
     @property
     def problem(self) -> str:
         """What fails now and is tried again, in sentences; "" while all is well."""
-        return " ".join(dict.fromkeys(self._problems.values()))
+        problems = list(self._problems.values())
+        if self.site.me in self.study.participants and self.study.phase not in {"finished", "failed"}:
+            problems.append(self.site.rules.problem(self.study.settings))
+        return " ".join(dict.fromkeys(problem for problem in problems if problem))
 
     def require_participant(self) -> None:
         """See that this member takes part in the study.

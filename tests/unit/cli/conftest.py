@@ -29,6 +29,7 @@ from konsil.node.control import Control
 from konsil.node.directory import Cards, Directory
 from konsil.node.genesis import read_genesis
 from konsil.node.peers import Peers
+from konsil.node.rules import Rules
 from konsil.transport.base import PeerLink, Received
 from konsil.wall.door import Door
 from konsil.wall.memory import SealedMemory
@@ -130,6 +131,7 @@ class NodeThread(threading.Thread):
                 ledger=ledger,
                 transport=transport,
                 peers=Peers(transport),
+                rules=Rules(config.rules_dir),
                 directory=Directory("lyon", Cards(config.cards_dir)),
                 runners={"heart": SimpleNamespace(status=lambda: here, store=self)},
                 svid_expires_s=lambda: time.time() + 3600,
