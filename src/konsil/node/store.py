@@ -89,6 +89,15 @@ class Assembly:
         with memoryview(self._map) as whole:
             return whole[offset + start : offset + stop]
 
+    def whole(self) -> memoryview:
+        """Where the whole data section belongs; the caller releases the view."""
+        if self._map is None:
+            raise NodeError(
+                "These parameters were sealed or given back already.", safe="Nothing was written."
+            )
+        with memoryview(self._map) as whole:
+            return whole[len(self.schema.header) :]
+
     def read(self, index: int) -> memoryview | bytes:
         """A chunk for a peer: a copy until the model is sealed, in place from then on."""
         if self._model is not None:

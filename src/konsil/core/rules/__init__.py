@@ -67,6 +67,7 @@ from konsil.core.rules.signing import (
     entry_digest,
     signing_bytes,
 )
+from konsil.core.rules.starts import agreed_start, start_of
 from konsil.core.rules.state import (
     Commitment,
     DisputeRecord,
@@ -137,6 +138,7 @@ __all__ = [
     "Tick",
     "Verdict",
     "Vote",
+    "agreed_start",
     "apply",
     "apply_entry",
     "canonical",
@@ -164,6 +166,7 @@ __all__ = [
     "rule_mixes",
     "settings_digest",
     "signing_bytes",
+    "start_of",
     "state_digest",
     "voters",
     "weights_of",
