@@ -135,10 +135,11 @@ class OuterStates:
         mine = record.roster.get(self.merging.me)
         own = mine.start if mine is not None else ""
         where = f"compare `start` in `konsil ledger show {self.name} {record.number} --json`"
-        if agreed and own in {"", agreed}:
-            self.problem = ""
-        elif agreed:
-            self._differs(before, own, agreed)
+        if agreed:
+            if own == agreed:
+                self.problem = ""
+            elif own:
+                self._differs(before, own, agreed)
         elif own:
             self.problem = (
                 f"After round {before} the members had different outer states, and none had a majority: they "
@@ -185,7 +186,8 @@ class OuterStates:
         """Go on from a state and its model."""
         state, model = self._serve(state), self._serve(model)
         self._now = Advanced(merge, state.digest, model.digest)
-        self._save_behind(state)
+        if self._study().phase not in {"finished", "failed"}:  # nothing starts from the last one
+            self._save_behind(state)
         return self._now
 
     def _serve(self, model: Model) -> Model:
