@@ -14,7 +14,7 @@ from konsil.core.digest import chunk_count, chunk_range, leaf
 from konsil.core.outer import Layout, advance, check_state, first, layout_of, take_model
 from konsil.core.parameters import Schema
 from konsil.core.round import Advance, Advanced
-from konsil.core.rules import Outer, RoundRecord, Study, agreed_start, start_of
+from konsil.core.rules import Outer, RoundRecord, Study, agreed_start, best_start, start_of
 from konsil.errors import KonsilError, NodeError, StudyError
 from konsil.node.merging import Merging
 from konsil.node.models import Models
@@ -66,12 +66,35 @@ class OuterStates:
             return self.store.model(merge)
         return self.store.model(self._now.model) if self._now.digest == merge else None
 
+    async def model_after(self, number: int) -> Model | None:
+        """The model that training went on from after a round, if it is here or can be had.
+
+        Args:
+            number: of the last accepted round, or of the study's best; others may be gone everywhere.
+
+        Returns:
+            A model; where it is not the last one, the caller closes its memory.
+
+        Raises:
+            PeerUnreachable: its state is not here, and nobody could give it.
+        """
+        study = self._study()
+        if number == len(study.history) or study.settings.outer is None:
+            record = study.history[number - 1] if number else None
+            return self.model(record.digest if record else study.initial)
+        merge, start = self.store.model(study.accepted), start_of(study.history[number])
+        if merge is None or not start:
+            return None
+        layout = await asyncio.to_thread(layout_of, merge.schema)
+        (model,) = await _work(partial(_model_in, layout, await self._have(layout, start)))
+        return model
+
     def needed(self) -> frozenset[str]:
         """Digests that must stay: what training goes on from, and what peers may ask for."""
         study = self._study()
         if study.settings.outer is None:
             return frozenset()
-        digests = {agreed_start(study), *self._in_use}
+        digests = {agreed_start(study), best_start(study), *self._in_use}
         is_new = self._now.digest == study.accepted
         if is_new:
             digests |= {self._now.model, self._before}

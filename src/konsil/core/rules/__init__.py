@@ -67,7 +67,7 @@ from konsil.core.rules.signing import (
     entry_digest,
     signing_bytes,
 )
-from konsil.core.rules.starts import agreed_start, start_of
+from konsil.core.rules.starts import agreed_start, best_start, start_of
 from konsil.core.rules.state import (
     Commitment,
     DisputeRecord,
@@ -141,6 +141,7 @@ __all__ = [
     "agreed_start",
     "apply",
     "apply_entry",
+    "best_start",
     "canonical",
     "check_genesis",
     "check_study_settings",

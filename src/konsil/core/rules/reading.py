@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from konsil.core.rules.starts import agreed_start, start_of
+from konsil.core.rules.starts import agreed_start, best_start, start_of
 from konsil.core.rules.state import Study
 
 
@@ -15,7 +15,7 @@ def readable(study: Study, peer: str) -> frozenset[str]:
     """
     if peer not in study.participants:
         return frozenset()
-    digests = {study.initial, study.accepted}
+    digests = {study.initial, study.accepted, best_start(study)}
     for record in study.history[-1:]:
         digests |= {record.base, start_of(record), *(part.digest for part in record.parts)}
     current = study.open

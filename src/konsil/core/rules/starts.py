@@ -30,6 +30,12 @@ def agreed_start(study: Study) -> str:
     return _majority(starts, among)
 
 
+def best_start(study: Study) -> str:
+    """The outer state that holds the study's best model; "" if that is the last, or none is asked for."""
+    later = study.history[study.best :] if study.best else ()
+    return start_of(later[0]) if later and study.settings.outer is not None else ""
+
+
 def _majority(starts: Iterable[str], among: Collection[str]) -> str:
     counts = Counter(start for start in starts if start)
     found, count = max(counts.items(), key=lambda item: item[1], default=("", 0))

@@ -352,3 +352,33 @@ async def test_a_node_without_the_memory_for_a_state_says_what_to_raise(worlds):
         node.train()
     await soon(lambda: "Raise max_model_gb under [node]" in third.runner.problem)
     assert not third.seen
+
+
+async def test_the_best_rounds_model_is_kept_and_can_be_had_from_peers_who_have_its_state(worlds):
+    world = await small(worlds, rounds=5, outer=ADAM)
+    for node in world.nodes.values():
+        node.train()
+    await world.until(rounds(1))
+    best = replace(world.study, best=1)
+    world.state = replace(world.state, studies={"aml": best})
+    await world.until(finished)
+    await soon(lambda: all(node.seen[-1:] == [5] for node in world.nodes.values()))
+    assert world.study.best == 1
+    first, second, third = world.nodes.values()
+    expected = computed(ADAM, [[1.0, 2.0, 3.0]], np.float64)
+
+    async def value(node, after):
+        return views(node.schema, (await node.runner.outer.model_after(after)).data())["bias"][0]
+
+    assert await value(first, 1) == expected
+    await soon(lambda: model(third) is not None)
+    assert await value(third, 5) == views(third.schema, model(third).data())["bias"][0] != expected
+    await second.close()
+    await world.start("b", elements=ELEMENTS)
+    again = world.nodes["b"]
+    await soon(lambda: model(again) is not None)
+    assert await value(again, 1) == expected  # from its disk
+    for file in (again.folder / "merges" / "aml.outer").iterdir():
+        file.unlink()
+    again.runner.store.keep_only({world.study.accepted})
+    assert await value(again, 1) == expected  # from its peers
