@@ -69,6 +69,10 @@ def digests():
     return found | {method: outer_digest(method, chunks) for method in ("adam", "yogi")}
 
 
+def reader(state):
+    return lambda start, stop: state[start:stop]
+
+
 def outer_digest(method, merges):
     """The digest of an outer optimiser's state after four rounds."""
     layout = outer.layout_of(Schema(tuple(Tensor(code, code, (count,)) for code, count in ELEMENTS.items())))
@@ -77,7 +81,7 @@ def outer_digest(method, merges):
     outer.first(how, layout, merges[0], memoryview(state))
     for chunk in merges[1:]:
         after = bytearray(len(state))
-        outer.advance(how, layout, state, chunk, memoryview(after), memoryview(model))
+        outer.advance(how, layout, reader(state), chunk, memoryview(after), memoryview(model))
         state = after
     return group_digest([leaf(state), leaf(model)])
 

@@ -45,10 +45,13 @@ class Study:
     def round(self, merge):
         after = bytearray(len(self.state))
         advance(
-            self.outer, self.layout, self.state, self.packed(merge), memoryview(after), memoryview(self.model)
+            self.outer, self.layout, self.read, self.packed(merge), memoryview(after), memoryview(self.model)
         )
         self.state = after
         return self.arrays()
+
+    def read(self, start, stop):
+        return memoryview(self.state)[start:stop]
 
     def arrays(self):
         return {name: array.copy() for name, array in views(self.schema, bytes(self.model)).items()}
@@ -190,7 +193,7 @@ def test_the_states_model_is_the_model_that_training_goes_on_from():
     study = Study(Outer(), initial)
     study.round({name: array + 1 for name, array in initial.items()})
     model = bytearray(study.schema.data_bytes)
-    take_model(study.layout, study.state, memoryview(model))
+    take_model(study.layout, study.read, memoryview(model))
     assert model == study.model
     assert study.layout.state.data_bytes == 3 * study.schema.data_bytes
 

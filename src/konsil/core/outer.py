@@ -16,6 +16,7 @@ rounding of each stored value, so that its digest is the same on every processor
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -29,6 +30,9 @@ from konsil.core.rules.settings import Outer
 from konsil.errors import ParametersError
 
 Floats = NDArray[np.float64]
+
+Read = Callable[[int, int], Buffer]
+"""(start, stop) -> these bytes of a state's data section: a state need not be in memory."""
 
 _MOMENT_DTYPE = {"F64": "F64", "F32": "F32", "BF16": "F32", "F16": "F32"}
 """A second moment in 16 bits would lose what it is for; in 64 it would double the state of a 32-bit model."""
@@ -44,6 +48,8 @@ must not put an infinity into a state that all later rounds are made from."""
 
 _BLOCK = 16_384
 """Six rows of float64 stay in a core's second-level cache. Changes the speed, not a bit of the result."""
+
+_COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -133,14 +139,14 @@ def first(outer: Outer, layout: Layout, initial: Buffer, state: memoryview) -> N
 
 
 def advance(
-    outer: Outer, layout: Layout, before: Buffer, merge: Buffer, after: memoryview, model: memoryview
+    outer: Outer, layout: Layout, before: Read, merge: Buffer, after: memoryview, model: memoryview
 ) -> None:
     """The outer state after a round.
 
     Args:
         outer: the study's setting.
         layout: of its model.
-        before: data section of the state that the round's training started from.
+        before: reads the state that the round's training started from.
         merge: data section of the accepted merge.
         after: data section of the new state, to be written.
         model: data section of a model, to be written: the new state's x, which training goes on from.
@@ -148,9 +154,7 @@ def advance(
     Raises:
         ParametersError: one of them has another length.
     """
-    _require_lengths(
-        (layout.state, before), (layout.model, merge), (layout.state, after), (layout.model, model)
-    )
+    _require_lengths((layout.model, merge), (layout.state, after), (layout.model, model))
     rows = np.empty((5, _BLOCK))
     for run in layout.runs:
         narrow, wide = ARRAY_DTYPES[run.dtype].itemsize, ARRAY_DTYPES[run.moment].itemsize
@@ -159,10 +163,10 @@ def advance(
             x, d, m, v, scratch = rows[:, :count]
             x_at, m_at, v_at = run.x + done * narrow, run.m + done * wide, run.v + done * wide
             model_at, more, more_wide = run.model + done * narrow, count * narrow, count * wide
-            load(run.dtype, before, x_at, x_at + more, x)
+            load(run.dtype, before(x_at, x_at + more), 0, more, x)
             load(run.dtype, merge, model_at, model_at + more, d)
-            load(run.moment, before, m_at, m_at + more_wide, m)
-            load(run.moment, before, v_at, v_at + more_wide, v)
+            load(run.moment, before(m_at, m_at + more_wide), 0, more_wide, m)
+            load(run.moment, before(v_at, v_at + more_wide), 0, more_wide, v)
             _step(outer, x, d, m, v, scratch, _LARGEST[run.dtype], _LARGEST[run.moment])
             store(run.dtype, x, after, x_at)
             store(run.moment, m, after, m_at)
@@ -170,16 +174,18 @@ def advance(
             model[model_at : model_at + more] = after[x_at : x_at + more]
 
 
-def take_model(layout: Layout, state: Buffer, model: memoryview) -> None:
+def take_model(layout: Layout, state: Read, model: memoryview) -> None:
     """Copy a state's x into the data section of a model.
 
     Raises:
-        ParametersError: one of them has another length.
+        ParametersError: the model has another length.
     """
-    _require_lengths((layout.state, state), (layout.model, model))
+    _require_lengths((layout.model, model))
     for run in layout.runs:
         size = run.elements * ARRAY_DTYPES[run.dtype].itemsize
-        model[run.model : run.model + size] = state[run.x : run.x + size]
+        for done in range(0, size, _COPY_BYTES):
+            more = min(_COPY_BYTES, size - done)
+            model[run.model + done : run.model + done + more] = state(run.x + done, run.x + done + more)
 
 
 def check_state(layout: Layout, state: Buffer) -> None:

@@ -11,17 +11,19 @@ from typing import TypeVar
 import structlog
 
 from konsil.core.digest import chunk_count, chunk_range, leaf
-from konsil.core.outer import Layout, advance, check_state, first, layout_of, take_model
+from konsil.core.outer import Layout, Read, advance, check_state, first, layout_of, take_model
 from konsil.core.parameters import Schema
 from konsil.core.round import Advance, Advanced
 from konsil.core.rules import Outer, RoundRecord, Study, agreed_start, best_start, start_of
-from konsil.errors import KonsilError, NodeError, StudyError
+from konsil.errors import DigestMismatch, KonsilError, NodeError, StudyError
 from konsil.node.merging import Merging
 from konsil.node.models import Models
 from konsil.node.pull import in_thread
-from konsil.node.store import Assembly, Model, Store
+from konsil.node.store import Assembly, Model, Store, StoredModel
 
-Made = tuple[Model, Model]
+State = Model | StoredModel
+
+Made = tuple[State, Model]
 """A state, and the model that is in it."""
 
 T = TypeVar("T", Made, tuple[Model])
@@ -86,7 +88,8 @@ class OuterStates:
         if merge is None or not start:
             return None
         layout = await asyncio.to_thread(layout_of, merge.schema)
-        (model,) = await _work(partial(_model_in, layout, await self._have(layout, start)))
+        state = await self._have(layout, start)
+        (model,) = await _work(partial(_model_in, layout, state.reader()))
         return model
 
     def needed(self) -> frozenset[str]:
@@ -119,7 +122,8 @@ class OuterStates:
                 f"Round {effect.round} is not the last accepted one.", do="It is looked at anew."
             )
         layout = await asyncio.to_thread(layout_of, merge.schema)
-        self.merging.require_room(study.data_bytes + layout.state.data_bytes)
+        # For a moment there are three models, as in every study, and the new state beside them.
+        self.merging.require_room(study.data_bytes + layout.state.data_bytes // 3)
         try:
             if effect.start:
                 self._differs(effect.round, self._now.start, effect.start)
@@ -143,9 +147,9 @@ class OuterStates:
             if not later:
                 raise
             return await self._theirs(layout, later)
-        self._save_behind(before)
-        made = await _work(partial(_advanced, outer, layout, before, merge))
+        made = await _work(partial(_advanced, outer, layout, before.reader(), merge))
         self._before = start
+        self._save_behind(before)
         return made
 
     def _start_of(self, record: RoundRecord) -> str:
@@ -190,24 +194,44 @@ class OuterStates:
         """A state that a majority trains from, as it is."""
         self._in_use |= {start}
         state = await self._have(layout, start)
-        (model,) = await _work(partial(_model_in, layout, state))
+        (model,) = await _work(partial(_model_in, layout, state.reader()))
         return state, model
 
-    async def _have(self, layout: Layout, digest: str) -> Model:
-        """A state by its digest: from memory, from disk, or from a peer."""
-        found = self.store.model(digest) or await self.models.load(self.folder, digest)
-        if found is None:
-            found = await self.merging.fetch(digest, layout.state)
-            try:
-                await in_thread(partial(check_state, layout, found.data()))
-            except BaseException:
-                found.memory.close()
-                raise
-        return self._serve(found)
+    async def _have(self, layout: Layout, digest: str) -> State:
+        """A state by its digest, every byte checked: from memory, from disk, or from a peer."""
+        found = self.store.model(digest) or await self._on_disk(digest)
+        if found is not None:
+            return found
+        fetched = await self.merging.fetch(digest, layout.state)
+        try:
+            await in_thread(partial(check_state, layout, fetched.data()))
+        except BaseException:
+            fetched.close()
+            raise
+        return self._serve(fetched)
 
-    def _take(self, merge: str, state: Model, model: Model) -> Advanced:
+    async def _on_disk(self, digest: str) -> StoredModel | None:
+        """A state on this node's disk, if it is there and undamaged."""
+        stored = self.store.stored(digest)
+        if stored is None:
+            stored = await self.models.open(self.folder, digest)
+            if stored is None:
+                return None
+            self.store.put_aside(stored)
+        try:
+            await in_thread(stored.check)
+        except (DigestMismatch, NodeError) as error:
+            _log.warning("a stored outer state is damaged; it is fetched", study=self.name, why=str(error))
+            self.store.drop_stored(digest)
+            await self.models.remove(self.folder, digest)
+            return None
+        return stored
+
+    def _take(self, merge: str, state: State, model: Model) -> Advanced:
         """Go on from a state and its model."""
-        state, model = self._serve(state), self._serve(model)
+        model = self._serve(model)
+        if isinstance(state, Model):
+            state = self._serve(state)
         self._now = Advanced(merge, state.digest, model.digest)
         if self._study().phase not in {"finished", "failed"}:  # nothing starts from the last one
             self._save_behind(state)
@@ -227,18 +251,27 @@ class OuterStates:
             NodeError: the disk refuses.
         """
         state = self.store.model(start)
-        if state is not None:
-            await self.models.save(self.folder, state, self.needed())
+        if state is not None:  # else it is there already
+            await self._put_aside(state)
 
-    def _save_behind(self, state: Model) -> None:
+    async def _put_aside(self, state: Model) -> None:
+        """Write a state to disk; from there it is served, so that its memory is free."""
+        await self.models.save(self.folder, state, self.needed())
+        stored = await self.models.open(self.folder, state.digest)
+        if stored is not None:
+            self.store.put_aside(stored)
+
+    def _save_behind(self, state: State) -> None:
         """Write a state while training goes on; the next commit waits for it, and says what is wrong."""
+        if not isinstance(state, Model):
+            return
         task = asyncio.create_task(self._save(state))
         self._saves.add(task)
         task.add_done_callback(self._saves.discard)
 
     async def _save(self, state: Model) -> None:
         try:
-            await self.models.save(self.folder, state, self.needed())
+            await self._put_aside(state)
         except NodeError as error:
             _log.warning("an outer state is not on disk yet", study=self.name, why=str(error))
 
@@ -252,7 +285,7 @@ async def _work(make: Callable[[], T]) -> T:
         await asyncio.wait((working,))
         if not working.cancelled() and working.exception() is None:
             for model in working.result():
-                model.memory.close()
+                model.close()
         raise
 
 
@@ -264,19 +297,19 @@ def _first(outer: Outer, layout: Layout, initial: Model) -> Made:
         return _sealed(state), initial
 
 
-def _advanced(outer: Outer, layout: Layout, before: Model, merge: Model) -> Made:
+def _advanced(outer: Outer, layout: Layout, before: Read, merge: Model) -> Made:
     with ExitStack() as stack:
         after, model = _assembly(stack, layout.state), _assembly(stack, layout.model)
         with after.whole() as out, model.whole() as model_out:
-            advance(outer, layout, before.data(), merge.data(), out, model_out)
+            advance(outer, layout, before, merge.data(), out, model_out)
         return _sealed(after), _sealed(model)
 
 
-def _model_in(layout: Layout, state: Model) -> tuple[Model]:
+def _model_in(layout: Layout, state: Read) -> tuple[Model]:
     with ExitStack() as stack:
         model = _assembly(stack, layout.model)
         with model.whole() as out:
-            take_model(layout, state.data(), out)
+            take_model(layout, state, out)
         return (_sealed(model),)
 
 

@@ -324,6 +324,44 @@ async def test_without_a_majority_each_goes_on_from_its_own_state_and_says_so(wo
     await soon(lambda: model(world.nodes["b"]) is not None)
 
 
+async def test_a_state_that_is_on_disk_takes_no_memory_and_is_served_from_there(worlds):
+    world = await small(worlds, outer=ADAM)
+    held_back(world, "c", committed("a", "b"))
+    for node in world.nodes.values():
+        node.train()
+    await world.until(committed("a", "b"))
+    first, _, third = world.nodes.values()
+    start = world.study.open.commits["a"].start
+    assert first.runner.store.model(start) is None
+    assert first.runner.store.chunk(start, 0) == first.runner.store.stored(start).chunk(0)
+    assert first.runner.store.chunk(start, 1) is None
+    assert third.runner.outer.model(world.study.accepted) is not None
+    await world.until(finished)
+    await soon(lambda: all(node.seen[-1:] == [3] for node in world.nodes.values()))
+    requires(world, ADAM)
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut short"])
+async def test_a_state_that_a_disk_has_damaged_is_fetched_from_a_peer_before_it_is_used(worlds, damage):
+    world = await small(worlds, rounds=4, outer=ADAM)
+    held_back(world, "c", committed("a", "b"))
+    for node in world.nodes.values():
+        node.train()
+    await world.until(committed("a", "b"))
+    first = world.nodes["a"]
+    start = world.study.open.commits["a"].start
+    with (first.folder / "merges" / "aml.outer" / f"{start}.safetensors").open("r+b") as file:
+        if damage == "changed":
+            file.seek(-3, 2)
+            file.write(b"x")
+        else:
+            file.truncate(1000)
+    await world.until(finished)
+    await soon(lambda: all(node.seen[-1:] == [4] for node in world.nodes.values()))
+    assert first.runner.problem == ""
+    requires(world, ADAM)
+
+
 async def test_what_is_no_state_is_not_taken_for_one(worlds):
     world = await small(worlds, outer=ADAM)
     first, second, _ = world.nodes.values()
@@ -347,7 +385,7 @@ async def test_what_is_no_state_is_not_taken_for_one(worlds):
 async def test_a_node_without_the_memory_for_a_state_says_what_to_raise(worlds):
     world = await small(worlds, outer=ADAM)
     third = world.nodes["c"]
-    third.runner.merging.max_model_bytes = 4 * third.schema.data_bytes - 1
+    third.runner.merging.max_model_bytes = 2 * third.schema.data_bytes - 1
     for node in world.nodes.values():
         node.train()
     await soon(lambda: "Raise max_model_gb under [node]" in third.runner.problem)
