@@ -38,7 +38,7 @@ def measure(megabytes: float, method: str) -> dict[str, object]:
         values = rng.standard_normal(elements, np.float32)
         return model_of(seal_pieces([schema.header, values.data.cast("B")]), schema)
 
-    before, _ = _first(outer, layout, model())
+    (before,) = _first(outer, layout, model())
     merge = model()
     bare_s, whole_s = [], []
     for _ in range(REPEATS):

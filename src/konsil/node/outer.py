@@ -26,7 +26,7 @@ State = Model | StoredModel
 Made = tuple[State, Model]
 """A state, and the model that is in it."""
 
-T = TypeVar("T", Made, tuple[Model])
+T = TypeVar("T", tuple[Model], tuple[Model, Model])
 
 _log = structlog.get_logger(__name__)
 
@@ -50,6 +50,7 @@ class OuterStates:
         self._now = Advanced("", "", "")
         self._before = ""
         self._in_use: frozenset[str] = frozenset()
+        self._turn = asyncio.Lock()
         self._saves: set[asyncio.Task[None]] = set()
         self.problem = ""
 
@@ -115,6 +116,10 @@ class OuterStates:
             NodeError: this node has not the memory for it.
             PeerUnreachable: it takes a state that nobody could give.
         """
+        async with self._turn:  # one that is cancelled ends only with its thread
+            return await self._advance(effect)
+
+    async def _advance(self, effect: Advance) -> Advanced:
         study = self._study()
         merge, outer = self.store.model(effect.digest), study.settings.outer
         if merge is None or outer is None or study.accepted != effect.digest:
@@ -129,7 +134,8 @@ class OuterStates:
                 self._differs(effect.round, self._now.start, effect.start)
                 made = await self._theirs(layout, effect.start)
             elif effect.round == 0:
-                made = await _work(partial(_first, outer, layout, merge))
+                (state,) = await _work(partial(_first, outer, layout, merge))
+                made = state, merge
             else:
                 made = await self._stepped(outer, layout, study, merge)
             return self._take(effect.digest, *made)
@@ -146,6 +152,7 @@ class OuterStates:
             later = agreed_start(study)
             if not later:
                 raise
+            self._before = ""
             return await self._theirs(layout, later)
         made = await _work(partial(_advanced, outer, layout, before.reader(), merge))
         self._before = start
@@ -289,15 +296,15 @@ async def _work(make: Callable[[], T]) -> T:
         raise
 
 
-def _first(outer: Outer, layout: Layout, initial: Model) -> Made:
+def _first(outer: Outer, layout: Layout, initial: Model) -> tuple[Model]:
     with ExitStack() as stack:
         state = _assembly(stack, layout.state)
         with state.whole() as out:
             first(outer, layout, initial.data(), out)
-        return _sealed(state), initial
+        return (_sealed(state),)
 
 
-def _advanced(outer: Outer, layout: Layout, before: Read, merge: Model) -> Made:
+def _advanced(outer: Outer, layout: Layout, before: Read, merge: Model) -> tuple[Model, Model]:
     with ExitStack() as stack:
         after, model = _assembly(stack, layout.state), _assembly(stack, layout.model)
         with after.whole() as out, model.whole() as model_out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from msgspec.structs import replace
 from konsil.core.digest import is_digest
 from konsil.core.outer import layout_of
 from konsil.core.parameters import views
+from konsil.core.round import Advance
 from konsil.core.rules import Outer, start_of
 from konsil.errors import NodeError, ParametersError, SchemaMismatch
+from konsil.node import outer as outer_module
 from konsil.node.store import model_of
 from konsil.wall.memory import seal_pieces
 
@@ -380,6 +383,32 @@ async def test_what_is_no_state_is_not_taken_for_one(worlds):
     with pytest.raises(ParametersError, match="second moment below zero"):
         await first.runner.outer._have(layout, lie.digest)
     assert first.runner.store.model(lie.digest) is None
+
+
+async def test_a_step_that_is_cancelled_gives_back_what_it_made_and_nothing_else(worlds, monkeypatch, make):
+    world = await worlds(start=False, outer=ADAM)
+    await world.start("a", elements=ELEMENTS)
+    runner = world.nodes["a"].train().runner
+    await soon(lambda: runner.store.stored(runner.outer._now.start) is not None)
+    initial = world.study.accepted
+    began, go_on = threading.Event(), threading.Event()
+    right = outer_module._first
+
+    def slow(*arguments):
+        began.set()
+        go_on.wait(5)
+        return right(*arguments)
+
+    monkeypatch.setattr(outer_module, "_first", slow)
+    before = make.open_files()
+    step = asyncio.ensure_future(runner.outer.advance(Advance(0, initial)))
+    await asyncio.to_thread(began.wait, 5)
+    step.cancel()
+    go_on.set()
+    await asyncio.gather(step, return_exceptions=True)
+    assert step.cancelled()
+    assert make.open_files() == before
+    assert bytes(runner.store.model(initial).data()[:4]) == b"\0\0\0\0"
 
 
 async def test_a_node_without_the_memory_for_a_state_says_what_to_raise(worlds):
