@@ -360,11 +360,13 @@ def test_a_swarm_trains_to_the_end_in_as_few_calls_as_there_must_be(seed):
     seed=st.integers(0, 10**6),
     trouble=st.sampled_from([0.0, 0.1, 0.3]),
     names=st.sampled_from(["abc", "abcd"]),
+    outer=st.sampled_from([None, Outer()]),
 )
-def test_whatever_fails_on_the_way_a_swarm_reaches_the_end(seed, trouble, names):
-    world = World(seed, names, trouble=trouble, rounds=3)
+def test_whatever_fails_on_the_way_a_swarm_reaches_the_end(seed, trouble, names, outer):
+    world = World(seed, names, trouble=trouble, rounds=3, outer=outer)
     world.run()
     assert world.study.phase == "finished"
+    assert states(world) == ([world.step(number) for number in range(3)] if outer else [""] * 3)
 
 
 @pytest.mark.parametrize("seed", range(4))
