@@ -1,8 +1,8 @@
-"""Seconds and memory of one step of an outer optimiser, as a node makes it after each accepted merge.
+"""Seconds of one step of an outer optimiser, as a node makes it after each accepted merge.
 
 The model is MB x 1e6 bytes of float32 in sealed memory. A step reads the state and the merge and makes the
-next state and model, digests included, on one core; the fastest of five, beside it without fresh memory and
-digests.
+next state and model, digests included; beside it, without fresh memory and digests. Seconds of one core (who
+else uses it does not count), the fastest of five. For memory: benchmarks/round.py --outer adam.
 
     benchmarks/outer.py [MB ...]          default: 1 10 100 400
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import time
 
 import numpy as np
@@ -42,16 +41,16 @@ def measure(megabytes: float, method: str) -> dict[str, object]:
     merge = model()
     bare_s, whole_s = [], []
     for _ in range(REPEATS):
-        began_s = time.perf_counter()
+        began_s = time.process_time()
         state, stepped = _advanced(outer, layout, before.reader(), merge)
-        whole_s.append(time.perf_counter() - began_s)
+        whole_s.append(time.process_time() - began_s)
         state.memory.close()
         stepped.memory.close()
     after, out = bytearray(layout.state.data_bytes), bytearray(schema.data_bytes)
     for _ in range(REPEATS):
-        began_s = time.perf_counter()
+        began_s = time.process_time()
         advance(outer, layout, before.reader(), merge.data(), memoryview(after), memoryview(out))
-        bare_s.append(time.perf_counter() - began_s)
+        bare_s.append(time.process_time() - began_s)
     return {
         "megabytes": megabytes,
         "method": method,
@@ -76,7 +75,6 @@ def main() -> None:
             f"{result['megabytes']:g} MB, {result['method']}: {result['step_s']} s a step, "
             f"{result['bare_s']} s bare, state {result['state_megabytes']:g} MB"
         )
-    print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 
 if __name__ == "__main__":
