@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
-from konsil.core import merge
+from konsil.core import merge, outer
 from konsil.core.digest import group_digest, leaf
+from konsil.core.parameters import Schema, Tensor
+from konsil.core.rules import Outer
 
 EXPECTED = {
+    "adam": "70592daaac244c336bec43180c7d1c5714d2f265085a5189e9c8bd341a480311",
+    "yogi": "ab65c12d436c423866ce957376305bc282b48405556d25f3e9aa0b8d306d2a8e",
     "gram": "0e94596ef563615e2bb85d0a3b3417a4fd454177461e771248407677ffdb2aa4",
     "mean 1": "aed5d31a4865766ef4354b014cb05fbfa50756cceebbd4ce4fee9f5b5507fd0b",
     "mean 5": "f947d0d1d6e5f58c27e6c52ef507b0361501d6ed0f079406dd3a3c5e8a43fe57",
@@ -73,7 +77,24 @@ def digests():
             mixed = merge.mixing(rule, around if base else gram, weights)
             merge.merge_chunk(rule, runs, chunks, weights, out, mixed, base)
             found[f"{name} {len(set(weights))}"] = group_digest([leaf(out)])
-    return found
+    return found | {method: outer_digest(method, chunks) for method in ("adam", "yogi")}
+
+
+def reader(state):
+    return lambda start, stop: state[start:stop]
+
+
+def outer_digest(method, merges):
+    """The digest of an outer optimiser's state after four rounds."""
+    layout = outer.layout_of(Schema(tuple(Tensor(code, code, (count,)) for code, count in ELEMENTS.items())))
+    how = Outer(method, 0.05, 0.9, 0.99, 1e-3)
+    state, model = bytearray(layout.state.data_bytes), bytearray(layout.model.data_bytes)
+    outer.first(how, layout, merges[0], memoryview(state))
+    for chunk in merges[1:]:
+        after = bytearray(len(state))
+        outer.advance(how, layout, reader(state), chunk, memoryview(after), memoryview(model))
+        state = after
+    return group_digest([leaf(state), leaf(model)])
 
 
 def test_merges_stay_bit_for_bit_what_they_were():

@@ -111,14 +111,14 @@ class Control:
     def _model(self, word: AskModel) -> tuple[FromNode, int | None]:
         runner = self.node.runners.get(word.study)
         study = self.node.ledger.state.studies.get(word.study)
-        model = runner.store.model(study.accepted) if runner is not None and study is not None else None
+        model = runner.outer.model(study.accepted) if runner is not None and study is not None else None
         if study is None or model is None:
             raise StudyError(
                 f"This node does not hold a model of study {word.study!r}.",
                 safe="Nothing was changed.",
                 do="It is fetched as soon as this member takes part: `konsil study agree NAME`.",
             )
-        return ToldModel(word.study, len(study.history), study.accepted), model.memory.fd
+        return ToldModel(word.study, len(study.history), model.digest), model.memory.fd
 
     async def _require_known_rule(self, call: Call) -> None:
         """Refuse what this node could not merge: the contract knows only the rules that come with Konsil.

@@ -176,12 +176,17 @@ class Merging:
 
     # --- whole models --------------------------------------------------------------------------
 
-    async def fetch(self, digest: str) -> Model:
-        """A model by its root digest from any peer: for a member that was away or comes late."""
-        self._require_room()
+    async def fetch(self, digest: str, expected: Schema | None = None) -> Model:
+        """A model by its root digest from any peer: for a member that was away or comes late.
+
+        Args:
+            digest: what it must have.
+            expected: its schema, where that is not the study's.
+        """
+        self.require_room(self._study().data_bytes)
         holders = self._likely_holders()
         manifest = await self.puller.manifest(digest, holders)
-        schema = self._checked_schema(manifest)
+        schema = self._checked_schema(manifest, expected)
         assembly = Assembly(schema)
         try:
             pending = iter(range(len(manifest.leaves)))
@@ -218,10 +223,11 @@ class Merging:
         self.schema = self._checked_schema(manifest)
         return self.schema
 
-    def _checked_schema(self, manifest: Manifest) -> Schema:
+    def _checked_schema(self, manifest: Manifest, expected: Schema | None = None) -> Schema:
         schema = Schema.from_header(manifest.header)
         study = self._study()
-        if schema.digest != study.schema or schema.data_bytes != study.data_bytes:
+        wanted = (expected.digest, expected.data_bytes) if expected else (study.schema, study.data_bytes)
+        if (schema.digest, schema.data_bytes) != wanted:
             raise SchemaMismatch(
                 f"The model has a header of {schema.data_bytes} bytes of parameters that is not the study's.",
                 safe="Nothing was loaded.",
@@ -229,9 +235,12 @@ class Merging:
             )
         return schema
 
-    def _require_room(self) -> None:
-        """See that the study's model is one that this node was set up for, before memory is reserved."""
-        wanted = self._study().data_bytes
+    def require_room(self, wanted: int) -> None:
+        """See that the study's model is one that this node was set up for, before memory is reserved.
+
+        Args:
+            wanted: size of the model and, where there is an outer optimiser, of its state, in bytes.
+        """
         if wanted > self.max_model_bytes:
             raise NodeError(
                 f"The study's model has {wanted / 1e9:.1f} GB; this node takes models of "

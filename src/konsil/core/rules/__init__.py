@@ -69,6 +69,7 @@ from konsil.core.rules.signing import (
     entry_digest,
     signing_bytes,
 )
+from konsil.core.rules.starts import agreed_start, best_start, start_of
 from konsil.core.rules.state import (
     Commitment,
     DisputeRecord,
@@ -140,8 +141,10 @@ __all__ = [
     "Tick",
     "Verdict",
     "Vote",
+    "agreed_start",
     "apply",
     "apply_entry",
+    "best_start",
     "canonical",
     "check_against_rule",
     "check_genesis",
@@ -168,6 +171,7 @@ __all__ = [
     "rule_mixes",
     "settings_digest",
     "signing_bytes",
+    "start_of",
     "state_digest",
     "voters",
     "weights_of",

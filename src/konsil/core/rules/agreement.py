@@ -253,6 +253,11 @@ def _check_optimisers(settings: StudySettings) -> None:
             0 <= outer.beta1 < 1 and 0 <= outer.beta2 < 1,
             "`outer.beta1` and `beta2` must be from 0 to below 1.",
         )
+        _require(
+            not settings.scaffold,
+            "`outer` moves every array that travels, and `scaffold`'s control variates must be the members' "
+            "plain mean: take one of the two.",
+        )
         _require(MIN_TAU <= outer.tau <= 1, f"`outer.tau` must be from {MIN_TAU:g} to 1.")
 
 
