@@ -18,17 +18,20 @@ from konsil.core.merge.rule import (
     rule_names,
 )
 from konsil.core.merge.weights import merge_weights
+from konsil.core.merge.whole import Whole, merge_whole
 
 __all__ = [
     "WEIGHT_LIMIT",
     "Mixing",
     "Rule",
+    "Whole",
     "decode_gram",
     "encode_gram",
     "gram_chunk",
     "gram_digest",
     "merge_chunk",
     "merge_weights",
+    "merge_whole",
     "mixing",
     "register",
     "required_members",
