@@ -41,3 +41,14 @@ def test_four_members_train_a_study_to_the_end(site, rule):
     state = swarm.control("lyon").state()
     assert state.studies["aml"].phase == "finished"
     assert all(len(record.accepts) >= 3 for record in state.studies["aml"].history)
+
+
+def test_members_whose_training_changes_nothing_still_come_to_the_end(site):
+    swarm = site.swarm("bonn", "lyon")
+    swarm.start()
+    swarm.propose(settings(min_members=2))
+    trainers = [site.train(swarm, "aml", name, 0.0) for name in ("bonn", "lyon")]
+    for trainer in trainers:
+        words = trainer.end()
+        assert [word["round"] for word in words if word["event"] == "merged"] == [1, 2, 3]
+        assert words[-1]["event"] == "ended"

@@ -185,7 +185,7 @@ class Run:
         settings = self.world.study.settings
         if settings.prox or settings.scaffold:
             raise ConfigError(
-                "A study with `prox` or `scaffold` reaches into the optimiser, and in other processes that is "
+                "A study with `prox` or `scaffold` reaches into the optimiser, of which other processes have "
                 "a copy.",
                 safe="Nothing was merged.",
                 do="Simulate it with threads (the default of `jobs`) or with jobs=1.",
