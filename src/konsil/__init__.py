@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     )
     from konsil.learners.base import Learner, learner_for, register
     from konsil.session.swarm import AcceptedRound, Swarm, join
-    from konsil.simulation.member import Member
+    from konsil.simulation.member import Member, Work
     from konsil.simulation.swarm import simulate
 
 __all__ = [
@@ -70,6 +70,7 @@ __all__ = [
     "StudyError",
     "Swarm",
     "TransportError",
+    "Work",
     "join",
     "learner_for",
     "register",
@@ -81,6 +82,7 @@ _ELSEWHERE = {
     "Learner": "konsil.learners.base",
     "Member": "konsil.simulation.member",
     "Swarm": "konsil.session.swarm",
+    "Work": "konsil.simulation.member",
     "join": "konsil.session.swarm",
     "learner_for": "konsil.learners.base",
     "register": "konsil.learners.base",

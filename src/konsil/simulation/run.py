@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import index
 from typing import Any, TypeVar, cast
@@ -18,6 +19,7 @@ from konsil.simulation.world import World
 T = TypeVar("T")
 
 _MINUTE_S = 60.0
+_SHOWN = 300
 
 
 class Run:
@@ -208,18 +210,19 @@ class Run:
 
 
 def _score(study: str, number: int, scores: Mapping[str, float]) -> Score:
-    """What ``evaluate`` returned, for the ledger, which looks at the values itself."""
+    """What ``evaluate`` returned, as a call; a session checks the same before it sends a score."""
+    values: dict[str, Any] = dict(scores)
     try:
-        values: dict[str, Any] = dict(scores)
-        examples, loss = index(values.pop("examples")), values.pop("loss", None)
+        examples = index(values.pop("examples"))
         metrics = {name: float(value) for name, value in values.items()}
-        return Score(study, number, examples, None if loss is None else float(loss), metrics)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError):
+        metrics, examples = {}, 0
+    if examples < 1 or not metrics or not all(map(math.isfinite, metrics.values())):
         raise ConfigError(
-            "`evaluate` must return numbers by name, among them the number of `examples`; it returned "
-            f"{dict(scores)!r}"[:500]
-            + f" ({type(error).__name__}: {error})."
-        ) from error
+            "`evaluate` must return finite numbers by name, among them on how many `examples`; it returned "
+            f"{repr(dict(scores))[:_SHOWN]}."
+        )
+    return Score(study, number, examples, metrics.pop("loss", None), metrics)
 
 
 def _count(examples: Any) -> int:

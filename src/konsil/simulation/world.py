@@ -43,6 +43,7 @@ class World:
         """Nothing happens until something is posted."""
         self.ledger = ledger
         self.nodes = tuple(nodes)
+        self._named = {node.name: node for node in nodes}
         self.problems: list[Problem] = []
         self.pool = ThreadPoolExecutor(os.cpu_count() or 1, "konsil-simulate")
         self._todo: deque[tuple[Node, Effect]] = deque()
@@ -173,7 +174,7 @@ class World:
 
     def _update_of(self, name: str, current: OpenRound) -> Sequence[memoryview]:
         committed = current.commits[name].digest
-        node = next(node for node in self.nodes if node.name == name)
+        node = self._named[name]
         if node.update is not None and node.update.digest == committed:
             return node.update.chunks
         if committed != self._digest:
