@@ -301,6 +301,38 @@ def test_a_member_that_finishes_first_contributes_what_it_chose(after):
     assert run.models["member-4"]["bias"][0] == 2.5
 
 
+def test_a_snapshot_stays_what_it_was_when_the_model_itself_goes_on():
+    def make(place):
+        def train(model, work):
+            model["only"] += place + work.round
+            return 1
+
+        finishing = {"rounds": 1, "after": "snapshot"} if place == 1 else {}
+        return konsil.Member({"only": np.zeros(100)}, train, **finishing)
+
+    run = simulated(make, members=2)
+    values = [1.5]  # of 1 and 2; the snapshot is 2 from then on
+    values += [(values[0] + 2 + 2) / 2]
+    values += [(values[1] + 3 + 2) / 2]
+    assert run.models["member-1"]["only"][0] == values[2]
+    assert run.models["member-2"]["only"][0] == values[0]
+
+
+def test_a_merge_is_scored_once_though_the_study_ends_while_somebody_trains_on():
+    def make(place):
+        return adding(
+            place,
+            evaluate=lambda _: {"examples": 1, "loss": 1.0},
+            rounds=2 if place else None,
+        )
+
+    run = simulated(make, rounds=9)
+    assert len(run.rounds) == 2
+    assert "fewer than the quorum" in run.study.ended
+    assert not run.problems
+    assert not np.isnan(run.scores["loss"]).any()
+
+
 def test_a_study_ends_when_all_have_finished():
     run = simulated(lambda place: adding(place, rounds=2), rounds=9, quorum=1)
     assert len(run.rounds) == 2
