@@ -15,7 +15,7 @@ def blocks() -> list[str]:
 
 def lines(text: str) -> list[str]:
     """Without figures that another processor, or a version of scikit-learn, may give otherwise."""
-    return re.sub(r"\b([0-9a-f]{64}|0\.\d+|1)(?=[ ,;\n])", "?", text.strip() + "\n").splitlines()
+    return re.sub(r"\b([0-9a-f]{64}|\d+\.\d+|1)(?=[ ,;\n])", "?", text.strip() + "\n").splitlines()
 
 
 def test_the_simulation_of_the_page_prints_what_the_page_shows(capsys):
