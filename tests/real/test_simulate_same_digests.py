@@ -28,7 +28,7 @@ def settings(**changes: object) -> StudySettings:
     return StudySettings(**(known | changes))
 
 
-def simulated(agreed: StudySettings, elements: int) -> Study:
+def simulated(agreed: StudySettings, elements: int, **last: object) -> Study:
     """The members of ``member.py``, which adds a number to every parameter, as functions."""
 
     def make(place: int) -> konsil.Member:
@@ -39,7 +39,7 @@ def simulated(agreed: StudySettings, elements: int) -> Study:
                 model[name] += 0.1 * (place + 1)
             return 10 * (place + 1)
 
-        return konsil.Member(model, train)
+        return konsil.Member(model, train, **(last if place == len(MEMBERS) - 1 else {}))
 
     return konsil.simulate(make, members=MEMBERS, study=agreed, jobs=2).study
 
@@ -62,6 +62,26 @@ def without_times(study: Study) -> list[tuple[object, ...]]:
     ]
 
 
+def on_real_nodes(site, agreed: StudySettings, elements: int, *last: str) -> Study:
+    """The same with nodes and training scripts; ``last``: more arguments for the last member's script."""
+    swarm = site.swarm(*MEMBERS)
+    swarm.start()
+    swarm.propose(agreed)
+    trainers = [
+        site.train(
+            swarm,
+            "aml",
+            name,
+            0.1 * place,
+            *("--elements", str(elements), "--examples", str(10 * place)),
+            *(last if place == len(MEMBERS) else ()),
+        )
+        for place, name in enumerate(MEMBERS, start=1)
+    ]
+    assert [trainer.end()[-1]["event"] for trainer in trainers] == ["ended"] * 4
+    return swarm.control("bonn").state().studies["aml"]
+
+
 @pytest.mark.parametrize(
     ("elements", "changes"),
     [
@@ -74,18 +94,16 @@ def without_times(study: Study) -> list[tuple[object, ...]]:
 )
 def test_a_simulated_swarm_and_real_nodes_write_the_same_rounds_on_the_ledger(site, elements, changes):
     agreed = settings(**changes)
-    swarm = site.swarm(*MEMBERS)
-    swarm.start()
-    swarm.propose(agreed)
-    trainers = [
-        site.train(
-            swarm, "aml", name, 0.1 * place, "--elements", str(elements), "--examples", str(10 * place)
-        )
-        for place, name in enumerate(MEMBERS, start=1)
-    ]
-    assert [trainer.end()[-1]["event"] for trainer in trainers] == ["ended"] * 4
-    real = swarm.control("lyon").state().studies["aml"]
-    here = simulated(agreed, elements)
+    real, here = on_real_nodes(site, agreed, elements), simulated(agreed, elements)
     assert (here.schema, here.initial, here.data_bytes) == (real.schema, real.initial, real.data_bytes)
     assert without_times(here) == without_times(real)
     assert (here.phase, here.ended, here.settings_digest) == (real.phase, real.ended, real.settings_digest)
+
+
+@pytest.mark.parametrize("after", ["inactive", "snapshot", "active"])
+def test_so_they_do_where_a_member_finishes_first(site, after):
+    agreed = settings()
+    real = on_real_nodes(site, agreed, 1000, "--rounds", "1", "--after", after)
+    here = simulated(agreed, 1000, rounds=1, after=after)
+    assert without_times(here) == without_times(real)
+    assert here.participants == real.participants
