@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     )
     from konsil.learners.base import Learner, learner_for, register
     from konsil.session.swarm import AcceptedRound, Swarm, join
+    from konsil.simulation.member import Member, Work
+    from konsil.simulation.swarm import simulate
 
 __all__ = [
     "AcceptedRound",
@@ -54,6 +56,7 @@ __all__ = [
     "Learner",
     "LedgerError",
     "LedgerUnreachable",
+    "Member",
     "MergeMismatch",
     "NodeBusy",
     "NodeError",
@@ -67,18 +70,23 @@ __all__ = [
     "StudyError",
     "Swarm",
     "TransportError",
+    "Work",
     "join",
     "learner_for",
     "register",
+    "simulate",
 ]
 
 _ELSEWHERE = {
     "AcceptedRound": "konsil.session.swarm",
     "Learner": "konsil.learners.base",
+    "Member": "konsil.simulation.member",
     "Swarm": "konsil.session.swarm",
+    "Work": "konsil.simulation.member",
     "join": "konsil.session.swarm",
     "learner_for": "konsil.learners.base",
     "register": "konsil.learners.base",
+    "simulate": "konsil.simulation.swarm",
 }
 
 
