@@ -11,7 +11,7 @@ import torch
 
 from konsil.learners.base import Array
 
-ARRAY_DTYPES = {
+ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float64: np.dtype(np.float64),
     torch.float32: np.dtype(np.float32),
     torch.float16: np.dtype(np.float16),
@@ -43,8 +43,7 @@ def as_array(tensor: torch.Tensor) -> Array:
     tensor = tensor.detach()
     if tensor.device.type == "cpu":
         return _memory(tensor)
-    dtype: np.dtype[Any] = ARRAY_DTYPES[tensor.dtype]
-    return deferred(tuple(tensor.shape), dtype, lambda: tensor)
+    return deferred(tuple(tensor.shape), ARRAY_DTYPES[tensor.dtype], lambda: tensor)
 
 
 def deferred(shape: tuple[int, ...], dtype: np.dtype[Any], make: Callable[[], torch.Tensor]) -> Array:

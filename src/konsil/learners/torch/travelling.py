@@ -122,17 +122,19 @@ def _tied(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
     """The names, those of one and the same tensor together, each group in the order of the alphabet."""
     groups: dict[object, list[str]] = {}
     for name in sorted(tensors):
-        tensor = tensors[name]
-        place: object = id(tensor)
-        if type(tensor).__name__ != "DTensor" and tensor.layout == torch.strided and not _is_empty(tensor):
-            start = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
-            place = (*start, tensor.dtype, tuple(tensor.shape), tensor.stride())
-        groups.setdefault(place, []).append(name)
+        groups.setdefault(_place(tensors[name]), []).append(name)
     return list(groups.values())
 
 
-def _is_empty(tensor: torch.Tensor) -> bool:
-    return _is_uninitialised(tensor) or tensor.is_meta or tensor.numel() == 0
+def _place(tensor: torch.Tensor) -> object:
+    """What two names of one tensor have in common: where its values lie, else the object itself."""
+    if _is_uninitialised(tensor) or tensor.is_meta or tensor.layout != torch.strided or not tensor.numel():
+        return id(tensor)
+    try:
+        start = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+    except RuntimeError:  # a kind of tensor that has no memory of its own
+        return id(tensor)
+    return (*start, tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 def _is_uninitialised(tensor: torch.Tensor) -> bool:
