@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +20,9 @@ Array = NDArray[Any]
 @runtime_checkable
 class Learner(Protocol):
     """The adapter around a model. To support another framework, write these two methods.
+
+    A value may also be an object with ``shape``, ``dtype`` and ``__array__`` whose values are made when numpy
+    asks for them, such as a tensor on an accelerator.
 
     A learner of bfloat16 values, which numpy does not have, gives their bits as uint16 arrays, and their
     names in an attribute ``bf16``.
@@ -48,13 +51,15 @@ class LocalTraining:
 
     ``optimizer``: the framework's optimiser that trains the model, None if the script did not name it.
     ``reset_optimizer``: forget the optimiser's state after each merge. ``prox``: strength of FedProx's local
-    term, 0 for none. ``scaffold``: correct the gradients by SCAFFOLD's control variates.
+    term, 0 for none. ``scaffold``: correct the gradients by SCAFFOLD's control variates. ``local``: patterns
+    of names that stay; what stays is neither held nor corrected.
     """
 
     optimizer: Any = None
     reset_optimizer: bool = False
     prox: float = 0.0
     scaffold: bool = False
+    local: tuple[str, ...] = ()
 
     @property
     def asks(self) -> bool:
@@ -76,6 +81,15 @@ class Steered(Protocol):
 
     def begin_round(self) -> None:
         """The model was just loaded: training starts from what it holds now."""
+        ...
+
+
+@runtime_checkable
+class Ending(Protocol):
+    """A learner that lets go of its framework's training when the session ends."""
+
+    def end(self) -> None:
+        """The session is over: leave the training alone from now on."""
         ...
 
 
@@ -107,6 +121,11 @@ class Shared:
         """Wrap a learner; ``local`` are patterns as in ``fnmatch``, with case."""
         self._learner = learner
         self._local = tuple(local)
+
+    @property
+    def learner(self) -> Learner:
+        """What is wrapped."""
+        return self._learner
 
     def parameters(self) -> dict[str, Array]:
         """The arrays that travel, sorted by name.
@@ -143,6 +162,11 @@ class Shared:
         """The model was just loaded: training starts from here."""
         if isinstance(self._learner, Steered):
             self._learner.begin_round()
+
+    def end(self) -> None:
+        """The session is over: the framework's training is left alone from now on."""
+        if isinstance(self._learner, Ending):
+            self._learner.end()
 
     def observe(self, data: Any, weight: int) -> bool:
         """Prepare the merge that fits the next step of the preprocessing; False once all are fitted.
@@ -219,7 +243,7 @@ def learner_for(
     """
     learner = _adapted(model)
     if isinstance(learner, Steered):
-        learner.train_with(training)
+        learner.train_with(replace(training, local=tuple(local)))
     elif training.asks:
         raise ConfigError(
             f"A model of type {type(model).__qualname__} cannot be trained with `optimizer`,"

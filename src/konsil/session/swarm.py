@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -344,7 +345,17 @@ def join(
     line = WaitingLine()
     connection = Connection(path, study, away_s=away_s, on_waiting=on_waiting or line.show)
     training = LocalTraining(optimizer, reset_optimizer)
-    return Swarm(connection, model, timeout_s=timeout_s, after=after, settled=line.clear, training=training)
+    session = _session_type()
+    return session(connection, model, timeout_s=timeout_s, after=after, settled=line.clear, training=training)
+
+
+def _session_type() -> type[Swarm]:
+    """A plain session; in a process that is one of several of a hospital, one that is in step with these."""
+    if "torch" not in sys.modules:
+        return Swarm
+    from konsil.session.distributed import session_type  # noqa: PLC0415 - PyTorch is there, if this is reached
+
+    return session_type()
 
 
 def socket_path(node: str | os.PathLike[str] | None = None) -> Path:

@@ -8,6 +8,7 @@ safetensors library writes for floating-point arrays are in this order already.
 
 from konsil.core.parameters.schema import (
     ARRAY_DTYPES,
+    FROZEN,
     MAX_DATA_BYTES,
     MAX_HEADER_BYTES,
     Run,
@@ -18,6 +19,7 @@ from konsil.core.parameters.values import LARGEST_F64, check_finite, pack, read_
 
 __all__ = [
     "ARRAY_DTYPES",
+    "FROZEN",
     "LARGEST_F64",
     "MAX_DATA_BYTES",
     "MAX_HEADER_BYTES",
