@@ -51,6 +51,8 @@ from konsil.core.rules.contract import (
     state_digest,
 )
 from konsil.core.rules.deal import deal, part_count
+from konsil.core.rules.final import FinalModel, final_round, is_over
+from konsil.core.rules.matrix import MatrixRow, ScoreMatrix, metrics_of, score_matrix
 from konsil.core.rules.members import proposals_at, voters
 from konsil.core.rules.reading import readable
 from konsil.core.rules.refusing import SLUG
@@ -105,10 +107,12 @@ __all__ = [
     "DisputeRecord",
     "Enter",
     "Entry",
+    "FinalModel",
     "Finish",
     "Genesis",
     "Initialise",
     "Leave",
+    "MatrixRow",
     "Member",
     "MemberRecord",
     "OpenRound",
@@ -127,6 +131,7 @@ __all__ = [
     "RoundPhase",
     "RoundRecord",
     "Score",
+    "ScoreMatrix",
     "ScoreRecord",
     "SignedCall",
     "State",
@@ -152,16 +157,20 @@ __all__ = [
     "encode_signed",
     "encode_state",
     "entry_digest",
+    "final_round",
     "genesis_digest",
     "initial_state",
+    "is_over",
     "mean_score",
     "merge_time_s",
+    "metrics_of",
     "missing",
     "next_deadline_s",
     "part_count",
     "proposals_at",
     "readable",
     "rule_mixes",
+    "score_matrix",
     "settings_digest",
     "signing_bytes",
     "state_digest",

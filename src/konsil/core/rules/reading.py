@@ -14,6 +14,8 @@ def readable(study: Study, peer: str) -> frozenset[str]:
     if peer not in study.participants:
         return frozenset()
     digests = {study.initial, study.accepted}
+    if study.best:
+        digests.add(study.history[study.best - 1].digest)
     for record in study.history[-1:]:
         digests |= {record.base, *(part.digest for part in record.parts)}
     current = study.open
