@@ -23,6 +23,7 @@ from konsil.core.round import (
 from konsil.core.rules import Score, Study, missing
 from konsil.core.wall import (
     WALL_VERSION,
+    Final,
     Finished,
     Goodbye,
     Join,
@@ -36,8 +37,10 @@ from konsil.core.wall import (
     ToNode,
     Update,
     Waiting,
+    Wanted,
 )
 from konsil.errors import ConfigError, FrameError, KonsilError, NodeBusy, SchemaMismatch, StudyError
+from konsil.node.shelf import card_for
 from konsil.node.store import Model
 from konsil.node.study import StudyRunner, Trainee
 from konsil.wall.door import Visitor
@@ -153,6 +156,8 @@ class _Conversation:
                 score = Score(self.runner.name, word.round, word.examples, word.loss, word.metrics)
                 self.runner.post(ScoreReady(score))
                 await self.visitor.send(Noted(self.runner.site.ledger.state.height))
+            case Wanted():
+                await self._final(word)
             case Finished():
                 self.runner.post(FinishWanted(word.contribution))
                 await self._settled(self._has_finished)
@@ -277,6 +282,19 @@ class _Conversation:
             return
         merged = Merged(effect.round, effect.digest, record, study.settings, ended, interval)
         await self.visitor.send(merged, model.memory.fd)
+
+    async def _final(self, word: Wanted) -> None:
+        """Answer with the final model; of a study that is over, once nobody can change the choice."""
+        shelf, ledger = self.runner.shelf, self.runner.site.ledger
+        settled = await shelf.settle(word.wait_s)
+        chosen = shelf.chosen()
+        if not settled:
+            until_s = shelf.settled_at_s
+            await self.visitor.send(Final(chosen.round, chosen.digest, settled=False, until_s=until_s))
+            return
+        model = await shelf.model(chosen.digest)
+        card = card_for(ledger.state, self.runner.name, chosen, model)
+        await self.visitor.send(Final(chosen.round, chosen.digest, chosen.settled, card), model.memory.fd)
 
     async def _say_what_it_waits_for(self) -> None:
         ledger = self.runner.site.ledger

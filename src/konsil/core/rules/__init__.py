@@ -85,7 +85,7 @@ from konsil.core.rules.state import (
     Study,
     StudyPhase,
 )
-from konsil.core.rules.stopping import mean_score
+from konsil.core.rules.stopping import mean_of, mean_score, score_value
 
 __all__ = [
     "BUILT_IN_RULES",
@@ -161,6 +161,7 @@ __all__ = [
     "genesis_digest",
     "initial_state",
     "is_over",
+    "mean_of",
     "mean_score",
     "merge_time_s",
     "metrics_of",
@@ -171,6 +172,7 @@ __all__ = [
     "readable",
     "rule_mixes",
     "score_matrix",
+    "score_value",
     "settings_digest",
     "signing_bytes",
     "state_digest",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from konsil.core.rules.agreement import effective_quorum
 from konsil.core.rules.settings import Plateau
@@ -111,10 +111,17 @@ def mean_score(record: RoundRecord, metric: str, *, timely: bool = False) -> flo
 
     ``timely``: without those that came too late to count for which merge is best.
     """
+    return mean_of(record.scores, record.roster, metric, timely=timely)
+
+
+def mean_of(
+    scores: Mapping[str, ScoreRecord], roster: Container[str], metric: str, *, timely: bool = False
+) -> float | None:
+    """As ``mean_score``, of scores by member."""
     measured = [
         (score.examples, value)
-        for name, score in sorted(record.scores.items())
-        if name in record.roster
+        for name, score in sorted(scores.items())
+        if name in roster
         and not (timely and score.late)
         and (value := score_value(score, metric)) is not None
     ]
