@@ -41,7 +41,8 @@ if TYPE_CHECKING:
         TransportError,
     )
     from konsil.learners.base import Learner, learner_for, register
-    from konsil.session.swarm import AcceptedRound, Swarm, join
+    from konsil.session.accepted import AcceptedRound
+    from konsil.session.swarm import Swarm, join
 
 __all__ = [
     "AcceptedRound",
@@ -73,7 +74,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "AcceptedRound": "konsil.session.swarm",
+    "AcceptedRound": "konsil.session.accepted",
     "Learner": "konsil.learners.base",
     "Swarm": "konsil.session.swarm",
     "join": "konsil.session.swarm",

@@ -123,12 +123,13 @@ class Goodbye(_Word, frozen=True, tag="goodbye"):
 
 class Terms(_Word, frozen=True, tag="terms"):
     """Answer to ``Knock``. ``wanted``: the study has no initial parameters yet and this node is to give
-    them, so ``Join`` brings them along.
+    them, so ``Join`` brings them along. ``swarm``: the genesis digest.
     """
 
     member: str
     settings: StudySettings
     wanted: bool = False
+    swarm: str = ""
 
 
 class Joined(_Word, frozen=True, tag="joined"):
@@ -137,7 +138,8 @@ class Joined(_Word, frozen=True, tag="joined"):
 
     ``round``: the round to train for, i.e. the accepted one plus 1; ``digest``: of the accepted model.
     ``record``: of the accepted round; None before round 1 was accepted. ``ended``: why the study is over.
-    ``interval``: how many times the set interval to train before the next update.
+    ``interval``: how many times the set interval to train before the next update. ``before``: the record of
+    the round before the accepted one, with the scores that have come since.
     """
 
     settings: StudySettings
@@ -146,12 +148,13 @@ class Joined(_Word, frozen=True, tag="joined"):
     record: RoundRecord | None = None
     ended: str = ""
     interval: int = 1
+    before: RoundRecord | None = None
 
 
 class Merged(_Word, frozen=True, tag="merged"):
     """A round was accepted; the descriptor holds the merge. ``round``: the accepted one.
 
-    ``ended``: why the study is over, empty while it goes on. ``interval``: as in ``Joined``.
+    ``ended``: why the study is over, empty while it goes on. ``interval``, ``before``: as in ``Joined``.
     """
 
     round: int
@@ -160,6 +163,7 @@ class Merged(_Word, frozen=True, tag="merged"):
     settings: StudySettings
     ended: str = ""
     interval: int = 1
+    before: RoundRecord | None = None
 
 
 class Final(_Word, frozen=True, tag="final"):

@@ -87,7 +87,8 @@ class Training:
         runner.require_participant()
         study = runner.study
         wanted = not study.initial and study.proposer == self.me
-        await visitor.send(Terms(self.me, study.settings, wanted))
+        swarm = runner.site.ledger.state.genesis
+        await visitor.send(Terms(self.me, study.settings, wanted, swarm))
         if runner.trainee is not None:
             raise NodeBusy(
                 f"Another training process of this hospital takes part in study {word.study!r} already.",
@@ -263,7 +264,7 @@ class _Conversation:
     async def _tell(self, effect: Deliver, study: Study, model: Model | None) -> None:
         """Hand a model over: the answer to ``Join`` or ``Update``."""
         ended = study.ended if study.phase in {"finished", "failed"} else ""
-        record = study.history[-1] if study.history else None
+        before, record = (None, None, *study.history[-2:])[-2:]
         interval = study.open.interval if study.open is not None else 1
         if model is None or (self.joined and record is None):
             self.joined = True
@@ -277,10 +278,10 @@ class _Conversation:
         if not self.joined or record is None:
             self.joined = True
             has_it = self.runner.state.delivered == effect.digest
-            word = Joined(study.settings, effect.round + 1, effect.digest, record, ended, interval)
+            word = Joined(study.settings, effect.round + 1, effect.digest, record, ended, interval, before)
             await self.visitor.send(word, None if has_it else model.memory.fd)
             return
-        merged = Merged(effect.round, effect.digest, record, study.settings, ended, interval)
+        merged = Merged(effect.round, effect.digest, record, study.settings, ended, interval, before)
         await self.visitor.send(merged, model.memory.fd)
 
     async def _final(self, word: Wanted) -> None:
