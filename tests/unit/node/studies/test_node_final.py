@@ -74,6 +74,8 @@ async def test_without_the_best_merge_on_its_disk_a_node_gets_it_from_its_peers(
     monkeypatch.setattr(shelf_module, "LENT_S", 0.05)
     world, best = await ended(worlds)
     third = world.nodes["c"]
+    shelves = [node.runner.shelf for node in world.nodes.values()]
+    await soon(lambda: all(shelf._sought == best and not shelf._getting for shelf in shelves))
     await soon(lambda: all(node.runner.store.model(best) is None for node in world.nodes.values()))
     for path in (third.folder / "merges" / "aml").glob(f"{best}.*"):
         path.unlink()
