@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +20,9 @@ Array = NDArray[Any]
 @runtime_checkable
 class Learner(Protocol):
     """The adapter around a model. To support another framework, write these two methods.
+
+    A value may also be an object with ``shape``, ``dtype`` and ``__array__`` whose values are made when numpy
+    asks for them, such as a tensor on an accelerator.
 
     A learner of bfloat16 values, which numpy does not have, gives their bits as uint16 arrays, and their
     names in an attribute ``bf16``.
@@ -48,13 +51,15 @@ class LocalTraining:
 
     ``optimizer``: the framework's optimiser that trains the model, None if the script did not name it.
     ``reset_optimizer``: forget the optimiser's state after each merge. ``prox``: strength of FedProx's local
-    term, 0 for none. ``scaffold``: correct the gradients by SCAFFOLD's control variates.
+    term, 0 for none. ``scaffold``: correct the gradients by SCAFFOLD's control variates. ``local``: patterns
+    of names that stay; what stays is neither held nor corrected.
     """
 
     optimizer: Any = None
     reset_optimizer: bool = False
     prox: float = 0.0
     scaffold: bool = False
+    local: tuple[str, ...] = ()
 
     @property
     def asks(self) -> bool:
@@ -76,6 +81,15 @@ class Steered(Protocol):
 
     def begin_round(self) -> None:
         """The model was just loaded: training starts from what it holds now."""
+        ...
+
+
+@runtime_checkable
+class Ending(Protocol):
+    """A learner that lets go of its framework's training when the session ends."""
+
+    def end(self) -> None:
+        """The session is over: leave the training alone from now on."""
         ...
 
 
@@ -129,6 +143,11 @@ class Shared:
         self._learner = learner
         self._local = tuple(local)
 
+    @property
+    def learner(self) -> Learner:
+        """What is wrapped."""
+        return self._learner
+
     def parameters(self) -> dict[str, Array]:
         """The arrays that travel, sorted by name.
 
@@ -180,10 +199,7 @@ class Shared:
             ConfigError: it is not of this model, or of another optimiser; nothing was changed.
         """
         held = {name: array for name, array in self._read().items() if not self._travels(name, array)}
-        given = {name.removeprefix(_HELD): array for name, array in arrays.items() if name.startswith(_HELD)}
-        state = {
-            name.removeprefix(_STATE): array for name, array in arrays.items() if name.startswith(_STATE)
-        }
+        given, state = _under(_HELD, arrays), _under(_STATE, arrays)
         wrong = different(held, given)
         if state and not isinstance(self._learner, Resuming):
             wrong.append(f"a {type(self._learner).__name__} has no further state")
@@ -196,6 +212,11 @@ class Shared:
         if isinstance(self._learner, Resuming):
             self._learner.load_local_state(state)
         self._learner.load(given)
+
+    def end(self) -> None:
+        """The session is over: the framework's training is left alone from now on."""
+        if isinstance(self._learner, Ending):
+            self._learner.end()
 
     def observe(self, data: Any, weight: int) -> bool:
         """Prepare the merge that fits the next step of the preprocessing; False once all are fitted.
@@ -269,7 +290,7 @@ def learner_for(
     """
     learner = _adapted(model)
     if isinstance(learner, Steered):
-        learner.train_with(training)
+        learner.train_with(replace(training, local=tuple(local)))
     elif training.asks:
         raise ConfigError(
             f"A model of type {type(model).__qualname__} cannot be trained with `optimizer`,"

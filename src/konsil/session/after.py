@@ -39,6 +39,11 @@ class AfterMerge:
         self._local: LocalFile | None = None
         self._unsaid: Scored | None = None
 
+    @property
+    def resumes(self) -> bool:
+        """Whether a local state is kept."""
+        return self._resume is not None
+
     def joined(self, terms: Terms) -> None:
         """The node has said who this member is."""
         if self._resume is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -29,7 +30,6 @@ from konsil.wall.memory import SealedMemory
 
 AWAY_S = 600.0
 """How long a node may be away before a session gives up: enough for a restart of its container or host."""
-
 SETTLE_S = 60.0
 """For words that the ledger answers in a block or two: terms, scores, the end."""
 
@@ -166,31 +166,26 @@ class Swarm:
         self._require_open()
         if self.last is None:
             raise StudyError(
-                "No round was accepted yet, so there is no merge to score.", do="Score after a merge."
+                "No round was accepted, so there is no merge to score.", do="Score after a merge."
             )
         own = self._after_merge.own = scored(self.last.round, examples, loss, metrics)
         self._say(own)
 
     @property
     def figures(self) -> dict[str, float]:
-        """The last accepted round in flat figures, for a tracker: "konsil/round", "konsil/members",
-        "konsil/absent", "konsil/examples", "konsil/round_s", and this member's own scores, "konsil/loss"
-        and so on. Empty before the first merge.
+        """The last accepted round for a tracker: "konsil/round", "konsil/members", "konsil/absent",
+        "konsil/examples", "konsil/round_s", and own scores, "konsil/loss" and so on. Empty before it.
         """
         return {} if self.last is None else figures(self.last, self._after_merge.own)
 
     def save(self, path: str | os.PathLike[str]) -> SavedModel:
         """Write the study's final model, its card, and a page for people beside it.
 
-        Of a study that is over, once nobody can change any more which merge is the final one: with ``best``
-        in its settings that can take as long as the last scores are waited for. While the study goes on: the
-        merge that would be final if it ended now.
+        Of a study that is over, once nobody can change the choice any more: with ``best`` in its settings
+        that takes as long as the last scores may. While it goes on: the merge that would be final now.
 
         Args:
             path: where, for example "aml.safetensors"; the page is then "aml.card.md".
-
-        Returns:
-            What was written, whether it is final, and why it is this merge.
 
         Raises:
             ConfigError: it cannot be written there.
@@ -354,17 +349,17 @@ def join(  # noqa: PLR0913 - all that a script may choose, by keyword, in one pl
         model: a dict of numpy arrays, a scikit-learn estimator, a PyTorch module, or a ``Learner``.
         node: the node's socket, or the directory that it is in. Without it: the environment's
             ``KONSIL_SOCKET``, else ``KONSIL_DIR``, else ``~/.konsil``.
-        timeout_s: the longest wait for the node or the swarm, in seconds. Without it: 10 s for a node to
-            be there, 10 minutes for one to come back, and for a merge what the study's settings allow.
+        timeout_s: the longest wait for node or swarm, in seconds. Without it: 10 s for a node to be there,
+            10 minutes for one to come back, and for a merge what the study's settings allow.
         after: what this member keeps contributing when the ``with`` ends before the study does.
-        evaluate: called with the model after each merge that was loaded, one at joining included, before
-            training goes on. Returns ``examples``, the number it was scored on, and by their names
-            ``loss``, if there is one, and any other metrics. They go on the ledger.
-        on_round: called with the swarm after each merge, once it is evaluated. Trackers are made for it:
+        evaluate: called with the model after each merge that was loaded, one at joining included. It
+            returns by their names ``examples``, how many it was scored on, ``loss``, if there is one, and
+            any other metrics. They go on the ledger.
+        on_round: called with the swarm after each merge, once it is evaluated; see
             ``konsil.session.trackers``.
         on_waiting: told of what the node waits for. Without it: ``progress`` shows it.
-        progress: show how training and merges go. Without it: on a terminal's stderr and in a notebook.
-            False: nothing. True: finished rounds even where nobody watches, on stderr.
+        progress: show how it goes. Without it: on a terminal's stderr and in a notebook; False: nowhere;
+            True: finished rounds on stderr even where nobody watches.
         resume: a file, or a folder for it, to which local parameters and the optimiser's state are written
             after each merge, and from which they are read back when the script is started again.
         optimizer: the PyTorch optimiser that trains the model; needed where the study has a local term
@@ -379,19 +374,25 @@ def join(  # noqa: PLR0913 - all that a script may choose, by keyword, in one pl
         StudyError: the node knows no such study, or it did not start in time.
         KonsilError: why the node refused.
     """
-    after_merge = AfterMerge(
-        resume=place_of(resume),
-        evaluate=evaluate,
-        display=display_for(progress),
-        on_round=on_round,
-    )
+    place, display = place_of(resume), display_for(progress)
+    after_merge = AfterMerge(resume=place, evaluate=evaluate, display=display, on_round=on_round)
     away_s = CONNECT_S if timeout_s is None else timeout_s
-    waiting = on_waiting or after_merge.waiting
-    connection = Connection(socket_path(node), study, away_s=away_s, on_waiting=waiting)
+    shown = on_waiting or after_merge.waiting
+    connection = Connection(socket_path(node), study, away_s=away_s, on_waiting=shown)
     training = LocalTraining(optimizer, reset_optimizer)
-    return Swarm(
+    session = _session_type()
+    return session(
         connection, model, timeout_s=timeout_s, after=after, training=training, after_merge=after_merge
     )
+
+
+def _session_type() -> type[Swarm]:
+    """A plain session; in a process that is one of several of a hospital, one that is in step with these."""
+    if "torch" not in sys.modules:
+        return Swarm
+    from konsil.session.distributed import session_type  # noqa: PLC0415 - PyTorch is there, if this is reached
+
+    return session_type()
 
 
 def _load(learner: Shared, schema: Schema, memory: SealedMemory) -> None:

@@ -20,7 +20,8 @@ def seal_arrays(schema: Schema, arrays: Mapping[str, NDArray[Any]]) -> SealedMem
 
     Args:
         schema: the layout.
-        arrays: exactly the schema's names, dtypes and shapes; BF16 as uint16 bits; any contiguity.
+        arrays: exactly the schema's names, dtypes and shapes; BF16 as uint16 bits; any contiguity. One that
+            is made when it is read (``__array__``) is read once, and gone before the next.
 
     Raises:
         SchemaMismatch: the arrays are not the schema's.
@@ -70,6 +71,7 @@ def _pieces(schema: Schema, arrays: Mapping[str, NDArray[Any]]) -> Iterator[memo
         values = flat.view(np.uint8).data
         check_finite(schema, values, start)
         yield values
+        del flat, values  # before the next is made
 
 
 def _wrong_size(what: str) -> ParametersError:

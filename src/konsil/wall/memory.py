@@ -28,6 +28,7 @@ _F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8  # no more seals, no shrinking, no growing, no writing
 
 _PIECES_AT_ONCE = 512  # pwritev takes at most IOV_MAX (1,024) buffers, and at most 2 GiB, in one call
+_BYTES_AT_ONCE = 1 << 20  # what waits is in memory twice; a call more for each so many bytes costs nothing
 
 HAVE_MEMFD = hasattr(os, "memfd_create")
 """Without it (not Linux) an unlinked temporary file stands in, and its receiver copies it before reading."""
@@ -188,13 +189,16 @@ def _seal(fd: int) -> None:
 
 def _write_all(fd: int, pieces: Iterable[memoryview | bytes]) -> int:
     waiting: list[memoryview] = []
-    offset = 0
+    waiting_bytes = offset = 0
     for piece in pieces:
         view = memoryview(piece)
+        waiting_bytes += view.nbytes
         if view.nbytes:
             waiting.append(view.cast("B"))
-        if len(waiting) >= _PIECES_AT_ONCE:
+        del piece, view  # what is written is held by nobody any more
+        if len(waiting) >= _PIECES_AT_ONCE or waiting_bytes >= _BYTES_AT_ONCE:
             offset = _write(fd, waiting, offset)
+            waiting_bytes = 0
     return _write(fd, waiting, offset)
 
 

@@ -9,6 +9,7 @@ safetensors library writes for floating-point arrays are in this order already.
 from konsil.core.parameters.files import annotated_header, file_pieces, header_of_file
 from konsil.core.parameters.schema import (
     ARRAY_DTYPES,
+    FROZEN,
     MAX_DATA_BYTES,
     MAX_HEADER_BYTES,
     PREFIX_BYTES,
@@ -27,6 +28,7 @@ from konsil.core.parameters.values import (
 
 __all__ = [
     "ARRAY_DTYPES",
+    "FROZEN",
     "LARGEST_F64",
     "MAX_DATA_BYTES",
     "MAX_FILE_HEADER_BYTES",

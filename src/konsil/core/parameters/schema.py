@@ -30,6 +30,10 @@ PREFIX_BYTES = 8
 METADATA = "__metadata__"
 """The one name in a header that is no tensor's."""
 
+FROZEN = "konsil.frozen:"
+"""Begins the name of an empty tensor that stands for what does not travel but must be the same everywhere:
+the digest of a model's frozen parts follows. So another base model is another schema."""
+
 MAX_DIMENSIONS = 32
 """The least that the numpy versions we run with can hold."""
 
@@ -47,6 +51,10 @@ Run = tuple[str, int, int]
 _RANK = {code: rank for rank, code in enumerate(ARRAY_DTYPES)}
 _CODES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _DIFFERENCES_SHOWN = 5
+_FROZEN_DIFFER = (
+    "The frozen parts of the model differ: they do not travel, so every member must load the same ones, and"
+    " freeze the same ones, before it joins."
+)
 _NAME_SHOWN = 80
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters and halves of surrogate pairs: names go into headers, messages and reports."""
@@ -230,8 +238,9 @@ class Schema:
 
     def differences(self, other: Schema) -> list[str]:
         """What is different in another schema, in sentences, by the tensors' names; empty if equal."""
-        ours = {tensor.name: tensor for tensor in self.tensors}
-        theirs = {tensor.name: tensor for tensor in other.tensors}
+        ours = {tensor.name: tensor for tensor in self.tensors if not tensor.name.startswith(FROZEN)}
+        theirs = {tensor.name: tensor for tensor in other.tensors if not tensor.name.startswith(FROZEN)}
+        first = [_FROZEN_DIFFER] if _frozen(self) != _frozen(other) else []
         found = [f"{shown_name(name)} is missing." for name in ours if name not in theirs]
         found += [f"{shown_name(name)} is not expected." for name in theirs if name not in ours]
         for name in ours.keys() & theirs.keys():
@@ -240,7 +249,7 @@ class Schema:
                 found.append(f"{shown_name(name)} is {its.dtype} instead of {mine.dtype}.")
             if mine.shape != its.shape:
                 found.append(f"{shown_name(name)} has shape {its.shape} instead of {mine.shape}.")
-        return sorted(found)
+        return first + sorted(found)
 
     def require_same(self, other: Schema) -> None:
         """See that another schema is this one.
@@ -262,6 +271,10 @@ class Schema:
 
 def _place(tensor: Tensor) -> tuple[int, str]:
     return _RANK[tensor.dtype], tensor.name
+
+
+def _frozen(schema: Schema) -> set[str]:
+    return {tensor.name for tensor in schema.tensors if tensor.name.startswith(FROZEN)}
 
 
 def shown_name(name: str) -> str:

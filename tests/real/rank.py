@@ -1,0 +1,118 @@
+"""One of several processes of a hospital's training, for tests: a small PyTorch model under torch.distributed.
+
+rank.py RANK SIZE RENDEZVOUS STUDY SOCKET [--examples N] [--fail RANK:STEP] [--nan STEP] [--wider RANK] ...
+One JSON object a line on standard output: {"event": "joined" | "merged" | "ended" | "failed", ...}
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import konsil
+from konsil.session import ranks
+
+torch.set_num_threads(1)
+
+
+def say(event: str, **facts: Any) -> None:
+    sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
+    sys.stdout.flush()
+
+
+def trace(module: nn.Module) -> str:
+    """What travels of a module, as a digest. The first layer's BatchNorm stays local in these tests."""
+    values = [value for name, value in sorted(module.state_dict().items()) if "running" not in name]
+    return hashlib.sha256(b"".join(each.reshape(-1).view(torch.uint8).numpy() for each in values)).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rank", type=int)
+    parser.add_argument("size", type=int)
+    parser.add_argument("rendezvous")
+    parser.add_argument("study")
+    parser.add_argument("socket")
+    parser.add_argument("--examples", type=int, default=1)
+    parser.add_argument(
+        "--fail", default="", help="RANK:STEP at which that process raises an error of its own"
+    )
+    parser.add_argument("--linger", type=float, default=0.0, help="seconds that this process then lives on")
+    parser.add_argument("--nan", type=int, default=0, help="step at which all processes' models hold a NaN")
+    parser.add_argument("--wider", type=int, default=-1, help="rank whose model has another shape")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--away", type=float, default=0.0, help="how long the node may be away")
+    parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--impatient", action="store_true", help="words may take 3 s only")
+    options = parser.parse_args()
+    if options.size > 1:
+        where = f"file://{options.rendezvous}"
+        limit = timedelta(seconds=60)
+        distributed.init_process_group(
+            "gloo", where, timeout=limit, rank=options.rank, world_size=options.size
+        )
+    if options.impatient:
+        distributed.new_group = partial(distributed.new_group, timeout=timedelta(seconds=3))
+        ranks.STILL_WAITING_S = 0.5
+    try:
+        train(options)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the test wants to know
+        kind = error.kind if isinstance(error, konsil.KonsilError) else type(error).__name__
+        say("failed", kind=kind, what=str(error))
+        time.sleep(options.linger)
+        raise SystemExit(1) from None
+
+
+def train(options: argparse.Namespace) -> None:
+    torch.manual_seed(100 * options.rank + options.examples)  # every process begins elsewhere
+    hidden = 4 + (options.wider == options.rank)
+    model = nn.Sequential(nn.Linear(3, hidden), nn.BatchNorm1d(hidden), nn.Linear(hidden, 1))
+    model.to(getattr(torch, options.dtype))
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    failing_rank, _, failing_step = options.fail.partition(":")
+    with konsil.join(
+        options.study, model, node=options.socket, timeout_s=options.away or None, optimizer=optimiser
+    ) as swarm:
+        facts = {"member": swarm.member, "kind": type(swarm).__name__, "mu": swarm.settings.prox}
+        say("joined", round=swarm.round, digest=swarm.digest, trace=trace(model), **facts)
+        wrapped = DistributedDataParallel(model) if options.size > 1 else model
+        steps = 0
+        while not swarm.finished:
+            steps += 1
+            time.sleep(options.pause)
+            x = torch.randn(8, 3, dtype=getattr(torch, options.dtype))
+            loss = (wrapped(x) - x.sum(dim=1, keepdim=True) - options.examples).float().square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if failing_rank == str(options.rank) and int(failing_step) == steps:
+                raise ValueError("the images of patient 7 cannot be read")
+            if options.nan == steps:
+                with torch.no_grad():
+                    model[2].bias.fill_(torch.nan)
+            if swarm.step(examples=options.examples):
+                last = swarm.last
+                say(
+                    "merged",
+                    round=last.round,
+                    digest=swarm.digest,
+                    trace=trace(model),
+                    members=dict(last.members),
+                    mean=float(model[1].running_mean.sum()),
+                )
+                swarm.score(examples=3, loss=float(loss))
+    say("ended", why=swarm.ended, digest=swarm.digest, trace=trace(model))
+
+
+if __name__ == "__main__":
+    main()

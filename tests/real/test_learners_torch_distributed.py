@@ -1,0 +1,160 @@
+"""Several processes of one hospital (DistributedDataParallel) in a real swarm: one voice, one model, no hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from konsil.core.rules import StudySettings
+
+if find_spec("torch") is None:
+    if os.environ.get("CI", "").lower() == "true":
+        raise ImportError("torch is missing in CI")
+    pytest.skip("NOT CHECKED: torch is not installed", allow_module_level=True)
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
+
+RANK = Path(__file__).with_name("rank.py")
+END_S = 150.0  # for processes on a busy machine; each imports PyTorch
+
+
+class Hospitals:
+    """Training processes; all of them are ended when the test ends."""
+
+    def __init__(self, root):
+        self.root = root
+        self.running = []
+
+    def start(self, swarm, member, size, *options, examples=(1, 1)):
+        rendezvous = self.root / f"rendezvous-{member}-{len(self.running)}"
+        socket = swarm.directory(member) / "session.sock"
+        started = []
+        for rank in range(size):
+            out = self.root / f"{member}-{rank}-{len(self.running)}.out"
+            words = [str(rank), str(size), str(rendezvous), "aml", str(socket), "--examples"]
+            with out.open("w") as said, out.with_suffix(".err").open("w") as errors:
+                process = subprocess.Popen(
+                    [sys.executable, str(RANK), *words, str(examples[rank]), *options],
+                    env=os.environ | {"OMP_NUM_THREADS": "1"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=errors,
+                )
+            started.append((process, out))
+        self.running += started
+        return started
+
+    def ends(self, started):
+        """All words of each process, once it has ended."""
+        until_s = time.monotonic() + END_S
+        said = []
+        for process, out in started:
+            process.wait(max(until_s - time.monotonic(), 0.1))
+            words = [json.loads(line) for line in out.read_text().splitlines()]
+            assert words, out.with_suffix(".err").read_text()[-3000:]
+            said.append(words)
+        return said
+
+    def close(self):
+        for process, _ in self.running:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def hospitals(site):
+    made = Hospitals(site.root)
+    yield made
+    made.close()
+
+
+def begun(site, **settings):
+    swarm = site.swarm("berlin", "bonn")
+    swarm.start()
+    defaults = {"every_steps": 3, "rounds": 3, "audit_fraction": 1.0, "silence_s": 60}
+    swarm.propose(StudySettings(name="aml", **(defaults | settings)))
+    return swarm
+
+
+def merges(words):
+    return [(word["round"], word["digest"], word["trace"]) for word in words if word["event"] == "merged"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "settings"),
+    [
+        ("float32", {"prox": 0.1, "scaffold": True, "weighting": "equal", "local": ("1.running_*",)}),
+        ("bfloat16", {}),
+    ],
+)
+def test_two_processes_of_a_hospital_are_one_member_with_one_model(site, hospitals, dtype, settings):
+    swarm = begun(site, **settings)
+    both = hospitals.start(swarm, "berlin", 2, "--dtype", dtype, examples=(5, 7))
+    other = hospitals.start(swarm, "bonn", 1, "--dtype", dtype, examples=(4,))
+    first, second, alone = hospitals.ends([*both, *other])
+    assert [words[0]["kind"] for words in (first, second, alone)] == ["Leading", "Following", "Swarm"]
+    assert first[0]["member"] == second[0]["member"] == "berlin"
+    assert first[0]["mu"] == second[0]["mu"] == settings.get("prox", 0)
+    assert len({words[0]["trace"] for words in (first, second, alone)}) == 1
+    assert len(merges(first)) == 3
+    assert merges(first) == merges(second) == merges(alone)
+    history = swarm.control("bonn").state().studies["aml"].history
+    for record, word in zip(history, merges(second), strict=True):
+        assert word[:2] == (record.number, record.digest)
+        assert {name: entry.examples for name, entry in record.roster.items()} == {
+            "berlin": 3 * (5 + 7),
+            "bonn": 3 * 4,
+        }
+        assert set(record.scores) <= {"berlin", "bonn"}
+    assert second[1]["members"] == {"berlin": 36, "bonn": 12}
+    if settings:
+        means = [[word["mean"] for word in words if word["event"] == "merged"] for words in (first, alone)]
+        assert means[0] != means[1], "what the study keeps local stays each hospital's own"
+
+
+def test_processes_wait_as_long_as_the_swarm_does_and_not_as_long_as_their_group_may(site, hospitals):
+    swarm = begun(site, rounds=2)
+    both = hospitals.start(swarm, "berlin", 2, "--impatient")
+    time.sleep(12)  # much longer than a word may take
+    assert all(process.poll() is None for process, _ in both)
+    other = hospitals.start(swarm, "bonn", 1)
+    for words in hospitals.ends([*both, *other]):
+        assert words[-1]["event"] == "ended", words[-1]
+
+
+def test_what_fails_in_the_first_process_fails_alike_in_the_others(site, hospitals):
+    swarm = begun(site, rounds=50, min_members=1, quorum=1)
+    for words in hospitals.ends(hospitals.start(swarm, "berlin", 2, "--nan", "6")):
+        assert [word["event"] for word in words][-2:] == ["merged", "failed"]
+        assert words[-1]["kind"] == "NonFinite"
+        assert "Tensor '2.bias'" in words[-1]["what"]
+    for words in hospitals.ends(hospitals.start(swarm, "berlin", 2, "--wider", "1")):
+        assert (words[-1]["event"], words[-1]["kind"]) == ("failed", "SchemaMismatch")
+    both = hospitals.start(swarm, "berlin", 2, "--away", "3", "--pause", "0.3")
+    while "merged" not in both[1][1].read_text():
+        assert both[1][0].poll() is None, both[1][1].with_suffix(".err").read_text()[-3000:]
+        time.sleep(0.2)
+    swarm.kill("berlin")
+    for words in hospitals.ends(both):
+        assert (words[-1]["event"], words[-1]["kind"]) == ("failed", "NodeUnreachable")
+
+
+def test_a_process_that_fails_by_itself_ends_the_others_and_stops_no_hospital(site, hospitals):
+    swarm = begun(site, rounds=4, min_members=1, quorum=1, silence_s=5)
+    for failing in (0, 1):
+        both = hospitals.start(swarm, "berlin", 2, "--fail", f"{failing}:2", "--linger", "8")
+        ended = hospitals.ends(both)
+        assert ended[failing][-1]["kind"] == "ValueError"
+        found = ended[1 - failing][-1]
+        assert found["event"] == "failed"
+        assert found["kind"] in {"StudyError", "RuntimeError"}, found  # ours, or of the gradients' exchange
+    (words,) = hospitals.ends(hospitals.start(swarm, "bonn", 1))
+    assert words[-1]["event"] == "ended"
+    assert words[-1]["why"]
