@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         TransportError,
     )
     from konsil.learners.base import Learner, learner_for, register
+    from konsil.learners.fine_tune import FineTuned, fine_tune
     from konsil.session.accepted import AcceptedRound
     from konsil.session.swarm import Swarm, join
 
@@ -48,6 +49,7 @@ __all__ = [
     "AcceptedRound",
     "ConfigError",
     "DigestMismatch",
+    "FineTuned",
     "FrameError",
     "IdentityError",
     "JournalCorrupt",
@@ -68,6 +70,7 @@ __all__ = [
     "StudyError",
     "Swarm",
     "TransportError",
+    "fine_tune",
     "join",
     "learner_for",
     "register",
@@ -75,8 +78,10 @@ __all__ = [
 
 _ELSEWHERE = {
     "AcceptedRound": "konsil.session.accepted",
+    "FineTuned": "konsil.learners.fine_tune",
     "Learner": "konsil.learners.base",
     "Swarm": "konsil.session.swarm",
+    "fine_tune": "konsil.learners.fine_tune",
     "join": "konsil.session.swarm",
     "learner_for": "konsil.learners.base",
     "register": "konsil.learners.base",

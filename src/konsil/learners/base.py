@@ -127,6 +127,19 @@ class Resuming(Protocol):
         ...
 
 
+@runtime_checkable
+class Restoring(Protocol):
+    """A learner that can put its whole model back as it was, what does not travel included."""
+
+    def snapshot(self) -> Any:
+        """A copy of all that training may change in the model."""
+        ...
+
+    def restore(self, kept: Any) -> None:
+        """Put it back, bit for bit."""
+        ...
+
+
 _HELD, _STATE = "held/", "state/"
 """Before the names of arrays that stay, and of a learner's further state, in ``local_state``."""
 
@@ -288,7 +301,7 @@ def learner_for(
     Raises:
         ConfigError: no adapter for this kind of model, or the adapter cannot use this one, or not so.
     """
-    learner = _adapted(model)
+    learner = adapted(model)
     if isinstance(learner, Steered):
         learner.train_with(replace(training, local=tuple(local)))
     elif training.asks:
@@ -301,7 +314,12 @@ def learner_for(
     return Shared(learner, local)
 
 
-def _adapted(model: Any) -> Learner:
+def adapted(model: Any) -> Learner:
+    """The adapter around a model, or the model itself if it is a ``Learner``.
+
+    Raises:
+        ConfigError: no adapter for this kind of model, or the adapter cannot use this one.
+    """
     for kind in type(model).__mro__:
         adapter = _adapters.get(f"{kind.__module__}.{kind.__qualname__}")
         if isinstance(adapter, str):
