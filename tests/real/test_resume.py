@@ -9,11 +9,14 @@ import pytest
 import torch
 from sklearn.linear_model import SGDClassifier
 from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from konsil import fine_tune
 from konsil.core.rules import StudySettings
 from konsil.errors import ConfigError
 from konsil.learners import LocalTraining, learner_for
+from konsil.learners.fine_tune import _put_back_estimator
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -203,6 +206,22 @@ def test_an_estimator_is_put_back_with_its_counters_and_goes_on_as_if_it_had_not
     other.partial_fit(rows, labels)
     assert np.array_equal(one.predict_proba(rows), other.predict_proba(rows))
     assert one.t_ == other.t_
+
+
+def test_what_is_inside_of_a_pipeline_stays_the_object_that_it_is():
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    labels = (rows[:, 0] > 0).astype(int)
+    pipeline = make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss", random_state=1))
+    pipeline.fit(rows, labels)
+    scaler, model = pipeline[0], pipeline[-1]
+    expected = pipeline.predict_proba(rows)
+    put_back = _put_back_estimator(pipeline)
+    pipeline.fit(rows * 5, 1 - labels)
+    assert not np.array_equal(pipeline.predict_proba(rows), expected)
+    put_back()
+    assert np.array_equal(pipeline.predict_proba(rows), expected)
+    assert pipeline[0] is scaler
+    assert pipeline[-1] is model
 
 
 def test_a_better_estimator_is_kept():
