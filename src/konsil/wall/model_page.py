@@ -29,7 +29,7 @@ def _lines(card: ModelCard, file_name: str) -> Iterator[str]:
     yield ""
     yield "| | |"
     yield "|---|---|"
-    yield f"| file | `{_code(file_name)}` ({card.data_bytes / 1e6:.1f} MB of parameters) |"
+    yield f"| file | `{_code(file_name)}` ({card.data_bytes:,} bytes of parameters) |"
     yield f"| digest | `{card.digest}` |"
     yield f"| swarm (genesis) | `{card.swarm}` |"
     yield f"| study | {_text(card.phase)}{': ' + _text(card.ended) if card.ended else ''} |"
