@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from konsil.core import merge
 from konsil.core.digest import CHUNK_BYTES, chunk_count, chunk_range, leaf
@@ -17,8 +18,12 @@ from konsil.core.parameters import ARRAY_DTYPES, Schema, check_finite
 
 REPEATS = 5
 
+MIXING = ("geometric_median", "multi_krum", "nnm_trimmed_mean", "norm_clipping")
 
-def gigabytes_a_second(work: Callable[[], object], input_bytes: int) -> float:
+Work = Callable[[], object]
+
+
+def gigabytes_a_second(work: Work, input_bytes: int) -> float:
     """The best of some repeats: what the machine can do when its neighbours are quiet."""
     best = float("inf")
     for _ in range(REPEATS):
@@ -28,70 +33,100 @@ def gigabytes_a_second(work: Callable[[], object], input_bytes: int) -> float:
     return input_bytes / best / 1e9
 
 
+class Inputs:
+    """Updates of some members and the model that they started from, in chunks."""
+
+    def __init__(self, members: int, megabytes: int, dtype: str) -> None:
+        """Make them from a seed."""
+        kind = ARRAY_DTYPES[dtype]
+        elements = megabytes * 1_000_000 // kind.itemsize
+        generator = np.random.default_rng(0)
+        made = [generator.standard_normal(elements, np.float32).astype(kind) for _ in range(members + 1)]
+        *self.updates, self.base = (memoryview(each).cast("B") for each in made)
+        self.schema = Schema.of({"weight": np.empty(elements, kind)})
+        n_bytes = self.schema.data_bytes
+        self.ranges = [chunk_range(index, n_bytes) for index in range(chunk_count(n_bytes))]
+        self.runs = [self.schema.runs(*each) for each in self.ranges]
+        self.target = memoryview(bytearray(n_bytes))
+        self.weights = [101 + 57 * member for member in range(members)]
+        self.equal = [1] * members
+        self.grams = {around_base: self.gram(around_base) for around_base in (False, True)}
+
+    def each_chunk(self, work: Callable[[list[memoryview], int], object]) -> Work:
+        """Work on every chunk of all updates, one after the other."""
+        return lambda: [work([u[a:b] for u in self.updates], i) for i, (a, b) in enumerate(self.ranges)]
+
+    def gram(self, around_base: bool) -> NDArray[np.float64]:
+        """The Gram matrix of the updates, or of their differences to the base."""
+        return merge.sum_grams(
+            [
+                merge.gram_chunk(
+                    self.runs[i], [u[a:b] for u in self.updates], self.base[a:b] if around_base else None
+                )
+                for i, (a, b) in enumerate(self.ranges)
+            ]
+        )
+
+    def merged(self, rule: merge.Rule, weights: list[int]) -> Work:
+        """A merge of everything; where the rule mixes, what follows the Gram matrix."""
+        mixed = merge.mixing(rule, self.grams[rule.around_base], weights)
+
+        def one(chunks: list[memoryview], index: int) -> None:
+            start, stop = self.ranges[index]
+            base = self.base[start:stop] if rule.around_base else None
+            merge.merge_chunk(rule, self.runs[index], chunks, weights, self.target[start:stop], mixed, base)
+
+        return self.each_chunk(one)
+
+    def copy(self) -> None:
+        """What memory alone takes."""
+        for update in self.updates:
+            self.target[:] = update
+
+    def check(self) -> None:
+        """The finite check of every update."""
+        for update in self.updates:
+            check_finite(self.schema, update)
+
+
+def measured(inputs: Inputs) -> dict[str, Work]:
+    """What is measured, by name."""
+    members = len(inputs.updates)
+    table: dict[str, Work] = {
+        "copy": inputs.copy,
+        "BLAKE3 leaves": inputs.each_chunk(lambda chunks, _: [leaf(chunk) for chunk in chunks]),
+        "finite check": inputs.check,
+        "mean": inputs.merged(merge.rule("mean", {}), inputs.weights),
+        "median, equal weights": inputs.merged(merge.rule("median", {}), inputs.equal),
+        "median": inputs.merged(merge.rule("median", {}), inputs.weights),
+    }
+    trimmed = merge.rule("trimmed_mean", {"f": (members - 1) // 2 or 1})
+    if members >= merge.required_members(trimmed):
+        table["trimmed mean, equal weights"] = inputs.merged(trimmed, inputs.equal)
+        table["trimmed mean"] = inputs.merged(trimmed, inputs.weights)
+    table["Gram matrix"] = lambda: inputs.gram(False)
+    table["Gram matrix around the base"] = lambda: inputs.gram(True)
+    for name in MIXING:
+        rule = merge.rule(name, {})
+        if members >= merge.required_members(rule):
+            table[f"{name.replace('_', ' ')}, after it"] = inputs.merged(rule, inputs.weights)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--dtype", choices=("F64", "F32", "F16"), default="F32")
     chosen = parser.parse_args()
-
-    kind = ARRAY_DTYPES[chosen.dtype]
-    elements = chosen.megabytes * 1_000_000 // kind.itemsize
-    generator = np.random.default_rng(0)
-    updates = [
-        memoryview(generator.standard_normal(elements, np.float32).astype(kind)).cast("B")
-        for _ in range(chosen.members)
-    ]
-    schema = Schema.of({"weight": np.empty(elements, kind)})
-    n_bytes = schema.data_bytes
-    ranges = [chunk_range(index, n_bytes) for index in range(chunk_count(n_bytes))]
-    runs = [schema.runs(*each) for each in ranges]
-    target = memoryview(bytearray(n_bytes))
-    weights = [101 + 57 * member for member in range(chosen.members)]
-
-    def each_chunk(work: Callable[[list[memoryview], int], object]) -> Callable[[], object]:
-        return lambda: [work([update[a:b] for update in updates], i) for i, (a, b) in enumerate(ranges)]
-
-    def merged(rule: merge.Rule, weights: list[int], mixed: merge.Mixing | None) -> Callable[[], object]:
-        def one(chunks: list[memoryview], index: int) -> None:
-            start, stop = ranges[index]
-            merge.merge_chunk(rule, runs[index], chunks, weights, target[start:stop], mixed)
-
-        return each_chunk(one)
-
-    def copy() -> None:
-        for update in updates:
-            target[:] = update
-
-    def check_all() -> None:
-        for update in updates:
-            check_finite(schema, update)
-
-    gram = merge.sum_grams(
-        [merge.gram_chunk(runs[i], [u[a:b] for u in updates]) for i, (a, b) in enumerate(ranges)]
-    )
-    geometric = merge.rule("geometric_median", {})
-    equal = [1] * chosen.members
-    trimmed = merge.rule("trimmed_mean", {"f": (chosen.members - 1) // 2 or 1})
-    table: dict[str, Callable[[], object]] = {
-        "copy": copy,
-        "BLAKE3 leaves": each_chunk(lambda chunks, _: [leaf(chunk) for chunk in chunks]),
-        "finite check": check_all,
-        "mean": merged(merge.rule("mean", {}), weights, None),
-        "median, equal weights": merged(merge.rule("median", {}), equal, None),
-        "median": merged(merge.rule("median", {}), weights, None),
-        "Gram matrix": each_chunk(lambda chunks, index: merge.gram_chunk(runs[index], chunks)),
-        "geometric median, after it": merged(geometric, weights, merge.mixing(geometric, gram, weights)),
-    }
-    if chosen.members >= merge.required_members(trimmed):
-        table["trimmed mean, equal weights"] = merged(trimmed, equal, None)
-        table["trimmed mean"] = merged(trimmed, weights, None)
+    inputs = Inputs(chosen.members, chosen.megabytes, chosen.dtype)
     print(
         f"{chosen.members} members x {chosen.megabytes} MB of {chosen.dtype}, chunks of "
         f"{CHUNK_BYTES >> 20} MiB, one core, best of {REPEATS}; GB of input a second"
     )
-    for name, work in table.items():
-        print(f"  {name:<30}{gigabytes_a_second(work, n_bytes * chosen.members):6.2f}")
+    for name, work in measured(inputs).items():
+        speed = gigabytes_a_second(work, inputs.schema.data_bytes * chosen.members)
+        print(f"  {name:<30}{speed:6.2f}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ adds 2.5 a round, so a member that missed a merge shows another value. Every mem
 element of every tensor each round and the whole model at the end; a timing counts only when all agree.
 
     benchmarks/round.py [MB ...]          default: 1 10 100 400
+    benchmarks/round.py --outer adam      the same with an optimiser over rounds; the values are then its own
 
 Nodes and training scripts are processes of their own, with mutual TLS, ledger, journal and audit on.
 - seconds a round: first member's call of round k+1 less that of round k; median without round 1
@@ -28,7 +29,9 @@ import threading
 import time
 from pathlib import Path
 
-from konsil.core.rules import StudySettings
+from konsil.core.outer import advance, first, layout_of
+from konsil.core.parameters import Schema, Tensor
+from konsil.core.rules import Outer, StudySettings
 from konsil.evaluation.loopback import LoopbackSwarm
 
 MEMBERS = ("a", "b", "c", "d")
@@ -36,7 +39,36 @@ TENSORS = 10
 ROUNDS = 6
 
 
-def train(socket: str, number: int, megabytes: float) -> None:
+def expected_values(method: str) -> list[float]:
+    """What every parameter holds after each round, from 0 to the last."""
+    if not method:
+        return [2.5 * number for number in range(ROUNDS + 1)]
+    import numpy as np  # noqa: PLC0415 - the parent needs none of this
+
+    outer = Outer(method)
+    layout = layout_of(Schema((Tensor("t", "F32", (1,)),)))
+    state, model = bytearray(12), bytearray(4)
+    first(outer, layout, bytes(4), memoryview(state))
+    values = [0.0]
+    for _ in range(ROUNDS):
+        merge = np.float32(
+            np.mean([np.float32(values[-1]) + np.float32(i) for i in range(1, 5)], dtype=float)
+        )
+        after, before = bytearray(12), state
+        advance(
+            outer,
+            layout,
+            lambda start, stop, before=before: before[start:stop],
+            merge.tobytes(),
+            memoryview(after),
+            memoryview(model),
+        )
+        state = after
+        values.append(float(np.frombuffer(model, np.float32)[0]))
+    return values
+
+
+def train(socket: str, number: int, megabytes: float, method: str) -> None:
     """One member's training script."""
     import numpy as np  # noqa: PLC0415 - the parent needs none of this
 
@@ -44,10 +76,11 @@ def train(socket: str, number: int, megabytes: float) -> None:
 
     elements = int(megabytes * 1_000_000 / 4 / TENSORS)
     model = {f"t{i}": np.zeros(elements, np.float32) for i in range(TENSORS)}
+    values = expected_values(method)
     with konsil.join("bench", model, node=socket) as swarm:
         for call in range(1, ROUNDS + 2):
             at_s = time.time()
-            expected = 2.5 * (call - 1)
+            expected = values[call - 1]
             ends = {float(array[k]) for array in model.values() for k in (0, -1)}
             size = sum(array.nbytes for array in model.values())
             facts = {"call": call, "at_s": at_s, "right": ends == {expected}, "bytes": size}
@@ -57,7 +90,7 @@ def train(socket: str, number: int, megabytes: float) -> None:
             for name in model:
                 model[name] += number
             swarm.step(examples=1)
-    whole = all(float(a.min()) == float(a.max()) == 2.5 * ROUNDS for a in model.values())
+    whole = all(float(a.min()) == float(a.max()) == values[-1] for a in model.values())
     print(json.dumps({"final": whole}), flush=True)
 
 
@@ -108,12 +141,13 @@ def measure(megabytes: float, options: argparse.Namespace) -> dict[str, object]:
                     weighting="equal",
                     parts=options.parts,
                     audit_fraction=options.audit,
+                    outer=Outer(options.outer) if options.outer else None,
                 )
             )
             trainers = [
                 subprocess.Popen(
                     [sys.executable, __file__, "--train", str(swarm.directory(name) / "session.sock"),
-                     str(number), str(megabytes)],
+                     str(number), str(megabytes), options.outer],
                     stdout=subprocess.PIPE,
                     text=True,
                 )
@@ -156,6 +190,7 @@ def main() -> None:
     parser.add_argument("megabytes", nargs="*", type=float, default=[1, 10, 100, 400])
     parser.add_argument("--parts", choices=("shared", "leader"), default="shared")
     parser.add_argument("--audit", type=float, default=0.05, help="fraction of others' chunks recomputed")
+    parser.add_argument("--outer", choices=("adam", "yogi"), default="", help="an optimiser over rounds")
     parser.add_argument("--logs", action="store_true", help="print the end of the nodes' logs")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -178,6 +213,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--train"]:
-        train(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+        train(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5])
     else:
         main()

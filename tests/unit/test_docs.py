@@ -84,6 +84,7 @@ def test_the_protocol_names_no_message_that_is_gone():
     assert named == {kind.__struct_config__.tag for kind in messages.Request.__args__}
 
 
-def test_the_example_study_makes_sense():
-    settings = read_study_file(ROOT / "examples/study.toml")
-    assert settings.name in (ROOT / "examples/tabular.py").read_text()
+@pytest.mark.parametrize(("study", "script"), [("study", "scikit_learn"), ("tabular", "tabular")])
+def test_an_example_joins_the_study_of_its_file(study, script):
+    settings = read_study_file(ROOT / f"examples/{study}.toml")
+    assert f'konsil.join("{settings.name}"' in (ROOT / f"examples/{script}.py").read_text()

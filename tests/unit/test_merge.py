@@ -1,6 +1,5 @@
 import math
 import statistics
-import sys
 from fractions import Fraction
 from itertools import pairwise
 
@@ -404,7 +403,7 @@ def test_the_rules_that_come_with_konsil():
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("krum", {}, "no merge rule 'krum'; there are .*mean"),
+        ("krum", {}, "no merge rule 'krum' in Konsil; there are .*mean"),
         ("mean", {"f": 1}, "no option 'f'; it has none"),
         ("median", {"x": 1}, "no option 'x'"),
         ("trimmed_mean", {"g": 1}, "no option 'g'; it has f"),
@@ -477,9 +476,7 @@ def test_chunks_that_do_not_fit_their_schema_are_refused(runs, sizes, why):
         merge.gram_chunk(runs, chunks)
 
 
-def test_a_rule_of_ones_own_selects_scales_and_mixes(monkeypatch):
-    monkeypatch.setattr(sys.modules["konsil.core.merge.rule"], "_factories", {})
-
+def test_a_rule_of_ones_own_selects_scales_and_mixes():
     def nearest(gram, weights):
         assert gram.shape == (3, 3)
         return merge.Mixing((1, 0, 3), ((0.5, 0.5, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 2.0)))
@@ -489,11 +486,8 @@ def test_a_rule_of_ones_own_selects_scales_and_mixes(monkeypatch):
         for row, weight in zip(values[1:], weights[1:], strict=True):
             np.maximum(out, row * weight, out=out)
 
-    merge.register("largest", lambda options: merge.Rule("largest", options, largest, nearest))
-    rule = merge.rule("largest", {})
+    rule = merge.Rule("largest", {}, largest, nearest)
     assert merged(rule, [[2.0, 8.0], [4.0, 2.0], [0.5, -1.0]], [1, 1, 1]).tolist() == [3.0, 5.0]
-    with pytest.raises(ConfigError, match="'largest' already"):
-        merge.register("largest", lambda _: rule)
 
 
 # --- merge weights --------------------------------------------------------------------------------

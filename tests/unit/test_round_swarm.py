@@ -16,6 +16,8 @@ from msgspec.structs import replace as changed
 
 from konsil.core.digest import bytes_digest, chunk_count, part_range
 from konsil.core.round import (
+    Advance,
+    Advanced,
     Attached,
     Cancel,
     Deliver,
@@ -46,6 +48,7 @@ from konsil.core.rules import (
     Genesis,
     Leave,
     MemberRecord,
+    Outer,
     Plateau,
     ProposeStudy,
     Score,
@@ -53,6 +56,7 @@ from konsil.core.rules import (
     apply,
     initial_state,
     settings_digest,
+    start_of,
 )
 from konsil.errors import Refused
 
@@ -88,13 +92,24 @@ def record(name: str) -> MemberRecord:
 class World:
     """A contract, a clock, and what is to happen when."""
 
-    def __init__(self, seed: int, names: str = "abcd", *, liar: str = "", trouble: float = 0.0, **options):
+    def __init__(
+        self,
+        seed: int,
+        names: str = "abcd",
+        *,
+        liar: str = "",
+        trouble: float = 0.0,
+        wrong: str = "",
+        **options,
+    ):
         self.random = random.Random(seed)  # noqa: S311 - a test's seed
         self.now_s = float(BEGIN_S)
         self.trouble = trouble
         self.liar = liar
+        self.wrong = wrong  # whose outer steps come out otherwise than the others'
         self.dead: set[str] = set()
         self.training_s = 5.0
+        self.wrong_round = 1
         self.names = names
         self.todo: list[tuple[float, int, Callable[[], None]]] = []
         self.number = itertools.count()
@@ -142,6 +157,13 @@ class World:
             act()
             assert events < MOST_EVENTS, f"no end in sight: {self.where()} {self.calls}"
 
+    def step(self, number: int) -> str:
+        """The outer state after a round, as whoever computes it rightly has it: a function of what is agreed."""
+        if number == 0:
+            return digest("state 0")
+        record = self.study.history[number - 1]
+        return digest(f"{start_of(record)} and {record.digest}")
+
     def where(self) -> str:
         stages = {name: stage(member.state, self.study) for name, member in self.members.items()}
         return f"{self.study.phase} {stages} {self.study.open}"
@@ -156,6 +178,7 @@ class Member:
         self.rounds = 10**6
         self.gone = self.served = False
         self.life = 0
+        self.pause_s = 0.0
         self.start()
         world.later(self.attach, 2.0)
 
@@ -265,6 +288,13 @@ class Member:
     def chunk(self, current, part: int) -> int:
         return part_range(part, len(current.parts), chunk_count(DATA_BYTES)).start
 
+    def advance(self, effect) -> None:
+        start = effect.start or self.world.step(effect.round)
+        if self.name == self.world.wrong and not effect.start and effect.round == self.world.wrong_round:
+            start = digest("wrong")
+        self.post(Advanced(effect.digest, start, digest(f"model of {start}")))
+        self.done(effect)
+
     def lead(self, effect) -> None:
         lacking = tuple(self.world.dead & set(self.seen.open.roster))
         if lacking:
@@ -293,7 +323,10 @@ class Member:
             return
         life = self.life
         self.post(ProgressMade(0.0))
-        self.world.later(lambda: self.trained(effect, life), self.world.training_s)
+        if self.pause_s:
+            self.world.at(self.world.now_s + self.pause_s, lambda: self.trained(effect, life))
+        else:
+            self.world.later(lambda: self.trained(effect, life), self.world.training_s)
 
     def trained(self, effect, life: int) -> None:
         if life != self.life or self.gone:
@@ -327,11 +360,13 @@ def test_a_swarm_trains_to_the_end_in_as_few_calls_as_there_must_be(seed):
     seed=st.integers(0, 10**6),
     trouble=st.sampled_from([0.0, 0.1, 0.3]),
     names=st.sampled_from(["abc", "abcd"]),
+    outer=st.sampled_from([None, Outer()]),
 )
-def test_whatever_fails_on_the_way_a_swarm_reaches_the_end(seed, trouble, names):
-    world = World(seed, names, trouble=trouble, rounds=3)
+def test_whatever_fails_on_the_way_a_swarm_reaches_the_end(seed, trouble, names, outer):
+    world = World(seed, names, trouble=trouble, rounds=3, outer=outer)
     world.run()
     assert world.study.phase == "finished"
+    assert states(world) == ([world.step(number) for number in range(3)] if outer else [""] * 3)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -410,6 +445,66 @@ def test_a_member_that_finishes_first_contributes_what_it_chose(contribution):
     assert Leave.__name__ not in world.calls
 
 
+def states(world) -> list[str]:
+    """The outer state that each round of a study was trained from, where all of its roster had the same."""
+    return [
+        start for record in world.study.history for start in {each.start for each in record.roster.values()}
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_an_outer_optimiser_all_train_from_the_same_state_in_as_few_calls(seed):
+    world = World(seed, outer=Outer())
+    world.run()
+    assert world.study.phase == "finished"
+    assert states(world) == [world.step(number) for number in range(4)]
+    assert [set(record.roster) for record in world.study.history[1:]] == [set("abcd")] * 3
+    assert not {"Tick", "Dispute", "Report", "Leave"} & set(world.calls)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_with_an_outer_optimiser_crashes_and_lost_answers_leave_all_at_the_same_state(seed):
+    world = World(seed, trouble=0.1, outer=Outer("yogi"))
+    for name in "bcd":
+        for _ in range(2):
+            world.later(world.members[name].crash, 25.0)
+    world.run()
+    assert world.study.phase == "finished"
+    assert states(world) == [world.step(number) for number in range(4)]
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_member_whose_step_came_out_otherwise_goes_on_from_the_state_of_the_others(seed, last):
+    world = World(seed, wrong="c", outer=Outer(), rounds=6)
+    world.members["c"].pause_s = 8.0 if last else 0.1
+    world.run()
+    assert world.study.phase == "finished"
+    second, *later = world.study.history[1:]
+    right = {world.step(1)}
+    assert {each.start for name, each in second.roster.items() if name != "c"} == right
+    if last:  # all others had said otherwise, so it sat the round out, and nobody waited for it
+        assert second.absent["c"] == "left"
+        assert "Tick" not in world.calls
+    else:
+        assert second.roster["c"].start == digest("wrong")
+    for record in later:
+        assert {each.start for each in record.roster.values()} == {world.step(record.number - 1)}
+    assert "c" in later[-1].roster
+
+
+@pytest.mark.parametrize("contribution", ["snapshot", "active"])
+def test_a_finished_member_contributes_to_a_study_with_an_outer_optimiser(contribution):
+    world = World(7, outer=Outer())
+    world.members["d"].rounds, world.members["d"].contribution = 2, contribution
+    world.run()
+    assert world.study.phase == "finished"
+    unchanged = digest(f"model of {world.step(3)}")
+    last = world.study.history[-1].roster["d"]
+    assert last.digest == (digest("d 2") if contribution == "snapshot" else unchanged)
+    assert last.start == world.step(3)
+
+
 def test_a_plateau_ends_a_study_for_all():
     world = World(3, rounds=30, plateau=Plateau(rounds=2, metric="loss"))
     world.run()
@@ -428,6 +523,9 @@ EVENTS = st.one_of(
     st.builds(ScoreReady, st.builds(Score, st.just("aml"), st.integers(0, 3), st.just(1), st.just(0.5))),
     st.sampled_from([digest("model 0"), digest("u")]).map(Held),
     st.builds(
+        Advanced, st.just(digest("model 0")), st.sampled_from([digest("s"), digest("state 0")]), st.just("")
+    ),
+    st.builds(
         PartMerged, st.integers(1, 2), st.integers(1, 2), st.integers(0, 3), st.just(digest("p")), st.just("")
     ),
     st.builds(Suspected, st.integers(1, 2), st.integers(1, 2), st.integers(0, 3), st.integers(0, 9)),
@@ -441,7 +539,7 @@ EVENTS = st.one_of(
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(events=st.lists(st.tuples(EVENTS, st.integers(0, 40)), max_size=25), moment=st.integers(0, 5))
+@given(events=st.lists(st.tuples(EVENTS, st.integers(0, 40)), max_size=25), moment=st.integers(0, 30))
 def test_no_order_of_events_breaks_a_machine_or_starts_an_effect_twice(moments, events, moment):
     study = moments[moment % len(moments)]
     state, now_s = NodeRound(me="b", study="aml"), float(BEGIN_S)
@@ -461,7 +559,7 @@ def test_no_order_of_events_breaks_a_machine_or_starts_an_effect_twice(moments, 
                 under_way.remove(effect.effect)
             else:
                 assert effect not in under_way
-                assert isinstance(effect, Submit | Fetch | Lead | Recompute | Probe | Deliver)
+                assert isinstance(effect, Submit | Fetch | Lead | Recompute | Probe | Advance | Deliver)
                 under_way.append(effect)
         assert state.doing == set(under_way)
         assert outcome.wake_s > now_s
@@ -472,8 +570,11 @@ def test_no_order_of_events_breaks_a_machine_or_starts_an_effect_twice(moments, 
 
 @pytest.fixture(scope="module")
 def moments():
-    """A study as it stands on the ledger at different moments of its life."""
-    world = World(1)
+    """Studies as they stand on the ledger at different moments of their lives."""
+    return [*_moments(World(1)), *_moments(World(1, outer=Outer()))]
+
+
+def _moments(world):
     seen = [world.study]
     phases = {(world.study.phase, None)}
     for _ in range(MOST_EVENTS):

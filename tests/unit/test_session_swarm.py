@@ -94,6 +94,7 @@ CARD = ModelCard(
     swarm="5" * 64,
     round=1,
     digest="d" * 64,
+    merge="d" * 64,
     final=True,
     why="It is the last of 1 merges.",
     settings=SETTINGS,

@@ -12,6 +12,7 @@ NOUNS = {
     "doctor": "Check this member's site before, or while, it takes part.",
     "ledger": "Read and verify the swarm's history.",
     "node": "Set up and run this member's node.",
+    "rule": "Add merge rules of your own, and see which are here.",
     "study": "Propose studies, agree to them, watch them, get their models.",
     "swarm": "Found a swarm; see its members; vote.",
 }

@@ -60,7 +60,7 @@ def ask_model(node: Node, name: str, number: int, *, wait: bool) -> tuple[ToldMo
 
 
 def on_ledger(site: Site, card: ModelCard) -> bool | None:
-    """Whether the running node's ledger has the card's digest; None without a node.
+    """Whether the running node's ledger has the card's merge; None without a node.
 
     Raises:
         DigestMismatch: it has another one.
@@ -74,9 +74,9 @@ def on_ledger(site: Site, card: ModelCard) -> bool | None:
     digest = ""
     if study is not None and state.genesis == card.swarm and card.round <= len(study.history):
         digest = study.history[card.round - 1].digest if card.round else study.initial
-    if digest != card.digest:
+    if digest != card.merge:
         raise DigestMismatch(
-            f"The ledger of this member knows no model {card.digest} of round {card.round} of study"
+            f"The ledger of this member knows no merge {card.merge} of round {card.round} of study"
             f" '{card.study}'" + (f": it has {digest}." if digest else "."),
             safe="Nothing was changed.",
             do="Do not use the file. Get it again: `konsil study model`.",

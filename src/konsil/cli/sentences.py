@@ -202,6 +202,8 @@ def of_settings(settings: StudySettings) -> Iterator[str]:
             else ""
         )
     )
+    if settings.rule_digest:
+        yield f"  that rule is a file, the same at every member: digest {settings.rule_digest}"
     yield f"  a member's weight: {settings.weighting}" + (f" {settings.given}" if settings.given else "")
     yield f"  begins with {settings.min_members} members; quorum {settings.quorum or 'a majority of these'}"
     silent, alive = span(settings.silence_s), span(settings.patience_s)

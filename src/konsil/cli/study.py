@@ -10,6 +10,7 @@ from konsil.cli import sentences
 from konsil.cli.common import Node, Site, printable, span, verb
 from konsil.cli.models import ask_model, on_ledger, round_number, sealed, study_named
 from konsil.cli.swarm import open_vote
+from konsil.core.model_card import ModelCard
 from konsil.core.rules import metrics_of, score_matrix
 from konsil.core.rules.calls import Agree, ProposeStudySettings
 from konsil.core.rules.state import State, Study
@@ -148,7 +149,7 @@ def check(site: Site, file: Path) -> None:
         f"  {card.why}",
         {
             None: "  No node runs here: not compared with a ledger.",
-            True: f"  The ledger of this member has the same digest for round {card.round}.",
+            True: _compared(card),
         }[same],
     ]
     site.show(
@@ -184,6 +185,16 @@ def scores(site: Site, name: str, metric: str | None) -> None:
     site.show(
         {"study": name, "best": found.best, "scores": {each.metric: each.rows for each in matrices}},
         "\n".join(lines).rstrip() or f"No merge of '{name}' has a score yet.",
+    )
+
+
+def _compared(card: ModelCard) -> str:
+    if card.settings.outer is None:
+        return f"  The ledger of this member has the same digest for round {card.round}."
+    return (
+        f"  The ledger of this member has the same merge for round {card.round}: {card.merge}.\n"
+        "  The model is a step of the outer optimiser from it, whose digest is on no ledger: compare it with"
+        " other members'."
     )
 
 

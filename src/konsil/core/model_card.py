@@ -57,16 +57,18 @@ class CardRound(_Value, frozen=True):
 class ModelCard(_Value, frozen=True):
     """The card of a merge, or of a study's initial parameters (round 0).
 
-    ``swarm``: the genesis digest. ``digest``: of the parameters in the file. ``groups``: how many chunks are
-    in each of the digest's groups. ``final``: this is the study's final model, and nothing can change that;
-    ``why``: why it is this one. ``height``, ``state``: of the ledger when the card was written.
-    ``software``: the version of Konsil that wrote it.
+    ``swarm``: the genesis digest. ``digest``: of the parameters in the file; ``merge``: of the round's merge,
+    as it is on the ledger. They are the same unless an outer optimiser steps from merge to merge. ``groups``:
+    how many chunks are in each of the digest's groups. ``final``: this is the study's final model, and
+    nothing can change that; ``why``: why it is this one. ``height``, ``state``: of the ledger when the card
+    was written. ``software``: the version of Konsil that wrote it.
     """
 
     study: str
     swarm: str
     round: int
     digest: str
+    merge: str
     final: bool
     why: str
     settings: StudySettings
@@ -88,7 +90,7 @@ class ModelCard(_Value, frozen=True):
 
 
 def card_of(
-    state: State, study: Study, chosen: FinalModel, groups: Sequence[int], *, software: str
+    state: State, study: Study, chosen: FinalModel, digest: str, groups: Sequence[int], *, software: str
 ) -> ModelCard:
     """The card of a study's model.
 
@@ -96,6 +98,7 @@ def card_of(
         state: the ledger's.
         study: the study in it.
         chosen: which of its models.
+        digest: of the parameters that the card goes with.
         groups: how many chunks are in each group of the model's digest.
         software: the version that writes it.
     """
@@ -103,7 +106,8 @@ def card_of(
         study=study.settings.name,
         swarm=state.genesis,
         round=chosen.round,
-        digest=chosen.digest,
+        digest=digest,
+        merge=chosen.digest,
         final=chosen.settled,
         why=chosen.why,
         settings=study.settings,
@@ -161,7 +165,7 @@ def decode_card(data: Buffer | str) -> ModelCard:
         raise _unusable("has settings that are not those of its settings' digest")
     if card.settings.name != card.study:
         raise _unusable("has the settings of another study")
-    if not all(map(is_digest, (card.swarm, card.digest, card.schema, card.state))):
+    if not all(map(is_digest, (card.swarm, card.digest, card.merge, card.schema, card.state))):
         raise _unusable("has a digest that is none")
     if min(card.groups, default=-1) < 0 or sum(card.groups) != chunk_count(card.data_bytes):
         raise _unusable("names other numbers of chunks than its bytes have")
@@ -170,7 +174,7 @@ def decode_card(data: Buffer | str) -> ModelCard:
     if not 0 <= card.round <= len(card.rounds):
         raise _unusable(f"is of round {card.round} and tells of {len(card.rounds)} rounds")
     expected = card.rounds[card.round - 1].digest if card.round else card.initial
-    if expected != card.digest:
+    if expected != card.merge or (card.settings.outer is None and card.digest != card.merge):
         raise _unusable(f"has another digest than its own round {card.round}")
     return card
 

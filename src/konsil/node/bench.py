@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import structlog
 
 from konsil.core.digest import CHUNK_BYTES, Manifest, chunk_count, group_digest, leaf, part_range
-from konsil.core.merge import merge_chunk, rule
+from konsil.core.merge import Rule, merge_chunk
 from konsil.core.parameters import Schema, check_finite
-from konsil.core.rules import Part
-from konsil.errors import DigestMismatch, MergeMismatch, NonFinite, PeerUnreachable
+from konsil.core.rules import BUILT_IN_RULES, Part, StudySettings
+from konsil.errors import DigestMismatch, MergeMismatch, NonFinite, PeerUnreachable, StudyError
 from konsil.node.gather import Gatherer, Roster, UpdatesMissing, together
 from konsil.node.grams import Grams
 from konsil.node.pull import Puller, in_thread
+from konsil.node.rules import built_in
 from konsil.node.store import Assembly, Model, Slice, Store
 
 WINDOW_BYTES = 64 * 1024 * 1024
@@ -40,26 +42,50 @@ class Bench:
     """One roster's merge at one node."""
 
     def __init__(
-        self, roster: Roster, schema: Schema, me: str, puller: Puller, store: Store, *, grace_s: float
+        self,
+        roster: Roster,
+        schema: Schema,
+        me: str,
+        puller: Puller,
+        store: Store,
+        *,
+        grace_s: float,
+        find_rule: Callable[[StudySettings], Rule] = built_in,
+        fetch: Callable[[str], Awaitable[Model]] | None = None,
     ) -> None:
-        """``grace_s``: how long an unreachable member is waited for before it is reported."""
+        """Lay out what a roster's merge needs.
+
+        Args:
+            roster: what defines the merge.
+            schema: the study's.
+            me: this member.
+            puller: gets what others hold.
+            store: what is held here.
+            grace_s: how long an unreachable member is waited for before it is reported.
+            find_rule: gives a study's merge rule, or raises a KonsilError.
+            fetch: gets a model by its digest from any peer, for a member that lacks the round's base.
+        """
         self.roster = roster
         self.schema = schema
         self.me = me
         self.puller = puller
         self.store = store
         self.grace_s = grace_s
-        self.rule = rule(roster.settings.rule, roster.settings.rule_options)
         self.gatherer = Gatherer(roster, schema, puller, store, grace_s=grace_s)
-        self.grams = Grams(self.rule, self.gatherer)
+        self.grams = Grams(self.gatherer)
+        self._find_rule = find_rule
+        self._fetch_model = fetch
+        self._rule: Rule | None = None
         self.n_chunks = chunk_count(schema.data_bytes)
         self.assembly = Assembly(schema)
+        self.closed = False
         self.leaves: dict[int, bytes] = {}
         self._merged_here: set[int] = set()
         self._sealed: Model | None = None
 
     def close(self) -> None:
         """Give the memory back, unless it became a model that the store serves."""
+        self.closed = True
         self.assembly.close()
         if self._sealed is not None and self.store.model(self._sealed.digest) is not self._sealed:
             self._sealed.memory.close()
@@ -85,10 +111,10 @@ class Bench:
 
         Raises:
             UpdatesMissing: names the members whose update could not be had.
+            ConfigError, StudyError: the rule is not here, or failed.
         """
-        await self.gatherer.learn()
+        await self._get_ready()
         chunks = self.chunks_of(part)
-        await self.grams.make(self._all_parts())
         # Not what another leader merged and this node fetched: who publishes a chunk answers for it.
         wanted = iter([index for index in chunks if index not in self._merged_here])
         at_once = max(1, WINDOW_BYTES // (CHUNK_BYTES * max(1, len(self.roster.members) - 1)))
@@ -99,6 +125,15 @@ class Bench:
         digest = group_digest(leaves)
         self.store.add_part(digest, Slice(leaves, chunks.start, self.assembly))
         return digest, self.grams.digest
+
+    async def _get_ready(self) -> None:
+        """Get what a chunk's merge needs beside the chunks: manifests, the rule, the base, coefficients."""
+        if self._rule is None:
+            self._rule = await in_thread(partial(self._find_rule, self.roster.settings))
+        await self.gatherer.learn()
+        if self._rule.around_base and self.store.model(self.roster.base) is None and self._fetch_model:
+            self.store.add_model(await self._fetch_model(self.roster.base))
+        await self.grams.make(self._rule, self._all_parts())
 
     async def _merge_chunks(self, wanted: Iterator[int]) -> None:
         buffers = self.gatherer.buffers()
@@ -114,15 +149,25 @@ class Bench:
 
     def _merge(self, index: int, chunks: Sequence[memoryview], out: memoryview) -> None:
         start, stop = self.gatherer.span(index)
-        if self.rule.name != "mean":
+        rule = self._rule
+        if rule is None:
+            raise StudyError("A chunk is merged before its rule is there.", safe="Nothing was merged.")
+        if rule.name != "mean":
             self.gatherer.require_finite(index, chunks)
+        base = self.gatherer.base(index) if rule.around_base else None
         runs = self.schema.runs(start, stop)
-        merge_chunk(self.rule, runs, chunks, self.roster.weights, out, self.grams.mixing)
-        if self.rule.name == "mean":  # a NaN or an infinity in any update is one in their mean
+        with np.errstate(over="ignore"):  # too large for the parameters' dtype: found below
+            merge_chunk(rule, runs, chunks, self.roster.weights, out, self.grams.mixing, base)
+        if rule.name not in BUILT_IN_RULES or rule.around_base or rule.name == "mean":
             try:
                 check_finite(self.schema, out, start)
-            except NonFinite:
-                self.gatherer.require_finite(index, chunks)
+            except NonFinite as error:
+                self.gatherer.require_finite(index, chunks)  # any in an update is one in the mean
+                raise StudyError(
+                    f"The merge rule '{rule.name}' did not give a number everywhere. {error.what}",
+                    safe="Nothing was published; accepted rounds are safe.",
+                    do="Have the rule corrected or take another, by vote: `konsil study change`.",
+                ) from error
 
     # --- completing ----------------------------------------------------------------------------
 
@@ -246,9 +291,9 @@ class Bench:
 
         Raises:
             UpdatesMissing: it cannot be recomputed.
+            ConfigError, StudyError: the rule is not here, or failed.
         """
-        await self.gatherer.learn()
-        await self.grams.make(self._all_parts())
+        await self._get_ready()
         chunks = await self.gatherer.chunks(index, self.gatherer.buffers())
         start, stop = self.gatherer.span(index)
         out = self.gatherer.buffer()[: stop - start]

@@ -147,6 +147,11 @@ class Config(msgspec.Struct, frozen=True):
         return self.directory / "merges"
 
     @property
+    def rules_dir(self) -> Path:
+        """Merge rules in files, which IT put there: `konsil rule add`."""
+        return self.directory / "rules"
+
+    @property
     def card_file(self) -> Path:
         """The member's own public card, to be sent to the others."""
         return self.directory / f"{self.member.name}.card.json"

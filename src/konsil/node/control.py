@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from konsil import __version__
 from konsil.core import round as machine
-from konsil.core.merge import rule_names
 from konsil.core.rules import (
     Agree,
     Call,
     ProposeAdmit,
     ProposeStudy,
     ProposeStudySettings,
+    State,
+    StudySettings,
+    Vote,
     encode_state,
     state_digest,
 )
@@ -37,7 +39,7 @@ from konsil.core.wall import (
     ToldState,
     ToNode,
 )
-from konsil.errors import ConfigError, FrameError, KonsilError, ParametersError, StudyError
+from konsil.errors import FrameError, KonsilError, ParametersError, StudyError
 from konsil.identity.card import member_record
 from konsil.node.checks import ask_peers
 from konsil.node.shelf import card_for
@@ -83,7 +85,7 @@ class Control:
             case AskState():
                 return await self._state(word), None
             case AskCall():
-                self._require_known_rule(word.call)
+                await self._require_known_rule(word.call)
                 return Noted(await self.node.ledger.submit(word.call)), None
             case AskNode():
                 return self._about_the_node(), None
@@ -118,34 +120,24 @@ class Control:
         if not word.round:
             await runner.shelf.settle(word.wait_s)
         chosen = runner.shelf.chosen(word.round)
-        model = await runner.shelf.model(chosen.digest)
+        model = await runner.shelf.model_of(chosen)
         card = card_for(self.node.ledger.state, word.study, chosen, model)
-        return ToldModel(word.study, chosen.round, chosen.digest, card), model.memory.fd
+        return ToldModel(word.study, chosen.round, model.digest, card), model.memory.fd
 
-    def _require_known_rule(self, call: Call) -> None:
-        """Refuse what this node could not merge: the contract lets a rule pass that is not built in.
+    async def _require_known_rule(self, call: Call) -> None:
+        """Refuse what this node could not merge: the contract knows only the rules that come with Konsil.
 
         Raises:
-            ConfigError: the study's merge rule is neither built in nor registered in this process.
+            ConfigError: the study's merge rule is not here, or is not what the settings say.
         """
-        if isinstance(call, ProposeStudy | ProposeStudySettings):
-            settings = call.settings
-        elif isinstance(call, Agree) and call.study in self.node.ledger.state.studies:
-            settings = self.node.ledger.state.studies[call.study].settings
-        else:
-            return
-        if settings.rule not in rule_names():
-            raise ConfigError(
-                f"This node knows no merge rule '{settings.rule}'; it knows {', '.join(rule_names())}.",
-                safe="Nothing was sent to the ledger.",
-                do="Correct the study's `rule`; or register your own at every member before the node starts.",
-                rule=settings.rule,
-            )
+        settings = _settings_of(call, self.node.ledger.state)
+        if settings is not None:
+            await asyncio.to_thread(self.node.rules.require, settings)
 
     async def _propose(self, word: AskPropose, fd: int | None) -> int:
         try:
-            self._require_known_rule(ProposeStudy(word.settings))
-        except ConfigError:
+            await self._require_known_rule(ProposeStudy(word.settings))
+        except KonsilError:
             if fd is not None:
                 os.close(fd)
             raise
@@ -184,6 +176,20 @@ class Control:
             ledger=node.ledger.description,
             problems=node.problems(),
         )
+
+
+def _settings_of(call: Call, state: State) -> StudySettings | None:
+    """The study settings that a call would bind this member to; None for other calls."""
+    match call:
+        case ProposeStudy(settings=settings) | ProposeStudySettings(settings=settings):
+            return settings
+        case Agree(study=name) if name in state.studies:
+            return state.studies[name].settings
+        case Vote(proposal=number, yes=True):
+            subjects = [each.subject for each in state.proposals if each.number == number]
+            return next((each.settings for each in subjects if isinstance(each, ProposeStudySettings)), None)
+        case _:
+            return None
 
 
 async def _model_in(fd: int) -> Model:

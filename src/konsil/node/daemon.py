@@ -49,6 +49,7 @@ from konsil.node.models import Models
 from konsil.node.peers import Peers
 from konsil.node.process import notify, only_one, writable
 from konsil.node.pull import Puller
+from konsil.node.rules import Rules
 from konsil.node.service import Service, split_entries
 from konsil.node.site import Site, default_max_model_bytes
 from konsil.node.study import StudyRunner
@@ -112,6 +113,7 @@ class Node:
         self.key = LedgerKey.load(config.ledger_key_file)
         self.instance = secrets.token_hex(8)
         self.directory = Directory(config.name, Cards(config.cards_dir))
+        self.rules = Rules(config.rules_dir)
         self.runners: dict[str, StudyRunner] = {}
         self._appeared = asyncio.Event()
         self._lacking_cards = False
@@ -134,7 +136,7 @@ class Node:
         config = self.config
         stack.enter_context(only_one(config.directory))
         with writable(config.directory):
-            for folder in (config.cards_dir, config.merges_dir):
+            for folder in (config.cards_dir, config.merges_dir, config.rules_dir):
                 folder.mkdir(mode=0o700, exist_ok=True)
         journal = stack.enter_context(Journal(config.journal_file))
         if config.builtin_identity:
@@ -167,6 +169,7 @@ class Node:
             journal,
             models,
             Puller(config.name, peers),
+            rules=self.rules,
             max_model_bytes=int(config.node.max_model_gb * 1e9) or default_max_model_bytes(),
         )
         stack.push_async_callback(self._close_runners)

@@ -15,7 +15,7 @@ import numpy as np
 from konsil.core.digest import CHUNK_BYTES, Manifest, chunk_count, chunk_range
 from konsil.core.parameters import Schema, check_finite
 from konsil.core.rules import StudySettings
-from konsil.errors import DigestMismatch, NonFinite, PeerUnreachable, TransportError
+from konsil.errors import DigestMismatch, NonFinite, PeerUnreachable, StudyError, TransportError
 from konsil.node.pull import Puller, in_thread
 from konsil.node.store import Store
 
@@ -40,7 +40,10 @@ class UpdatesMissing(PeerUnreachable):
 
 @dataclass(frozen=True)
 class Roster:
-    """What defines a merge: who, with which update and weight, by which rule, in how many parts."""
+    """What defines a merge: who, with which update and weight, by which rule, in how many parts.
+
+    ``base``: digest of the model that the round started from.
+    """
 
     study: str
     round: int
@@ -49,6 +52,7 @@ class Roster:
     weights: tuple[int, ...]
     settings: StudySettings
     n_parts: int
+    base: str
 
 
 class Gatherer:
@@ -153,6 +157,22 @@ class Gatherer:
             pulls.append((member, partial(self._pull, member, digest, index, into)))
         await self._from_all(pulls)
         return found
+
+    def base(self, index: int) -> memoryview:
+        """Chunk ``index`` of the model that the round started from; see ``Bench`` for how it gets here.
+
+        Raises:
+            StudyError: it is not here.
+        """
+        model = self._store.model(self.roster.base)
+        if model is None:
+            raise StudyError(
+                f"The model that round {self.roster.round} of study {self.roster.study!r} started from "
+                f"({self.roster.base[:12]}) is not here.",
+                safe="Nothing was merged; accepted rounds are safe.",
+                do="It is fetched from a peer and tried again: see `konsil node status`.",
+            )
+        return model.chunk(index)
 
     async def _pull(self, member: str, digest: str, index: int, into: memoryview) -> None:
         leaf = self._manifests[member].leaves[index]

@@ -44,6 +44,7 @@ class Merging:
         self._clock = site.clock
         self.puller = site.puller
         self.store = store
+        self.rules = site.rules
         self.schema: Schema | None = None
         self._study = study
         self._bench: Bench | None = None
@@ -90,9 +91,17 @@ class Merging:
 
         Raises:
             MergeMismatch: a chunk is not what its commits give.
+            NodeError: the round went on meanwhile.
         """
         bench = await self._bench_for(current)
-        return await self._in_time(current, bench, self._audited(current, bench))
+        model = await self._in_time(current, bench, self._audited(current, bench))
+        if bench.closed:  # the others accepted the round without this member, and the memory went with it
+            raise NodeError(
+                f"Round {current.number} of study {bench.roster.study!r} went on during this node's audit.",
+                safe="Nothing is lost.",
+                do="The accepted merge is fetched whole.",
+            )
+        return model
 
     async def _audited(self, current: OpenRound, bench: Bench) -> Model:
         model = await bench.complete(current.parts, current.digest)
@@ -139,7 +148,16 @@ class Merging:
             return self._bench
         self.close()
         grace_s = min(GRACE_MOST_S, max(GRACE_LEAST_S, roster.settings.merge_s * GRACE_FRACTION))
-        self._bench = Bench(roster, schema, self.me, self.puller, self.store, grace_s=grace_s)
+        self._bench = Bench(
+            roster,
+            schema,
+            self.me,
+            self.puller,
+            self.store,
+            grace_s=grace_s,
+            find_rule=self.rules.rule,
+            fetch=self.fetch,
+        )
         return self._bench
 
     def _roster(self, current: OpenRound) -> Roster:
@@ -153,16 +171,22 @@ class Merging:
             weights=tuple(weights[name] for name in current.roster),
             settings=study.settings,
             n_parts=len(current.parts),
+            base=current.base,
         )
 
     # --- whole models --------------------------------------------------------------------------
 
-    async def fetch(self, digest: str) -> Model:
-        """A model by its root digest from any peer: for a member that was away or comes late."""
-        self._require_room()
+    async def fetch(self, digest: str, expected: Schema | None = None) -> Model:
+        """A model by its root digest from any peer: for a member that was away or comes late.
+
+        Args:
+            digest: what it must have.
+            expected: its schema, where that is not the study's.
+        """
+        self.require_room(self._study().data_bytes)
         holders = self._likely_holders()
         manifest = await self.puller.manifest(digest, holders)
-        schema = self._checked_schema(manifest)
+        schema = self._checked_schema(manifest, expected)
         assembly = Assembly(schema)
         try:
             pending = iter(range(len(manifest.leaves)))
@@ -199,10 +223,11 @@ class Merging:
         self.schema = self._checked_schema(manifest)
         return self.schema
 
-    def _checked_schema(self, manifest: Manifest) -> Schema:
+    def _checked_schema(self, manifest: Manifest, expected: Schema | None = None) -> Schema:
         schema = Schema.from_header(manifest.header)
         study = self._study()
-        if schema.digest != study.schema or schema.data_bytes != study.data_bytes:
+        wanted = (expected.digest, expected.data_bytes) if expected else (study.schema, study.data_bytes)
+        if (schema.digest, schema.data_bytes) != wanted:
             raise SchemaMismatch(
                 f"The model has a header of {schema.data_bytes} bytes of parameters that is not the study's.",
                 safe="Nothing was loaded.",
@@ -210,9 +235,12 @@ class Merging:
             )
         return schema
 
-    def _require_room(self) -> None:
-        """See that the study's model is one that this node was set up for, before memory is reserved."""
-        wanted = self._study().data_bytes
+    def require_room(self, wanted: int) -> None:
+        """See that the study's model is one that this node was set up for, before memory is reserved.
+
+        Args:
+            wanted: size of the model and, where there is an outer optimiser, of its state, in bytes.
+        """
         if wanted > self.max_model_bytes:
             raise NodeError(
                 f"The study's model has {wanted / 1e9:.1f} GB; this node takes models of "

@@ -14,7 +14,7 @@ import structlog
 from konsil.core.digest import Manifest, chunk_range, leaf
 from konsil.core.parameters import Schema
 from konsil.errors import KonsilError, NodeError
-from konsil.node.store import Assembly, Model
+from konsil.node.store import Assembly, Model, StoredModel
 
 KEPT = 2
 """The newest accepted merge and the one before it, which peers may still fetch."""
@@ -67,6 +67,32 @@ class Models:
             _log.warning("a stored model is damaged; it is fetched again", digest=digest, why=str(error))
             if not isinstance(error, OSError):  # the bytes are wrong: the next save must write them anew
                 _remove(*self._paths(study, digest))
+            return None
+
+    async def open(self, study: str, digest: str) -> StoredModel | None:
+        """A model left on disk, to be read where it is needed; None if it is not there.
+
+        What is read is not yet checked: ``StoredModel.check``.
+        """
+        return await asyncio.to_thread(self._open, study, digest)
+
+    async def remove(self, study: str, digest: str) -> None:
+        """Forget a model whose file is damaged: the next save writes it anew."""
+        await asyncio.to_thread(_remove, *reversed(self._paths(study, digest)))
+
+    def _open(self, study: str, digest: str) -> StoredModel | None:
+        data, manifest_file = self._paths(study, digest)
+        try:
+            manifest = Manifest.decode(manifest_file.read_bytes())
+            if manifest.digest != digest:
+                return None
+            fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+        except (OSError, KonsilError):
+            return None
+        try:
+            return StoredModel(manifest, fd)
+        except KonsilError:
+            os.close(fd)
             return None
 
     def _paths(self, study: str, digest: str) -> tuple[Path, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
@@ -38,13 +38,17 @@ class Shelf:
         merging: Merging,
         study: Callable[[], Study],
         let_go: Callable[[], None],
+        outer: Callable[[int], Awaitable[Model | None]],
     ) -> None:
-        """``let_go`` is called when a model has not been asked for any more."""
+        """``let_go`` is called when a model has not been asked for any more; ``outer`` gives, in a study with
+        an outer optimiser, the model that training went on from after a round.
+        """
         self._site = site
         self._store = store
         self._merging = merging
         self._study = study
         self._let_go = let_go
+        self._outer = outer
         self._lent: dict[str, float] = {}
         self._getting: dict[tuple[str, bool], asyncio.Task[Model]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -58,7 +62,8 @@ class Shelf:
     def look(self) -> None:
         """The ledger moved: of a study that is over, get the final model while peers are still there."""
         study = self._study()
-        if not is_over(study) or self._site.me not in study.participants or not study.history:
+        elsewhere = self._site.me not in study.participants or study.settings.outer is not None
+        if not is_over(study) or elsewhere or not study.history:
             return
         digest = final_round(study, self._site.clock()).digest
         if digest in {study.accepted, self._sought}:
@@ -116,6 +121,26 @@ class Shelf:
         """Unix time at which the choice of a study that is over is settled at the latest."""
         study = self._study()
         return study.ended_s + study.settings.silence_s + CLOCK_SLACK_S
+
+    async def model_of(self, chosen: FinalModel) -> Model:
+        """The model that stands for a round: its merge or, where an outer optimiser steps from merge to
+        merge, what training went on from.
+
+        Raises:
+            StudyError: nobody holds it any more.
+        """
+        study = self._study()
+        if study.settings.outer is None:
+            return await self.model(chosen.digest)
+        last = len(study.history)
+        found = await self._outer(chosen.round) if chosen.round in {last, study.best} else None
+        if found is None:
+            raise StudyError(
+                f"The model after round {chosen.round} of study {study.settings.name!r} is not at this node.",
+                safe="Nothing was changed.",
+                do="With an outer optimiser there are those after the last round and after the best one.",
+            )
+        return found if chosen.round == last else self._keep(found)
 
     async def model(self, digest: str) -> Model:
         """A model by its digest: from memory, from disk, or from peers.
@@ -191,7 +216,8 @@ class Shelf:
 
 
 def _best(study: Study) -> set[str]:
-    return {study.history[study.best - 1].digest} if study.best else set()
+    """The best merge; with an outer optimiser its model is in that optimiser's state."""
+    return {study.history[study.best - 1].digest} if study.best and study.settings.outer is None else set()
 
 
 def to_keep(study: Study) -> frozenset[str]:
@@ -200,7 +226,7 @@ def to_keep(study: Study) -> frozenset[str]:
     keep = {study.accepted} | _best(study)
     if current is not None:
         keep |= {current.base, current.digest}
-    if study.settings.best is not None:
+    if study.settings.best is not None and study.settings.outer is None:
         keep |= {record.digest for record in study.history[-2:]}  # their scores still count
     return frozenset(keep)
 
@@ -208,4 +234,5 @@ def to_keep(study: Study) -> frozenset[str]:
 def card_for(state: State, study: str, chosen: FinalModel, model: Model) -> bytes:
     """The card that goes with a model."""
     groups = [len(group) for group in model.manifest.groups]
-    return encode_card(card_of(state, state.studies[study], chosen, groups, software=__version__))
+    found = state.studies[study]
+    return encode_card(card_of(state, found, chosen, model.digest, groups, software=__version__))

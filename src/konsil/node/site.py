@@ -11,6 +11,7 @@ from konsil.ledger.base import Ledger
 from konsil.node.journal import Journal
 from konsil.node.models import Models
 from konsil.node.pull import Puller
+from konsil.node.rules import Rules
 
 MODEL_SHARE = 8
 """A node holds up to three models of a study at once, beside the training process: an eighth of the
@@ -32,4 +33,5 @@ class Site:
     models: Models
     puller: Puller
     clock: Callable[[], float] = time.time
+    rules: Rules = field(default_factory=Rules)
     max_model_bytes: int = field(default_factory=default_max_model_bytes)

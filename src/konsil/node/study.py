@@ -17,6 +17,7 @@ from konsil.core import round as machine
 from konsil.core.messages import Heartbeat
 from konsil.core.parameters import Schema
 from konsil.core.round import (
+    Advance,
     Cancel,
     Deliver,
     Done,
@@ -40,6 +41,7 @@ from konsil.core.wall import MemberProgress, StudyStatus
 from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError
 from konsil.node.gather import UpdatesMissing
 from konsil.node.merging import Merging
+from konsil.node.outer import OuterStates
 from konsil.node.shelf import Shelf, to_keep
 from konsil.node.site import Site
 from konsil.node.store import Model, Store, model_of
@@ -79,7 +81,10 @@ class StudyRunner:
         self.heartbeats: dict[str, MemberProgress] = {}
         self._problems: dict[Effect | None, str] = {}
         self.merging = Merging(site, self.store, lambda: self.study)
-        self.shelf = Shelf(site, self.store, self.merging, lambda: self.study, self._let_go)
+        self.outer = OuterStates(name, site.models, self.store, self.merging, lambda: self.study)
+        self.shelf = Shelf(
+            site, self.store, self.merging, lambda: self.study, self._let_go, self.outer.model_after
+        )
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._heartbeat: asyncio.Task[None] | None = None
@@ -95,7 +100,10 @@ class StudyRunner:
     @property
     def problem(self) -> str:
         """What fails now and is tried again, in sentences; "" while all is well."""
-        return " ".join(dict.fromkeys(self._problems.values()))
+        problems = [*self._problems.values(), self.outer.problem]
+        if self.site.me in self.study.participants and self.study.phase not in {"finished", "failed"}:
+            problems.append(self.site.rules.problem(self.study.settings))
+        return " ".join(dict.fromkeys(problem for problem in problems if problem))
 
     def require_participant(self) -> None:
         """See that this member takes part in the study.
@@ -140,6 +148,7 @@ class StudyRunner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, self.shelf.close(), return_exceptions=True)
+        await self.outer.close()
         self.merging.close()
         self.store.close()
 
@@ -226,6 +235,8 @@ class StudyRunner:
                 return self._recompute(effect)
             case Probe():
                 return self.merging.probe(effect)
+            case Advance():
+                return self._advance(effect)
             case Deliver():
                 return self._deliver(effect)
             case _:
@@ -240,8 +251,9 @@ class StudyRunner:
                 await self._make_durable(digest)
             case Accept(digest=digest):
                 await self._make_durable(digest)
-            case Commit(base=base):
+            case Commit(base=base, start=start):
                 await self._make_durable(base)
+                await self.outer.make_durable(start)
         if isinstance(call, Commit | Publish):
             current = self.study.open
             attempt = current.attempt if current is not None else 1
@@ -306,11 +318,14 @@ class StudyRunner:
     async def _recompute(self, effect: Recompute) -> None:
         self.post(Found(effect, await self.merging.recompute(effect)))
 
+    async def _advance(self, effect: Advance) -> None:
+        self.post(await self.outer.advance(effect))
+
     async def _deliver(self, effect: Deliver) -> None:
         """Hand the model to the training process; without one there is nobody to hand it to."""
         trainee = self.trainee
         if trainee is not None:
-            await trainee.tell(effect, self.study, self.store.model(effect.digest))
+            await trainee.tell(effect, self.study, self.outer.model(effect.digest))
 
     # --- models --------------------------------------------------------------------------------
 
@@ -329,7 +344,7 @@ class StudyRunner:
     def _let_go(self) -> None:
         """Forget models and benches that no peer can ask for any more."""
         study, current = self.study, self.study.open
-        keep = {study.accepted, *self.shelf.lent}
+        keep = {study.accepted, *self.outer.needed(), *self.shelf.lent}
         if self.state.update is not None and study.phase not in {"finished", "failed"}:
             keep.add(self.state.update.digest)
         if self.state.offered is not None and study.phase == "proposed":

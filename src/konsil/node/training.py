@@ -293,9 +293,9 @@ class _Conversation:
             until_s = shelf.settled_at_s
             await self.visitor.send(Final(chosen.round, chosen.digest, settled=False, until_s=until_s))
             return
-        model = await shelf.model(chosen.digest)
+        model = await shelf.model_of(chosen)
         card = card_for(ledger.state, self.runner.name, chosen, model)
-        await self.visitor.send(Final(chosen.round, chosen.digest, chosen.settled, card), model.memory.fd)
+        await self.visitor.send(Final(chosen.round, model.digest, chosen.settled, card), model.memory.fd)
 
     async def _say_what_it_waits_for(self) -> None:
         ledger = self.runner.site.ledger

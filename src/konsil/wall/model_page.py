@@ -31,6 +31,8 @@ def _lines(card: ModelCard, file_name: str) -> Iterator[str]:
     yield "|---|---|"
     yield f"| file | `{_code(file_name)}` ({card.data_bytes:,} bytes of parameters) |"
     yield f"| digest | `{card.digest}` |"
+    if card.merge != card.digest:
+        yield f"| merge of the round | `{card.merge}`, from which the study's outer optimiser made a step |"
     yield f"| swarm (genesis) | `{card.swarm}` |"
     yield f"| study | {_text(card.phase)}{': ' + _text(card.ended) if card.ended else ''} |"
     if card.started_s:

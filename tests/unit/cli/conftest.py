@@ -29,6 +29,7 @@ from konsil.node.control import Control
 from konsil.node.directory import Cards, Directory
 from konsil.node.genesis import read_genesis
 from konsil.node.peers import Peers
+from konsil.node.rules import Rules
 from konsil.node.shelf import Shelf
 from konsil.node.store import Model
 from konsil.transport.base import PeerLink, Received
@@ -131,6 +132,7 @@ class NodeThread(threading.Thread):
                 ledger=ledger,
                 transport=transport,
                 peers=Peers(transport),
+                rules=Rules(config.rules_dir),
                 directory=Directory("lyon", Cards(config.cards_dir)),
                 runners={"heart": SimpleNamespace(status=lambda: here, shelf=self._shelf())},
                 svid_expires_s=lambda: time.time() + 3600,
@@ -143,7 +145,9 @@ class NodeThread(threading.Thread):
     def _shelf(self) -> Shelf:
         """The node's models: what a test put there, or nothing."""
         site = SimpleNamespace(me="lyon", ledger=self.ledger, clock=time.time, models=self)
-        return Shelf(site, self, self, study=lambda: self.ledger.state.studies["heart"], let_go=lambda: None)
+        return Shelf(
+            site, self, self, lambda: self.ledger.state.studies["heart"], lambda: None, outer=lambda _: None
+        )
 
     def model(self, _digest: str) -> Model | None:
         return self.held

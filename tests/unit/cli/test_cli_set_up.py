@@ -221,3 +221,45 @@ def test_doctor_fails_on_a_config_with_an_unknown_key(site):
     result = site.run("doctor", expect=1)
     assert "fail  config" in result.stdout
     assert "Did you mean 'node.listen'?" in result.stdout
+
+
+# --- merge rules in files --------------------------------------------------------------------------
+
+RULE = """
+import numpy as np
+from konsil.core.merge import Rule, take_options
+
+def largest(values, weights, out):
+    np.copyto(out, values[0])
+    for row in values[1:]:
+        np.maximum(out, row, out=out)
+
+def rule(options):
+    take_options("largest", options, {"f": 1})
+    return Rule("largest", options, largest)
+"""
+
+
+def test_a_merge_rule_is_tried_added_and_listed(site):
+    site.init("lyon")
+    assert "No merge rule in a file is here" in site.run("rule", "list").stdout
+    file = site.root / "largest.py"
+    file.write_text(RULE)
+    digest = site.run("rule", "digest", str(file)).stdout.strip()
+    shown = site.run("rule", "add", str(file), "--option", "f=2").stdout
+    assert f'rule_digest = "{digest}"' in shown
+    (listed,) = site.json("rule", "list")
+    assert listed == {"rule": "largest", "rule_digest": digest, "unchanged": True}
+    (stored,) = (site.root / "lyon" / "rules").iterdir()
+    stored.write_text(RULE + "#")
+    assert "CHANGED since it was added" in site.run("rule", "list").stdout
+
+
+def test_a_merge_rule_that_does_not_merge_is_refused_with_the_reason(site):
+    site.init("lyon")
+    file = site.root / "largest.py"
+    file.write_text(RULE.replace("np.copyto(out, values[0])", "out[:] = values[0].mean()"))
+    assert "not elementwise" in site.run("rule", "add", str(file), expect=1).stderr
+    assert "no option 'g'" in site.run("rule", "add", str(file), "--option", "g=2", expect=1).stderr
+    assert "not NAME=NUMBER" in site.run("rule", "add", str(file), "--option", "f", expect=1).stderr
+    assert site.json("rule", "list") == []

@@ -148,7 +148,7 @@ def test_a_study_with_a_merge_rule_that_nobody_knows_never_reaches_the_ledger(si
     with site.node() as node:
         more = ("--model", str(file)) if model else ()
         result = site.run("study", "propose", str(file), *more, expect=1)
-        assert "no merge rule 'meen'; it knows" in result.stderr
+        assert "no merge rule 'meen' in Konsil; there are" in result.stderr
         assert "median" in result.stderr
         assert node.ledger.state.height == 0
 
@@ -271,7 +271,7 @@ def test_a_model_of_another_history_is_found(site, study_file, model):
         (site.root / "lyon" / path).unlink(missing_ok=True)
     with site.node():
         result = site.run("study", "check", str(out), expect=1)
-    assert "The ledger of this member knows no model" in result.stderr
+    assert "The ledger of this member knows no merge" in result.stderr
 
 
 def test_a_model_that_another_program_saved_again_is_still_the_model(site, study_file, model):
@@ -452,3 +452,33 @@ def test_a_followed_study_is_shown_until_it_ends(site, study_file, more):
         ending.join()
     assert "finished" in text
     assert ("running" in text) == bool(more)  # without a terminal, people see the end only
+
+
+def test_a_study_by_a_rule_in_a_file_is_proposed_only_where_that_file_is(site):
+    site.found()
+    rule, file = site.root / "middle.py", site.root / "middle.toml"
+    rule.write_text(
+        "from konsil.core.merge import Rule, median\ndef rule(options):\n    return Rule('', {}, median)\n"
+    )
+    digest = site.json("rule", "digest", str(rule))["rule_digest"]
+    file.write_text(STUDY + f'rule = "middle"\nrule_digest = "{digest}"\n')
+    with site.node() as node:
+        lacking = site.run("study", "propose", str(file), expect=1).stderr
+        assert digest in lacking
+        assert "this node has none" in lacking
+        rule.write_text(rule.read_text() + "# another\n")
+        other = site.json("rule", "add", str(rule))["rule_digest"]
+        lacking = site.run("study", "propose", str(file), expect=1).stderr
+        assert digest in lacking
+        assert f"this node has only {other}" in lacking
+        assert "konsil rule add" in lacking
+        assert node.ledger.state.height == 0
+        rule.write_text(rule.read_text().removesuffix("# another\n"))
+        site.run("rule", "add", str(rule))
+        site.run("study", "propose", str(file))
+        assert f"that rule is a file, the same at every member: digest {digest}" in (
+            site.run("study", "agree", "heart", input="n\n", expect=1).stdout
+        )
+        changed = site.root / "changed.toml"
+        changed.write_text(STUDY + f'rule = "middle"\nrule_digest = "{"ab" * 32}"\n')
+        assert "ab" * 32 in site.run("study", "change", str(changed), expect=1).stderr

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from konsil.core.digest import group_digest, part_range, root_from
+from konsil.core.merge import Rule, merge_chunk, mixing, sum_grams
 from konsil.core.merge import gram_chunk as gram_of_chunk
-from konsil.core.merge import merge_chunk, mixing, rule, sum_grams
 from konsil.core.messages import decode_request
 from konsil.core.parameters import Schema, pack
-from konsil.core.rules import Commitment, OpenRound, Part, StudySettings
+from konsil.core.rules import BUILT_IN_RULES, Commitment, OpenRound, Part, StudySettings
 from konsil.node.bench import Bench
 from konsil.node.gather import Roster
 from konsil.node.peers import Peers
 from konsil.node.pull import Puller
+from konsil.node.rules import built_in
 from konsil.node.service import Service
 from konsil.node.store import Assembly, Model, Store, model_of
 from konsil.transport.base import PeerAddress, Reply
@@ -100,6 +101,8 @@ class Swarm:
     network: MemoryNetwork = field(default_factory=MemoryNetwork)
     hospitals: dict[str, Hospital] = field(default_factory=dict)
     updates: dict[str, Model] = field(default_factory=dict)
+    base: Model | None = None
+    own_rule: Rule | None = None
 
     def join(self, *names: str, dial_only: tuple[str, ...] = ()) -> None:
         for name in names:
@@ -113,6 +116,12 @@ class Swarm:
         for hospital in self.hospitals.values():
             hospital.transport.set_peers(known)
 
+    def begin_from(self, base: Model, *names: str) -> None:
+        """The model that the round started from, held by these hospitals."""
+        self.base = base
+        for name in names:
+            self.hospitals[name].store.add_model(base)
+
     def commit(self, name: str, update: Model) -> None:
         self.updates[name] = update
         self.hospitals[name].store.add_model(update)
@@ -122,7 +131,7 @@ class Swarm:
         n_parts = n_parts or min(3, len(names))
         order = names[attempt - 1 :] + names[: attempt - 1]
         opened = OpenRound(
-            1, attempt, "merging", "0" * 64, 0, 0, 0,
+            1, attempt, "merging", self.base.digest if self.base else "0" * 64, 0, 0, 0,
             commits={name: Commitment(self.updates[name].digest, 1 + number, 0) for number, name in enumerate(names)},
             roster=names,
             parts=tuple(Part(order[number % len(names)]) for number in range(n_parts)),
@@ -133,8 +142,14 @@ class Swarm:
 
     def roster(self, opened: OpenRound, audit_fraction: float = 1.0) -> Roster:
         options = {"f": 1.0} if self.rule == "trimmed_mean" else {}
+        rule_digest = "" if self.rule in BUILT_IN_RULES else "ab" * 32
         settings = StudySettings(
-            "aml", every_steps=1, rule=self.rule, rule_options=options, audit_fraction=audit_fraction
+            "aml",
+            every_steps=1,
+            rule=self.rule,
+            rule_options=options,
+            rule_digest=rule_digest,
+            audit_fraction=audit_fraction,
         )
         commits = opened.commits
         return Roster(
@@ -145,20 +160,27 @@ class Swarm:
             tuple(commits[name].examples for name in opened.roster),
             settings,
             len(opened.parts),
+            opened.base,
         )
 
     def bench(self, name: str, opened: OpenRound, *, grace_s: float = 0.0, **options: Any) -> Bench:
         hospital = self.hospitals[name]
         roster = self.roster(opened, **options)
         hospital.bench = Bench(
-            roster, schema(self.elements), name, hospital.puller, hospital.store, grace_s=grace_s
+            roster,
+            schema(self.elements),
+            name,
+            hospital.puller,
+            hospital.store,
+            grace_s=grace_s,
+            find_rule=lambda chosen: self.own_rule or built_in(chosen),
         )
         return hospital.bench
 
     def truth(self, opened: OpenRound) -> tuple[bytes, tuple[str, ...], str]:
         """The merge made in one place: its data, its parts' digests and its own."""
         layout, roster = schema(self.elements), self.roster(opened)
-        how = rule(self.rule, roster.settings.rule_options)
+        how = self.own_rule or built_in(roster.settings)
         updates = [self.updates[name] for name in roster.members]
         n_chunks = len(updates[0].manifest.leaves)
         out = bytearray(layout.data_bytes)
@@ -175,7 +197,8 @@ class Swarm:
             chunks = [update.chunk(index) for update in updates]
             stop = start + len(chunks[0])
             target = memoryview(out)[start:stop]
-            merge_chunk(how, layout.runs(start, stop), chunks, roster.weights, target, coefficients)
+            base = self.base.chunk(index) if self.base and how.around_base else None
+            merge_chunk(how, layout.runs(start, stop), chunks, roster.weights, target, coefficients, base)
         merged = model_of(seal_pieces([layout.header, bytes(out)]), layout)
         leaves = merged.manifest.leaves
         parts = tuple(
@@ -188,7 +211,8 @@ class Swarm:
     def _gram(self, layout: Schema, updates: list[Model], index: int) -> Any:
         start = index * 4 * 1024 * 1024
         chunks = [update.chunk(index) for update in updates]
-        return gram_of_chunk(layout.runs(start, start + len(chunks[0])), chunks)
+        base = self.base.chunk(index) if self.base and self.rule == "norm_clipping" else None
+        return gram_of_chunk(layout.runs(start, start + len(chunks[0])), chunks, base)
 
     async def close(self) -> None:
         for hospital in self.hospitals.values():

@@ -9,12 +9,20 @@ import pytest
 from msgspec.structs import replace
 
 from konsil.core.digest import leaf, root_from
+from konsil.core.merge import Rule
 from konsil.core.messages import GetChunk
 from konsil.core.rules import Part
-from konsil.errors import DigestMismatch, MergeMismatch, NodeError
+from konsil.errors import ConfigError, DigestMismatch, MergeMismatch, NodeError, StudyError
 from konsil.node.gather import UpdatesMissing
 
-RULES = ["mean", "median", "trimmed_mean", "geometric_median"]
+RULES = ["mean", "median", "trimmed_mean", "geometric_median", "nnm_trimmed_mean", "norm_clipping"]
+MIXING = {"geometric_median", "nnm_trimmed_mean", "norm_clipping"}
+
+
+@pytest.fixture(autouse=True)
+def begun(swarm, make):
+    """All hospitals hold the model that the round started from."""
+    swarm.begin_from(make.model(0.5), *swarm.hospitals)
 
 
 async def lead_all(swarm, opened, benches):
@@ -40,7 +48,7 @@ async def test_every_member_gets_what_a_merge_in_one_place_gives_bit_for_bit(swa
     data, parts, digest = swarm.truth(opened)
     assert tuple(part.digest for part in published.parts) == parts
     assert len({part.gram for part in published.parts}) == 1
-    assert bool(published.parts[0].gram) == (rule == "geometric_median")
+    assert bool(published.parts[0].gram) == (rule in MIXING)
     for name, bench in benches.items():
         model = await bench.complete(published.parts, digest)
         assert bytes(model.data()) == data, name
@@ -79,7 +87,7 @@ async def test_a_wrong_chunk_of_a_part_is_taken_from_another_member_that_has_the
     assert model.digest == published.digest
 
 
-@pytest.mark.parametrize("rule", ["mean", "geometric_median"])
+@pytest.mark.parametrize("rule", ["mean", "geometric_median", "norm_clipping"])
 async def test_a_leader_that_publishes_a_wrong_merge_is_found_out_by_all_others(swarm, rule):
     swarm.rule = rule
     opened = swarm.open()
@@ -179,8 +187,9 @@ async def test_a_leader_answers_only_for_what_it_merged_itself(swarm):
 # --- Gram matrices -------------------------------------------------------------------------------
 
 
-async def test_a_member_that_leads_nothing_makes_the_matrix_to_audit(swarm):
-    swarm.rule = "geometric_median"
+@pytest.mark.parametrize("rule", sorted(MIXING))
+async def test_a_member_that_leads_nothing_makes_the_matrix_to_audit(swarm, rule):
+    swarm.rule = rule
     opened = swarm.open()
     benches = benches_of(swarm, opened)
     published = await lead_all(swarm, opened, benches)
@@ -188,6 +197,83 @@ async def test_a_member_that_leads_nothing_makes_the_matrix_to_audit(swarm):
     model = await benches["d"].complete(published.parts, published.digest)
     assert not await benches["d"].is_wrong(0, model.manifest.leaves[0])
     assert await benches["d"].is_wrong(0, leaf(b"another"))
+
+
+# --- the model that the round started from ---------------------------------------------------------
+
+
+async def test_a_member_that_lacks_the_base_gets_it_before_it_merges(swarm, make):
+    swarm.rule = "norm_clipping"
+    base, elsewhere = swarm.base, make.model(0.5)
+    opened = swarm.open()
+    benches = benches_of(swarm, opened)
+    b, asked = swarm.hospitals["b"], []
+    b.store.keep_only({swarm.updates["b"].digest})
+
+    async def fetch(digest):
+        asked.append(digest)
+        return elsewhere
+
+    swarm.base = elsewhere  # b's copy was closed with its store
+    with pytest.raises(StudyError, match=r"started from \(.*\) is not here.*Nothing was merged"):
+        await benches["b"].lead(1)
+    benches["b"]._fetch_model = fetch
+    digest, gram = await benches["b"].lead(1)
+    assert asked == [base.digest]
+    assert digest == swarm.truth(opened)[1][1]
+    assert gram
+
+
+# --- rules of the members' own ---------------------------------------------------------------------
+
+
+def largest(values, _weights, out):
+    np.copyto(out, values[0])
+    for row in values[1:]:
+        np.maximum(out, row, out=out)
+
+
+async def test_a_rule_of_the_members_own_merges_in_parts_as_in_one_place(swarm):
+    swarm.rule, swarm.own_rule = "largest", Rule("largest", {}, largest)
+    opened = swarm.open()
+    benches = benches_of(swarm, opened)
+    published = await lead_all(swarm, opened, benches)
+    data, _, digest = swarm.truth(opened)
+    model = await benches["d"].complete(published.parts, digest)
+    assert bytes(model.data()) == data
+    await benches["d"].audit(published.parts, model, set())
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e300])
+async def test_what_is_no_number_in_the_parameters_dtype_is_not_published(swarm, value):
+    def reduce(values, _weights, out):
+        np.copyto(out, values[0])
+        out[-1] = value
+
+    swarm.rule, swarm.own_rule = "largest", Rule("largest", {}, reduce)
+    opened = swarm.open()
+    bench = swarm.bench("a", opened)
+    before = set(bench.store._parts)
+    with pytest.raises(StudyError, match=r"did not give a number everywhere\..*Nothing was published"):
+        await bench.lead(0)
+    assert set(bench.store._parts) == before
+
+
+async def test_a_member_without_the_rule_completes_but_does_not_audit(swarm):
+    opened = swarm.open()
+    benches = benches_of(swarm, opened)
+    published = await lead_all(swarm, opened, benches)
+
+    def lacking(_settings):
+        raise ConfigError("The rule is not here.", safe="Nothing was merged.", do="Add it.")
+
+    d = benches["d"]
+    d._find_rule = lacking
+    model = await d.complete(published.parts, published.digest)
+    with pytest.raises(ConfigError, match="rule is not here"):
+        await d.audit(published.parts, model, set())
+    with pytest.raises(ConfigError, match="rule is not here"):
+        await d.lead(0)
 
 
 # --- memory --------------------------------------------------------------------------------------

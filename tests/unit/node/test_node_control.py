@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from konsil.core.parameters import Schema
-from konsil.core.rules import StudySettings
-from konsil.core.wall import AskPropose, Failed
+from konsil.core.rules import Proposal, ProposeStudySettings, StudySettings, Vote
+from konsil.core.wall import AskCall, AskPropose, Failed
 from konsil.errors import Refused
 from konsil.node.control import Control
+from konsil.node.rules import Rules
 from konsil.wall.layout import seal_arrays
 from konsil.wall.memory import seal_pieces
 
@@ -22,6 +24,8 @@ WEIGHTS = {"w": np.ones(3, np.float32)}
 
 class Refusing:
     """A ledger that refuses."""
+
+    state = SimpleNamespace(studies={}, proposals=())
 
     async def submit(self, _call):
         raise Refused("name_taken", "There is or was a study 'aml' already.")
@@ -43,6 +47,19 @@ class Visitor:
         self.heard.append(word)
 
 
+@pytest.mark.parametrize(("yes", "says"), [(True, "this node has none"), (False, "already")])
+async def test_nobody_votes_for_a_rule_that_its_node_does_not_have(yes, says, tmp_path):
+    own = replace(SETTINGS, rule="own", rule_digest="ab" * 32)
+    ledger = Refusing()
+    ledger.state = SimpleNamespace(
+        studies={}, proposals=(Proposal(4, "a", ProposeStudySettings(own), 0, {}),)
+    )
+    visitor = Visitor(AskCall(Vote(4, yes)), None)
+    with pytest.raises(ConnectionResetError):
+        await Control(SimpleNamespace(ledger=ledger, rules=Rules(tmp_path))).serve(visitor)
+    assert says in visitor.heard[0].what
+
+
 @pytest.mark.parametrize(
     ("pieces", "says"),
     [
@@ -57,7 +74,7 @@ async def test_a_model_whose_study_is_refused_is_given_back(pieces, says):
         fd = os.dup(memory.fd)
         visitor = Visitor(AskPropose(SETTINGS), fd)
         with pytest.raises(ConnectionResetError):
-            await Control(SimpleNamespace(ledger=Refusing())).serve(visitor)
+            await Control(SimpleNamespace(ledger=Refusing(), rules=Rules())).serve(visitor)
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
     (answer,) = visitor.heard

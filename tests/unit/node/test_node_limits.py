@@ -20,7 +20,11 @@ from konsil.wall.frames import MAX_TO_NODE_BYTES, FrameReader, words_to_node
 async def test_a_model_over_the_nodes_limit_is_not_fetched():
     asked = []
     site = SimpleNamespace(
-        me="b", clock=lambda: 0.0, max_model_bytes=10, puller=SimpleNamespace(manifest=asked.append)
+        me="b",
+        clock=lambda: 0.0,
+        max_model_bytes=10,
+        puller=SimpleNamespace(manifest=asked.append),
+        rules=None,
     )
     merging = Merging(site, Store(), lambda: SimpleNamespace(data_bytes=11))
     with pytest.raises(NodeError, match="max_model_gb"):

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from konsil.errors import NodeError
+from konsil.errors import DigestMismatch, NodeError
 from konsil.node.models import Models
 
 SMALL = 5000
@@ -150,3 +150,43 @@ async def test_what_a_killed_node_left_half_written_is_swept_at_the_next_start(m
     assert files(again) == sorted(f"{model.digest}.{kind}" for kind in ("manifest", "safetensors"))
     model.memory.close()
     torn.memory.close()
+
+
+async def test_a_model_left_on_disk_is_read_where_it_is_needed_and_checked_when_asked(models, make):
+    model = make.model(1)
+    await models.save("aml", model)
+    stored = await models.open("aml", model.digest)
+    assert stored.digest == model.digest
+    assert stored.chunk(1) == model.chunk(1)
+    assert stored.reader()(5, 9) == model.data()[5:9]
+    stored.check()
+    with path_of(models, model).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    with pytest.raises(DigestMismatch):
+        stored.check()
+    with path_of(models, model).open("r+b") as file:
+        file.truncate(len(model.schema.header) + 6)
+    with pytest.raises(NodeError, match="cut short"):
+        stored.chunk(0)
+    stored.close()
+    with pytest.raises(NodeError, match="cannot be read"):
+        stored.read(0, 1)
+    await models.remove("aml", model.digest)
+    assert files(models) == []
+    model.close()
+
+
+@pytest.mark.parametrize("damage", ["no file", "no manifest", "another manifest", "no digest"])
+async def test_what_is_not_there_whole_is_not_left_on_disk_to_be_read(models, make, damage):
+    model, other = make.model(1, SMALL), make.model(2, SMALL)
+    await models.save("aml", model)
+    if damage == "no file":
+        path_of(models, model).unlink()
+    elif damage == "no manifest":
+        path_of(models, model, "manifest").unlink()
+    elif damage == "another manifest":
+        path_of(models, model, "manifest").write_bytes(other.manifest.encode())
+    assert await models.open("aml", model.digest if damage != "no digest" else "1" * 64) is None
+    for each in (model, other):
+        each.close()

@@ -6,6 +6,7 @@ import pytest
 
 from konsil.core.digest import Manifest, group_digest, leaf
 from konsil.errors import NodeError, SchemaMismatch
+from konsil.node.models import Models
 from konsil.node.store import Slice, Store, model_of
 from konsil.wall.memory import seal_pieces
 
@@ -129,3 +130,27 @@ def test_parameters_of_another_schema_or_length_are_refused(make):
         model_of(short, schema)
     other.close()
     short.close()
+
+
+async def test_a_model_that_is_put_aside_is_served_from_its_file_and_gives_its_memory_back(make, tmp_path):
+    store, models, model = Store(), Models(tmp_path), make.model(1)
+    store.add_model(model)
+    await models.save("aml", model)
+    second = bytes(model.chunk(1))
+    before = make.open_files()
+    store.put_aside(await models.open("aml", model.digest))
+    store.put_aside(await models.open("aml", model.digest))  # a second one changes nothing
+    assert make.open_files() == before - 1  # one file more; a memory and its mapping less
+    assert store.model(model.digest) is None
+    assert store.part(model.manifest.group_digests[0]) is None
+    assert store.stored(model.digest).digest == model.digest
+    assert store.chunk(model.digest, 1) == second
+    assert store.chunk(model.digest, 3) is None
+    assert store.manifest(model.digest) == model.manifest.encode()
+    store.keep_only({model.digest})
+    assert store.chunk(model.digest, 1) == second
+    store.drop_stored(model.digest)
+    assert store.chunk(model.digest, 1) is None
+    store.put_aside(await models.open("aml", model.digest))
+    store.close()
+    assert make.open_files() == before - 2

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from konsil.core.merge import register
+from konsil.core import merge
 from konsil.core.rules import (
+    Outer,
     Plateau,
     StudySettings,
+    check_against_rule,
     check_genesis,
     check_study_settings,
     effective_quorum,
@@ -44,6 +46,11 @@ BAD = {
     "rule_options": {"rule_options": {"f": float("nan")}},
     "no option 'g'": {"rule": "trimmed_mean", "rule_options": {"g": 1.0}},
     "needs 3 members": {"rule": "trimmed_mean", "rule_options": {"f": 1.0}},
+    "needs 5 members": {"rule": "multi_krum", "rule_options": {"f": 1.0}},
+    "or no `outer`": {"rule": "norm_clipping", "outer": Outer()},
+    "it is in no file": {"rule_digest": "ab" * 32},
+    "64 hexadecimal digits": {"rule": "our-own", "rule_digest": "AB" * 32},
+    "small letters, digits": {"rule": "../our-own", "rule_digest": "ab" * 32},
     "given` has weights, but": {"given": {"a": 1}},
     "members` must name": {"weighting": "given", "given": {"a": 1}},
     "no weight for c": {"weighting": "given", "given": {"a": 1, "b": 2}, "members": ("a", "b", "c")},
@@ -57,6 +64,10 @@ BAD = {
     "plateau.metric": {"plateau": Plateau(metric="")},
     "plateau.min_delta": {"plateau": Plateau(min_delta=float("nan"))},
     "local": {"local": ("",)},
+    "plain mean: take one": {"outer": Outer(), "scaffold": True},
+    "outer.tau": {"outer": Outer(tau=0.0)},
+    "outer.beta1` and `beta2": {"outer": Outer(beta2=1.0)},
+    "outer.learning_rate": {"outer": Outer(learning_rate=float("nan"))},
 }
 
 
@@ -68,17 +79,21 @@ def test_settings_that_make_no_sense_are_named(named, changes):
     assert named in caught.value.what
 
 
-def test_the_contract_asks_nothing_of_a_rule_that_only_some_members_have_registered():
-    own = replace(GOOD, rule="a-rule-of-our-own")
-    check_study_settings(own, MEMBERS, built_in_rules_only=True)
-    with pytest.raises(ConfigError, match="no merge rule"):
-        check_study_settings(own, MEMBERS)
+def test_the_contract_asks_nothing_of_a_rule_in_a_file_but_its_digest():
+    own = replace(GOOD, rule="a-rule-of_our-own", rule_digest="ab" * 32, rule_options={"anything": 1.0})
+    check_study_settings(own, MEMBERS)
+    with pytest.raises(ConfigError, match=r"no merge rule.*multi_krum.*rule_digest"):
+        check_study_settings(replace(own, rule_digest=""), MEMBERS)
 
-    def needs_nine(_options):
-        return type("Nine", (), {"members": 9, "mix": None})()
 
-    register("needs-nine", needs_nine)
-    check_study_settings(replace(GOOD, rule="needs-nine"), MEMBERS, built_in_rules_only=True)
+def test_a_rule_is_held_against_the_quorum_once_it_is_there():
+    nine = merge.Rule("nine", {}, merge.median, members=9)
+    with pytest.raises(ConfigError, match="needs 9 members, but the quorum is 2"):
+        check_against_rule(GOOD, nine)
+    check_against_rule(GOOD, merge.Rule("two", {}, merge.median, members=2))
+    around = merge.Rule("around", {}, merge.median, around_base=True)
+    with pytest.raises(ConfigError, match="take another rule, or no `outer`"):
+        check_against_rule(replace(GOOD, outer=Outer()), around)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from konsil.core.rules import Adaptive, Score
+from konsil.core.rules import Adaptive, Outer, Score
 from konsil.core.rules.agreement import check_study_settings
 from konsil.errors import ConfigError
 
@@ -57,6 +57,10 @@ def test_without_the_setting_every_round_is_as_long(swarm):
         ({"weighting": "capped"}, "cap_percent"),
         ({"cap_percent": 40}, "cap_percent"),
         ({"prox": -1.0}, "prox"),
+        ({"scaffold": True, "outer": Outer()}, "control variates"),
+        ({"outer": Outer(learning_rate=0.0)}, "outer.learning_rate"),
+        ({"outer": Outer(beta2=1.0)}, "beta2"),
+        ({"outer": Outer(tau=0.0)}, "outer.tau"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(swarm, changes, complaint):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from konsil.core.rules import StudySettings, readable
+from konsil.core.rules import Best, Outer, StudySettings, best_start, readable
 from konsil.core.rules.state import Commitment, OpenRound, Part, Participant, RoundRecord, Study
 
 BASE, NEW, UPDATE, PART = "ba" * 32, "ed" * 32, "0d" * 32, "9a" * 32
@@ -69,3 +69,60 @@ def test_the_accepted_merge_can_be_read_whole_and_by_its_parts():
         accepted_s=0,
     )
     assert readable(study(history=(record,)), "oslo") == {BASE, NEW, PART}
+
+
+STATE, NEXT = "5a" * 32, "5b" * 32
+
+
+def stepped(*starts: str, **changes: object) -> RoundRecord:
+    """An accepted round, and the outer states that its roster trained from."""
+    known: dict[str, object] = {
+        "number": 1,
+        "attempt": 1,
+        "base": BASE,
+        "digest": NEW,
+        "roster": {name: Commitment(UPDATE, 1, 0, start) for name, start in zip("abc", starts, strict=False)},
+        "weights": {},
+        "parts": (),
+        "absent": {},
+        "opened_s": 0,
+        "merging_s": 0,
+        "accepted_s": 0,
+    }
+    return RoundRecord(**(known | changes))
+
+
+def with_outer(**changes: object) -> Study:
+    return study(settings=StudySettings("aml", outer=Outer()), **changes)
+
+
+def test_the_outer_state_that_most_of_the_last_roster_trained_from_can_be_read():
+    assert readable(with_outer(history=(stepped(STATE, STATE, NEXT),)), "oslo") == {BASE, NEW, STATE}
+    assert readable(with_outer(history=(stepped(STATE, STATE, NEXT),)), "mallory") == frozenset()
+    assert STATE not in readable(with_outer(history=(stepped(STATE, NEXT),)), "oslo")
+
+
+def test_the_open_rounds_outer_state_can_be_read_once_most_who_are_in_it_say_so():
+    commits = {"lyon": Commitment(UPDATE, 1, 0, STATE)}
+    waiting = opened("collecting", commits=commits, expected={"oslo": 9, "lyon": 9})
+    assert STATE not in readable(with_outer(open=waiting), "oslo")
+    alone = opened("collecting", commits=commits, expected={"lyon": 9})
+    assert STATE in readable(with_outer(open=alone), "oslo")
+    merging = opened("merging", commits=commits | {"oslo": Commitment(NEW, 1, 0, NEXT)}, roster=("lyon",))
+    assert readable(with_outer(open=merging), "oslo") == {BASE, UPDATE, STATE}
+
+
+def test_an_update_does_not_become_readable_by_being_named_as_a_state():
+    commits = {"lyon": Commitment(UPDATE, 1, 0, STATE), "oslo": Commitment(NEW, 1, 0, UPDATE)}
+    liars = commits | {"bonn": Commitment(PART, 1, 0, UPDATE)}
+    collecting = opened("collecting", commits=liars, expected={})
+    assert UPDATE not in readable(with_outer(open=collecting), "oslo")
+
+
+def test_the_state_of_the_best_round_can_be_read_for_as_long_as_it_is_the_best():
+    history = (stepped(PART), stepped(STATE, number=2), stepped(NEXT, number=3))
+    asked = StudySettings("aml", outer=Outer(), best=Best("auc", "max"))
+    for best, expected in ((1, STATE), (2, NEXT), (3, ""), (0, "")):
+        assert best_start(study(settings=asked, history=history, best=best)) == expected
+    assert STATE in readable(study(settings=asked, history=history, best=1), "oslo")
+    assert STATE not in readable(study(settings=asked, history=history, best=2), "oslo")

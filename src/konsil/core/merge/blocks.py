@@ -55,8 +55,19 @@ def _bf16(values: Floats) -> NDArray[np.uint16]:
     return ((bits + np.uint32(0x7FFF) + even) >> np.uint32(16)).astype("<u2")
 
 
-def check_lengths(runs: Sequence[Run], chunks: Sequence[Buffer]) -> None:
+def subtract(origin: Floats, rows: Floats) -> None:
+    """Take one vector from every row, in place."""
+    for row in rows:
+        np.subtract(row, origin, out=row)
+
+
+def check_lengths(runs: Sequence[Run], chunks: Sequence[Buffer], whose: str = "") -> None:
     """See that runs follow each other without holes and that chunks have their length.
+
+    Args:
+        runs: dtypes and where they lie.
+        chunks: by default the members', in roster order.
+        whose: names the chunk where it is another one.
 
     Raises:
         ParametersError: they do not, or there is no chunk.
@@ -70,8 +81,9 @@ def check_lengths(runs: Sequence[Run], chunks: Sequence[Buffer]) -> None:
         at = stop
     for number, chunk in enumerate(chunks):
         if len(chunk) != at:
+            of = whose or f"member {number} of the roster"
             raise ParametersError(
-                f"The chunk of member {number} of the roster has {len(chunk)} bytes instead of {at}.",
+                f"The chunk of {of} has {len(chunk)} bytes instead of {at}.",
                 safe="Nothing was merged.",
                 do="It was cut short on its way, or belongs to another model.",
             )

@@ -8,6 +8,8 @@ everything: there is no transition to miss.
 """
 
 from konsil.core.round.events import (
+    Advance,
+    Advanced,
     Attached,
     Cancel,
     Deliver,
@@ -36,6 +38,8 @@ from konsil.core.round.knowledge import NodeRound, Retry
 from konsil.core.round.machine import Step, stage, step
 
 __all__ = [
+    "Advance",
+    "Advanced",
     "Attached",
     "Cancel",
     "Deliver",

@@ -57,21 +57,35 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Deliver:
-    """Hand the held model to the training process, which waits for it."""
+class Advance:
+    """Get the outer state after an accepted merge: compute it or, with ``start``, get the one that a majority
+    trains from, since this node's own is another.
+    """
 
     round: int
     digest: str
+    start: str = ""
+
+
+@dataclass(frozen=True)
+class Deliver:
+    """Hand the held model to the training process, which waits for it. ``start``: the outer state that it is
+    of, where there is an outer optimiser.
+    """
+
+    round: int
+    digest: str
+    start: str = ""
 
 
 @dataclass(frozen=True)
 class Cancel:
     """Stop an effect that is no longer wanted."""
 
-    effect: Lead | Fetch | Recompute | Probe
+    effect: Lead | Fetch | Recompute | Probe | Advance
 
 
-Effect = Submit | Fetch | Lead | Recompute | Probe | Deliver | Cancel
+Effect = Submit | Fetch | Lead | Recompute | Probe | Advance | Deliver | Cancel
 
 
 # --- events: what happened -----------------------------------------------------------------------
@@ -144,6 +158,17 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Advanced:
+    """The outer state after an accepted merge is here. ``digest``: of the merge; ``start``: of the state;
+    ``model``: of the model in it, from which training goes on.
+    """
+
+    digest: str
+    start: str
+    model: str
+
+
+@dataclass(frozen=True)
 class PartMerged:
     """A part that this node leads is merged."""
 
@@ -192,5 +217,5 @@ class Failed:
 
 Event = (
     Looked | Attached | Offered | Detached | UpdateReady | ProgressMade | FinishWanted | ScoreReady
-    | Held | PartMerged | Suspected | Found | Done | Failed
+    | Held | Advanced | PartMerged | Suspected | Found | Done | Failed
 )  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from konsil.core.round.events import (
+    Advanced,
     Attached,
     Deliver,
     Detached,
@@ -49,6 +50,7 @@ def _attached(state: NodeRound, event: Attached, _now_s: float) -> NodeRound:
         greeted=False,
         waiting=True,
         delivered=event.holds,
+        trains_from="",
         leaving=False,
         finish=None,
         progress=0.0,
@@ -83,6 +85,10 @@ def _held(state: NodeRound, event: Held, _now_s: float) -> NodeRound:
     return replace(state, held=state.held | {event.digest})
 
 
+def _advanced(state: NodeRound, event: Advanced, _now_s: float) -> NodeRound:
+    return replace(state, outer=event)
+
+
 def _part_merged(state: NodeRound, event: PartMerged, _now_s: float) -> NodeRound:
     return replace(state, merged=state.merged | {(event.round, event.attempt, event.part): event})
 
@@ -97,8 +103,10 @@ def _found(state: NodeRound, event: Found, _now_s: float) -> NodeRound:
 
 def _done(state: NodeRound, event: Done, _now_s: float) -> NodeRound:
     match event.effect:
-        case Deliver(digest=digest):
-            state = replace(state, delivered=digest, greeted=True, waiting=False, progress=0.0)
+        case Deliver(digest=digest, start=start):
+            state = replace(
+                state, delivered=digest, trains_from=start, greeted=True, waiting=False, progress=0.0
+            )
         case Probe() as probe:
             state = replace(state, probed=state.probed | {probe})
         case Submit(call=Score() as score):
@@ -131,6 +139,7 @@ FACTS: dict[type[Event], Any] = {
     FinishWanted: _finish_wanted,
     ScoreReady: _score_ready,
     Held: _held,
+    Advanced: _advanced,
     PartMerged: _part_merged,
     Suspected: _suspected,
     Found: _found,

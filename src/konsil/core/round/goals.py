@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from konsil.core.round.events import (
+    Advance,
     Deliver,
     Effect,
     Fetch,
@@ -28,6 +29,7 @@ from konsil.core.rules.calls import (
     Tick,
     Verdict,
 )
+from konsil.core.rules.starts import agreed_start
 from konsil.core.rules.state import OpenRound, Study
 
 TICK_STAGGER_S = 0.4
@@ -55,12 +57,56 @@ def _accept_the_merge(state: NodeRound, study: Study, _now_s: float) -> Iterator
         yield Submit(Accept(state.study, current.number, current.attempt, current.digest))
 
 
+def _have_the_outer_state(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+    if study.settings.outer is None or state.me not in study.participants:
+        return
+    if study.accepted not in state.held:
+        return
+    if state.outer is None:
+        yield Advance(len(study.history), study.accepted)
+    elif _is_contradicted(state.outer.start, study):
+        yield Advance(len(study.history), study.accepted, agreed_start(study))
+
+
+def _is_contradicted(start: str, study: Study) -> bool:
+    """Whether a majority of the open round trains from another outer state than this one."""
+    return agreed_start(study) not in {"", start}
+
+
+def _start(state: NodeRound, study: Study) -> str | None:
+    """The outer state that this node goes on from, "" where there is no such thing; None if it lacks it."""
+    if study.settings.outer is None:
+        return ""
+    if state.outer is None or _is_contradicted(state.outer.start, study):
+        return None
+    return state.outer.start
+
+
+def _trained_from_another(state: NodeRound, study: Study) -> bool:
+    """Whether the training process has a model of another outer state than a majority of the open round."""
+    return (
+        state.delivered == study.accepted
+        and state.trains_from != ""
+        and _is_contradicted(state.trains_from, study)
+    )
+
+
 def _deliver_it(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
     if not (state.attached and state.waiting):
         return
     has_news = not state.greeted or state.delivered != study.accepted or study.phase == "finished"
-    if study.phase == "failed" or (study.accepted in state.held and has_news):
+    start = _start(state, study)
+    is_here = study.accepted in state.held and start is not None
+    if is_here and (has_news or study.phase == "failed"):
+        yield Deliver(len(study.history), study.accepted, start or "")
+    elif study.phase == "failed" and not _may_still_advance(state, study):
         yield Deliver(len(study.history), study.accepted)
+
+
+def _may_still_advance(state: NodeRound, study: Study) -> bool:
+    """Whether the model of a study that failed is about to be here; not if the first try has failed."""
+    tried = any(isinstance(effect, Advance) for effect in state.retries)
+    return study.settings.outer is not None and study.accepted in state.held and not tried
 
 
 def _be_present(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
@@ -71,6 +117,11 @@ def _be_present(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effec
         return  # it stays for what it goes on contributing, and does not come back
     if state.leaving and not state.attached and participant.present:
         yield Submit(Leave(state.study))
+    if _trained_from_another(state, study):
+        # It sits this round out, and nobody is to wait for it: it has no update that belongs here.
+        if participant.present and study.open is not None and state.me not in study.open.commits:
+            yield Submit(Leave(state.study))
+        return
     ready = state.attached and state.delivered == study.accepted != ""
     if ready and not participant.present:
         yield Submit(Enter(state.study))
@@ -87,18 +138,23 @@ def _commit_the_update(state: NodeRound, study: Study, _now_s: float) -> Iterato
 
 def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | None:
     """The update that this node can commit to the open round, if it has one."""
-    update, participant = state.update, study.participants.get(state.me)
-    if participant is None or participant.struck or participant.finished == "inactive":
+    update, participant, start = state.update, study.participants.get(state.me), _start(state, study)
+    if participant is None or participant.struck or participant.finished == "inactive" or start is None:
         return None
+
+    def commit(digest: str, examples: int) -> Commit:
+        return Commit(state.study, current.number, study.accepted, digest, examples, start)
+
     if update is not None and (update.round, update.base) == (current.number, study.accepted):
-        return Commit(state.study, current.number, study.accepted, update.digest, update.examples)
+        return None if _trained_from_another(state, study) else commit(update.digest, update.examples)
     if state.me not in current.expected:
         return None
     if participant.finished == "snapshot" and update is not None:
-        return Commit(state.study, current.number, study.accepted, update.digest, update.examples)
+        return commit(update.digest, update.examples)
     examples = _examples(state, study)
     if participant.finished == "active" and study.accepted in state.held and examples is not None:
-        return Commit(state.study, current.number, study.accepted, study.accepted, examples)
+        # The model as training goes on from it: of this member's share the outer optimiser sees no change.
+        return commit(state.outer.model if state.outer is not None else study.accepted, examples)
     return None
 
 
@@ -234,6 +290,7 @@ GOALS: tuple[Callable[[NodeRound, Study, float], Iterable[Effect]], ...] = (
     _settle_disputes,
     _hold_the_accepted_model,
     _accept_the_merge,
+    _have_the_outer_state,
     _deliver_it,
     _be_present,
     _commit_the_update,

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from konsil.core.round.events import Effect, Offered, PartMerged, Probe, Recompute, Suspected, UpdateReady
+from konsil.core.round.events import (
+    Advanced,
+    Effect,
+    Offered,
+    PartMerged,
+    Probe,
+    Recompute,
+    Suspected,
+    UpdateReady,
+)
 from konsil.core.rules.calls import Contribution, Score
 
 
@@ -28,7 +37,9 @@ class NodeRound:
     waits for a model. ``held``: digests of the models that this node has, the
     base and the merge that is not accepted yet. ``unreachable``: of which round, and
     whose update could not be had there. ``probed``: members whose update is well though another reported
-    it. ``doing``: effects under way.
+    it. ``outer``: the outer state after the accepted merge, in a study with an outer optimiser;
+    ``trains_from``: the one that the model of the training process is of, "" if that is not known.
+    ``doing``: effects under way.
     """
 
     me: str
@@ -40,6 +51,8 @@ class NodeRound:
     leaving: bool = False
     offered: Offered | None = None
     held: frozenset[str] = frozenset()
+    outer: Advanced | None = None
+    trains_from: str = ""
     update: UpdateReady | None = None
     progress: float = 0.0
     finish: Contribution | None = None

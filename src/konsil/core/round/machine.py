@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from konsil.core.round.events import Cancel, Effect, Event, Fetch, Lead, Probe, Recompute
+from konsil.core.round.events import Advance, Cancel, Effect, Event, Fetch, Lead, Probe, Recompute
 from konsil.core.round.facts import FACTS
 from konsil.core.round.goals import GOALS, next_look_s
 from konsil.core.round.knowledge import NEVER_FAILED, NOBODY_MISSED, NodeRound
@@ -35,7 +35,7 @@ def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
     cancels = tuple(
         Cancel(effect)
         for effect in state.doing
-        if isinstance(effect, Lead | Fetch | Recompute | Probe) and effect not in wanted
+        if isinstance(effect, Lead | Fetch | Recompute | Probe | Advance) and effect not in wanted
     )
     state = replace(state, doing=state.doing - {cancel.effect for cancel in cancels})
     starts = tuple(
@@ -62,6 +62,7 @@ def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
         state,
         unreachable=state.unreachable if merges else NOBODY_MISSED,
         held=state.held & digests,
+        outer=state.outer if state.outer is not None and state.outer.digest == study.accepted else None,
         merged={key: part for key, part in state.merged.items() if key[:2] == at},
         suspects=tuple(
             suspect

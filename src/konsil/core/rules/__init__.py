@@ -6,6 +6,8 @@
 from konsil.core.rules.agreement import (
     BUILT_IN_RULES,
     FIXED_SETTINGS,
+    RULE_NAME,
+    check_against_rule,
     check_study_settings,
     check_swarm_settings,
     effective_quorum,
@@ -69,6 +71,7 @@ from konsil.core.rules.signing import (
     entry_digest,
     signing_bytes,
 )
+from konsil.core.rules.starts import agreed_start, best_start, start_of
 from konsil.core.rules.state import (
     Commitment,
     DisputeRecord,
@@ -92,6 +95,7 @@ __all__ = [
     "FIXED_SETTINGS",
     "HANDLERS",
     "MAX_CALL_BYTES",
+    "RULE_NAME",
     "SLUG",
     "Accept",
     "Adaptive",
@@ -142,9 +146,12 @@ __all__ = [
     "Tick",
     "Verdict",
     "Vote",
+    "agreed_start",
     "apply",
     "apply_entry",
+    "best_start",
     "canonical",
+    "check_against_rule",
     "check_genesis",
     "check_study_settings",
     "check_swarm_settings",
@@ -175,6 +182,7 @@ __all__ = [
     "score_value",
     "settings_digest",
     "signing_bytes",
+    "start_of",
     "state_digest",
     "voters",
     "weights_of",

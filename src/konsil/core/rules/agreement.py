@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
 from typing import Final
 
 import msgspec
 
-from konsil.core.digest import bytes_digest
-from konsil.core.merge import WEIGHT_LIMIT, required_members, rule
+from konsil.core.digest import bytes_digest, is_digest
+from konsil.core.merge import WEIGHT_LIMIT, Rule, required_members, rule, rule_names
 from konsil.core.rules.refusing import SLUG
 from konsil.core.rules.settings import Plateau, StudySettings, SwarmSettings
 from konsil.errors import ConfigError
 
-BUILT_IN_RULES: Final = frozenset({"geometric_median", "mean", "median", "trimmed_mean"})
-"""Rules that every member's contract knows. One that a member registered itself is unknown elsewhere, and
-the contract must decide alike everywhere: it asks nothing of such a rule."""
+BUILT_IN_RULES: Final = frozenset(rule_names())
+"""Rules that every member's contract knows. One in a file is unknown to it, and the contract must decide
+alike everywhere: of such a rule it asks nothing but the digest of its file."""
+
+RULE_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+"""A rule's name: its file is called so."""
 
 FIXED_SETTINGS: Final = ("name", "members", "min_members", "local", "privacy", "outer", "scaffold")
 """Never changed by vote: who may take part, when it starts, what the parameters' schema is made of, and an
@@ -72,16 +76,12 @@ def rule_mixes(settings: StudySettings) -> bool | None:
     return rule(settings.rule, settings.rule_options).mix is not None
 
 
-def check_study_settings(
-    settings: StudySettings, members: Collection[str], *, built_in_rules_only: bool = False
-) -> None:
+def check_study_settings(settings: StudySettings, members: Collection[str]) -> None:
     """See that a study's settings make sense together.
 
     Args:
         settings: the settings.
         members: names of the swarm's active members.
-        built_in_rules_only: let a rule pass that is not built in; the contract does, since it must not
-            depend on what one member has registered.
 
     Raises:
         ConfigError: names the settings that contradict each other.
@@ -95,8 +95,7 @@ def check_study_settings(
         _check_plateau(settings.plateau, settings.rounds)
     _check_scores(settings)
     _check_optimisers(settings)
-    if settings.rule in BUILT_IN_RULES or not built_in_rules_only:
-        _check_rule(settings)
+    _check_rule(settings)
 
 
 def check_swarm_settings(settings: SwarmSettings) -> None:
@@ -243,6 +242,10 @@ def _check_optimisers(settings: StudySettings) -> None:
     outer = settings.outer
     if outer is not None:
         _require(
+            not settings.scaffold,
+            "`scaffold` and `outer` are both set: `outer` would step on SCAFFOLD's control variates.",
+        )
+        _require(
             0 < outer.learning_rate <= MAX_RATE,
             f"`outer.learning_rate` must be above 0, at most {MAX_RATE:g}.",
         )
@@ -250,16 +253,56 @@ def _check_optimisers(settings: StudySettings) -> None:
             0 <= outer.beta1 < 1 and 0 <= outer.beta2 < 1,
             "`outer.beta1` and `beta2` must be from 0 to below 1.",
         )
+        _require(
+            not settings.scaffold,
+            "`outer` moves every array that travels, and `scaffold`'s control variates must be the members' "
+            "plain mean: take one of the two.",
+        )
         _require(MIN_TAU <= outer.tau <= 1, f"`outer.tau` must be from {MIN_TAU:g} to 1.")
 
 
 def _check_rule(settings: StudySettings) -> None:
-    needed = required_members(rule(settings.rule, settings.rule_options))
+    if settings.rule in BUILT_IN_RULES:
+        _require(
+            not settings.rule_digest,
+            f"`rule_digest` is set, but the rule {settings.rule} comes with Konsil: it is in no file.",
+        )
+        check_against_rule(settings, rule(settings.rule, settings.rule_options))
+        return
+    _require(
+        RULE_NAME.fullmatch(settings.rule) is not None,
+        "`rule` must be the name of a merge rule: 1 to 64 small letters, digits, hyphens and underscores, "
+        "a letter first.",
+    )
+    _require(
+        is_digest(settings.rule_digest),
+        f"There is no merge rule '{settings.rule}' in Konsil; there are {', '.join(rule_names())}. For one "
+        "of your own `rule_digest` must be the digest of its file, 64 hexadecimal digits: "
+        "`konsil rule digest FILE`.",
+    )
+
+
+def check_against_rule(settings: StudySettings, chosen: Rule) -> None:
+    """See that the settings leave their merge rule what it needs.
+
+    Args:
+        settings: the settings.
+        chosen: what their ``rule`` is: built in, or from its file.
+
+    Raises:
+        ConfigError: the quorum is too small for it, or members do not start where it thinks that they do.
+    """
+    needed = required_members(chosen)
     quorum = effective_quorum(settings)
     _require(
         needed <= quorum,
         f"`rule` {settings.rule} with `rule_options` {dict(settings.rule_options)} needs {needed} members, "
         f"but the quorum is {quorum}: raise `quorum` (and `min_members`), or trim less.",
+    )
+    _require(
+        settings.outer is None or not chosen.around_base,
+        f"`rule` {settings.rule} looks at how far members go from the last merge, but with `outer` they "
+        "start from what that optimiser made of it: take another rule, or no `outer`.",
     )
 
 

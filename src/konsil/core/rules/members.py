@@ -220,7 +220,7 @@ def _check(state: State, proposer: str, subject: Subject) -> None:
         case ProposeStudySettings(settings=study):
             _check_change(state, proposer, subject)
             with refusing_settings():
-                check_study_settings(study, _possible(state, study.members), built_in_rules_only=True)
+                check_study_settings(study, _possible(state, study.members))
 
 
 def _check_admission(state: State, record: MemberRecord) -> None:

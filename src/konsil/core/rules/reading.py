@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from konsil.core.rules.starts import agreed_start, best_start, start_of
 from konsil.core.rules.state import Study
 
 
@@ -9,18 +10,21 @@ def readable(study: Study, peer: str) -> frozenset[str]:
     """The digests of a study's models and parts that a peer may ask for now.
 
     Only participants read anything. An update can be read once the roster is fixed, never before: who saw
-    another's update could fit its own to it.
+    another's update could fit its own to it. In a study with an outer optimiser, the states that the last and
+    the open round were trained from can be read too, if a majority says that they are what they are.
     """
     if peer not in study.participants:
         return frozenset()
-    digests = {study.initial, study.accepted}
+    digests = {study.initial, study.accepted, best_start(study)}
     if study.best:
         digests.add(study.history[study.best - 1].digest)
     for record in study.history[-1:]:
-        digests |= {record.base, *(part.digest for part in record.parts)}
+        digests |= {record.base, start_of(record), *(part.digest for part in record.parts)}
     current = study.open
     if current is not None:
         digests |= {current.base, current.digest, *(part.digest for part in current.parts)}
         if current.phase == "merging":
             digests |= {current.commits[name].digest for name in current.roster}
+        # Nobody opens an update to readers by naming it as a state.
+        digests |= {agreed_start(study)} - {commitment.digest for commitment in current.commits.values()}
     return frozenset(digests - {""})

@@ -35,7 +35,7 @@ def propose_study(state: State, caller: str, call: ProposeStudy, now_s: int) -> 
     """Put a study before the members; the proposer is its first participant."""
     settings = call.settings
     with refusing_settings():
-        check_study_settings(settings, active(state), built_in_rules_only=True)
+        check_study_settings(settings, active(state))
     require(
         settings.name not in state.studies,
         "name_taken",

@@ -27,6 +27,7 @@ from konsil.node.journal import Journal
 from konsil.node.models import Models
 from konsil.node.peers import Peers
 from konsil.node.pull import Puller
+from konsil.node.rules import Rules
 from konsil.node.service import Service
 from konsil.node.site import Site
 from konsil.node.store import model_of
@@ -143,7 +144,15 @@ class Node:
         self.service.ledger = ledger = Ledger(world, name)
         self.journal = Journal(self.folder / "journal.db")
         models = Models(self.folder / "merges")
-        site = Site(name, ledger, self.journal, models, Puller(name, peers), clock=lambda: world.now_s)
+        site = Site(
+            name,
+            ledger,
+            self.journal,
+            models,
+            Puller(name, peers),
+            clock=lambda: world.now_s,
+            rules=Rules(self.folder / "rules"),
+        )
         self.runner = StudyRunner("aml", site)
         self.arrays = zeros(elements)
         self.schema = Schema.of(self.arrays)

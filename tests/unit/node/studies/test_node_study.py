@@ -9,6 +9,7 @@ import pytest
 
 from konsil.core.parameters import views
 from konsil.errors import NodeError, StudyError
+from konsil.node.bench import Bench
 from konsil.node.study import StudyRunner
 
 NAMES = ("a", "b", "c")
@@ -102,6 +103,29 @@ async def test_while_the_ledger_is_away_the_problem_is_shown_and_then_gone(world
     world.away.clear()
     await world.until(finished, at_s=1.0)
     assert world.nodes["b"].runner.problem == ""
+
+
+async def test_a_merge_whose_round_went_on_during_its_audit_is_fetched_whole(worlds, monkeypatch):
+    world = await worlds(rounds=1, merge_s=1)
+    audit = Bench.audit
+
+    async def late_audit(bench, parts, model, settled):
+        await audit(bench, parts, model, settled)
+        if bench.me == "c":
+            bench.close()  # as when the others accept the round meanwhile
+
+    monkeypatch.setattr(Bench, "audit", late_audit)
+    for node in world.nodes.values():
+        node.train()
+    await world.until(lambda w: w.study.open is not None and w.study.open.accepts == ("a", "b"))
+    third = world.nodes["c"]
+    for _ in range(100):  # the members' clocks go on: first the round's time is over, then c tries again
+        world.now_s += 1.0
+        world.move()
+        await asyncio.sleep(0.02)
+        if finished(world) and third.model() is not None:
+            break
+    assert np.all(views(third.schema, third.model().data())["weights"] == 1.0)
 
 
 async def test_a_member_that_has_not_agreed_is_told_how(worlds):

@@ -1,0 +1,171 @@
+"""Pipelines: preprocessing that is fitted together without sharing rows, and the model at the end.
+
+One step after the other, each mean in one round. Only sums and counts over a member's rows travel, beside the
+parameters of the last step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+
+from konsil.errors import ConfigError
+from konsil.learners.base import Array
+from konsil.learners.sklearn.estimators import estimator_learner, prepare_estimator
+from konsil.learners.sklearn.pooled import Floats, Pooled
+from konsil.learners.sklearn.refusals import kinds_of, unusable
+from konsil.learners.sklearn.walk import Step, is_model, walk
+
+_COLUMNS = "_konsil_columns"
+"""Where `prepare` notes on a Pipeline how many columns its rows have, or which."""
+
+
+class PipelineLearner:
+    """A Pipeline: ``STEP.MEAN.sum`` and ``STEP.MEAN.count`` [features] of each mean that is fitted together
+    (see `konsil.learners.sklearn.pooled`), and ``STEP.`` with the names of the model at the end.
+
+    The last step may also be preprocessing: then that is all that is learned.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        """Use a Pipeline that `prepare` has given its shapes. Its preprocessing is not fitted afterwards.
+
+        Raises:
+            ConfigError: not prepared, or a step that cannot be merged or fitted together.
+        """
+        columns = getattr(pipeline, _COLUMNS, None)
+        if columns is None:
+            raise unusable(
+                pipeline,
+                "was not prepared, so the shapes of its parameters are not known",
+                "konsil.learners.sklearn.prepare(pipeline, n_features, classes)",
+            )
+        self._pipeline = pipeline
+        self._width = columns if isinstance(columns, int) else len(columns)
+        self._steps, _ = walk(pipeline, columns)
+        self._last, last = pipeline.steps[-1]
+        self._model = estimator_learner(last) if is_model(last) else None
+        self._asked: Pooled | None = None
+        self._in_vain = False
+        self._refresh()
+
+    def parameters(self) -> dict[str, Array]:
+        """Sums and counts, and the model's own arrays."""
+        model = {} if self._model is None else self._model.parameters()
+        return {f"{self._last}.{name}": array for name, array in model.items()} | {
+            f"{prefix}.{part}": getattr(pooled, part)
+            for prefix, pooled in self._pooled()
+            for part in ("sum", "count")
+        }
+
+    def load(self, arrays: Mapping[str, Array]) -> None:
+        """Copy the values in; steps whose means are all known are fitted afterwards."""
+        pooled = dict(self._pooled())
+        for prefix, mean in pooled.items():
+            if f"{prefix}.sum" in arrays and f"{prefix}.count" in arrays:
+                mean.take(arrays[f"{prefix}.sum"], arrays[f"{prefix}.count"])
+        self._in_vain = self._asked is not None and not self._asked.known
+        self._refresh()
+        if self._model is not None:
+            start = f"{self._last}."
+            known = {f"{prefix}.{part}" for prefix in pooled for part in ("sum", "count")}
+            own = {name for name in arrays if name.startswith(start) and name not in known}
+            self._model.load({name.removeprefix(start): arrays[name] for name in own})
+
+    def observe(self, data: Any, weight: int) -> bool:
+        """Put this member's sums and counts of the next mean that is not known yet into the parameters.
+
+        Args:
+            data: this member's own training rows [rows, features], an array or a data frame.
+            weight: how much this member counts in the merge that follows.
+
+        Returns:
+            Whether there was such a mean; False once all are known.
+
+        Raises:
+            ConfigError: no table of ``n_features`` columns, a column of which no member has a value, or a
+                merge that fitted nothing.
+        """
+        rows = self._rows(data)
+        for step in self._steps:
+            self._require_values(step)
+            for name, mean in step.means.items():
+                if mean.known:
+                    continue
+                if mean is self._asked and self._in_vain:
+                    raise _in_vain(step.name)
+                mean.observe(self._values(step, name, rows), weight)
+                self._asked = mean
+                return True
+        return False
+
+    def _values(self, step: Step, name: str, rows: Any) -> Floats:
+        """What a mean is taken of, float64 [rows, features that reach the step]."""
+        if len(rows) == 0:
+            return np.empty((0, len(step.means[name].sum)))  # scikit-learn transforms one row at least
+        return step.kind.values(step.transformer, name, step.reach(rows), step.known)
+
+    def _pooled(self) -> list[tuple[str, Pooled]]:
+        return [(f"{step.name}.{name}", mean) for step in self._steps for name, mean in step.means.items()]
+
+    def _refresh(self) -> None:
+        for step in self._steps:
+            step.refresh()
+
+    def _rows(self, data: Any) -> Any:
+        """A copy, since some steps work in place."""
+        rows = deepcopy(data) if hasattr(data, "columns") else np.array(data)
+        if len(rows.shape) != 2 or rows.shape[1] != self._width:  # noqa: PLR2004 - rows and columns
+            raise ConfigError(
+                f"The rows have shape {rows.shape}, and the Pipeline was prepared for {self._width} columns.",
+                safe="Nothing was sent.",
+                do="Pass a dense array or data frame [patients, features] with the columns of the study.",
+            )
+        return rows
+
+    def _require_values(self, step: Step) -> None:
+        missing = {int(column) for mean in step.known.values() for column in np.flatnonzero(np.isnan(mean))}
+        if not missing or not step.kind.needs_all(step.transformer):
+            return
+        columns = ", ".join(map(str, sorted(missing)))
+        raise ConfigError(
+            f"No member has any value in these of the columns that step '{step.name}' gets, counted from 0:"
+            f" {columns}.",
+            safe="The model was loaded, but it cannot be used with such a column.",
+            do="Leave these columns out at every member, or use SimpleImputer(keep_empty_features=True),"
+            " in a new study.",
+            columns=tuple(sorted(missing)),
+        )
+
+
+def is_pipeline(model: Any) -> bool:
+    """Whether a model is a scikit-learn Pipeline, or derived from one."""
+    return "Pipeline" in kinds_of(model)
+
+
+def prepare_pipeline(
+    pipeline: Any, columns: int | Sequence[str], classes: Sequence[Any] | None, dtype: Any
+) -> Any:
+    """`konsil.learners.sklearn.prepare` for a Pipeline.
+
+    Raises:
+        ConfigError: a step that cannot be fitted together, or as for its last step alone.
+    """
+    columns = columns if isinstance(columns, int) else tuple(columns)
+    _, width = walk(pipeline, columns)
+    _, last = pipeline.steps[-1]
+    if is_model(last):
+        prepare_estimator(last, width, classes, dtype)
+    setattr(pipeline, _COLUMNS, columns)
+    return pipeline
+
+
+def _in_vain(step: str) -> ConfigError:
+    return ConfigError(
+        f"The merge brought no values for step '{step}': no member had any, or its arrays stay at home.",
+        safe="Nothing more was sent; the step is not fitted.",
+        do=f"See that rows are not empty, and that no `local` pattern of the study matches '{step}.*'.",
+    )
