@@ -242,10 +242,6 @@ def _check_optimisers(settings: StudySettings) -> None:
     outer = settings.outer
     if outer is not None:
         _require(
-            not settings.scaffold,
-            "`scaffold` and `outer` are both set: `outer` would step on SCAFFOLD's control variates.",
-        )
-        _require(
             0 < outer.learning_rate <= MAX_RATE,
             f"`outer.learning_rate` must be above 0, at most {MAX_RATE:g}.",
         )
