@@ -1,6 +1,7 @@
 """What the wall costs: parameters out of a training process and a merge back into it, against a bare memcpy.
 
-    python benchmarks/wall.py --mb 100
+    python benchmarks/wall.py --mb 100            # named numpy arrays
+    python benchmarks/wall.py --mb 100 --torch    # a PyTorch module on the CPU
 
 Out: check that all is finite, write into a memory file, seal it. In: map a sealed file, check its layout,
 copy into the model. Both copy once; everything above 2 x memcpy is the wall's price. No node and no network:
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -80,13 +82,22 @@ def round_trip_s(repeats: int, fd: int) -> float:
             loop.close()
 
 
-def measure(mb: int, repeats: int) -> dict[str, float]:
+def as_module(arrays: dict[str, np.ndarray]) -> Any:
+    """A PyTorch module whose parameters are these very arrays."""
+    import torch  # noqa: PLC0415 - only where it is asked for
+
+    torch.set_num_threads(1)  # as numpy copies: one thread
+    return torch.nn.ParameterDict({name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def measure(mb: int, repeats: int, *, torch: bool) -> dict[str, float]:
     """Seconds of each part; ``mb`` in units of 1,000,000 bytes."""
     size = mb * 1_000_000 // 4 // TENSORS
     random = np.random.default_rng(1)
     model = {f"layer{n:02}": random.standard_normal(size, dtype=np.float32) for n in range(TENSORS)}
     target = {name: np.zeros_like(array) for name, array in model.items()}
-    learner, receiver = learner_for(model), learner_for(target)
+    made = as_module if torch else dict
+    learner, receiver = learner_for(made(model)), learner_for(made(target))
     schema = learner.schema()
 
     def memcpy() -> None:
@@ -123,13 +134,15 @@ def main() -> None:
     )
     parser.add_argument("--mb", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--torch", action="store_true", help="a PyTorch module instead of numpy arrays")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    found = measure(chosen.mb, chosen.repeats)
+    found = measure(chosen.mb, chosen.repeats, torch=chosen.torch)
     if chosen.json:
         print(json.dumps({"mb": chosen.mb, **found}))
         return
-    print(f"{chosen.mb} MB, best of {chosen.repeats}")
+    kind = "a PyTorch module" if chosen.torch else "numpy arrays"
+    print(f"{kind}, {chosen.mb} MB, best of {chosen.repeats}")
     for name, label in (
         ("memcpy_s", "bare memcpy"),
         ("out_s", "out: check, write, seal"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import shutil
 from importlib.util import find_spec
 
 import numpy as np
@@ -85,12 +86,12 @@ def test_fedprox_ends_between_the_merge_and_the_members_own_minimum(optimiser):
     module = Quadratic(minimum=5.0, curvature=2.0, begin=1.0)
     made, learner = member(module, 0.05, optimiser, prox=3.0)
     learner.begin_round()
-    train(module, made, 1500)
+    train(module, made, 800)
     # curvature * (w - 5) + prox * (w - 1) = 0
     assert torch.allclose(module.w, torch.full((2,), (2 * 5 + 3 * 1) / (2 + 3)), atol=1e-3)
     learner.load({"w": np.full(2, -4, np.float32)})
     learner.begin_round()
-    train(module, made, 1500)
+    train(module, made, 800)
     assert torch.allclose(module.w, torch.full((2,), (2 * 5 + 3 * -4) / (2 + 3)), atol=1e-3)
 
 
@@ -525,3 +526,21 @@ def test_a_compiled_model_sees_each_merge_and_is_not_compiled_again():
     graphs = len(compilations)
     rounds(modules, plain_step({}), count=2)
     assert len(compilations) == graphs
+
+
+@pytest.mark.timeout(400)  # a compiler is called
+def test_a_model_compiled_to_machine_code_trains_and_merges(tmp_path, monkeypatch):
+    if shutil.which("g++") is None:
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail("g++ is missing in CI")
+        pytest.skip("NOT CHECKED: inductor needs g++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    inner = [nn.Sequential(nn.Flatten(), nn.Linear(64, 2)) for _ in range(2)]
+    modules = [torch.compile(each) for each in inner]
+    first, last, learners = rounds(modules, plain_step({}), count=4)
+    assert last < 0.8 * first
+    assert sorted(learners[0].parameters()) == ["1.bias", "1.weight"]
+    assert torch.equal(inner[0][1].weight, inner[1][1].weight)
+    with torch.no_grad():
+        assert torch.allclose(modules[0](IMAGES[:8]), inner[1](IMAGES[:8]), atol=1e-5)

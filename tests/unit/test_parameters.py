@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from konsil.core.parameters import (
+    FROZEN,
     LARGEST_F64,
     MAX_HEADER_BYTES,
     Schema,
@@ -350,3 +351,22 @@ def test_a_file_in_another_order_is_read():
 def test_a_broken_file_is_refused(file):
     with pytest.raises(ParametersError):
         read_safetensors(file)
+
+
+def test_frozen_parts_that_differ_are_said_first_and_in_words():
+    def schema(frozen, size=3):
+        arrays = {"a": np.zeros(size, np.float32)}
+        return Schema.of(arrays | ({FROZEN + frozen: np.zeros(0, np.float32)} if frozen else {}))
+
+    study = schema("12ab")
+    assert study.differences(schema("12ab")) == []
+    for other in ("34cd", ""):
+        (found,) = study.differences(schema(other))
+        assert found.startswith("The frozen parts of the model differ: they do not travel")
+    with pytest.raises(
+        SchemaMismatch, match=r"The frozen parts .* before it joins\. 'a' has shape"
+    ) as caught:
+        study.require_same(schema("34cd", 4))
+    assert "12ab" not in str(caught.value)
+    assert Schema.from_header(study.header) == study
+    assert list(views(study, bytes(12))) == ["a", f"{FROZEN}12ab"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -54,3 +56,35 @@ def test_another_schema_and_a_nan_are_refused_by_name():
         seal_arrays(SCHEMA, ARRAYS | {"scalar": np.array(2.5)})
     with pytest.raises(NonFinite, match=r"'turned'.*index 5"):
         seal_arrays(SCHEMA, ARRAYS | {"turned": np.array([[0, 1], [2, 3], [4, np.nan]])})
+
+
+class MadeWhenRead:
+    """An array as a learner gives it whose model is on an accelerator."""
+
+    alive = most_alive = made = 0
+
+    def __init__(self, value):
+        self.shape, self.dtype, self.value = (400_000,), np.dtype(np.float32), value
+
+    def __array__(self, dtype=None, copy=None):
+        made = np.full(self.shape, self.value, self.dtype)
+        MadeWhenRead.made += 1
+        MadeWhenRead.alive += 1
+        MadeWhenRead.most_alive = max(MadeWhenRead.alive, MadeWhenRead.most_alive)
+        weakref.finalize(made, MadeWhenRead.gone)
+        return made
+
+    @classmethod
+    def gone(cls):
+        cls.alive -= 1
+
+
+def test_arrays_that_are_made_when_read_are_made_once_and_one_at_a_time():
+    arrays = {f"layer{number}": MadeWhenRead(number) for number in range(5)}
+    schema = Schema.of(arrays)
+    assert MadeWhenRead.made == 0
+    with seal_arrays(schema, arrays) as sealed:
+        values = views(schema, read_arrays(sealed, schema)[1])
+        assert [float(values[name][-1]) for name in arrays] == [0, 1, 2, 3, 4]
+        del values
+    assert (MadeWhenRead.made, MadeWhenRead.most_alive, MadeWhenRead.alive) == (5, 1, 0)

@@ -218,6 +218,16 @@ class Merging:
         others = [name for name in sorted(study.participants) if name not in accepted]
         return tuple(name for name in (*accepted, *others) if name != self.me)
 
+    async def study_schema(self) -> Schema:
+        """The study's schema, from a peer if this node has not seen it yet.
+
+        Raises:
+            KonsilError: no peer has it.
+        """
+        if self.schema is not None and self.schema.digest == self._study().schema:
+            return self.schema
+        return await self._schema_from_peers()
+
     async def _schema_from_peers(self) -> Schema:
         manifest = await self.puller.manifest(self._study().accepted, self._likely_holders())
         self.schema = self._checked_schema(manifest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 import structlog
@@ -55,6 +56,9 @@ KNOCK_S = 10.0
 
 FAREWELL_S = 30.0
 """How long a finished training process waits for its last calls to stand on the ledger."""
+
+SCHEMA_S = 5.0
+"""How long the study's own schema is looked for at peers, to say in what another one differs."""
 
 _log = structlog.get_logger(__name__)
 
@@ -180,7 +184,7 @@ class _Conversation:
             schema = await asyncio.to_thread(Schema.from_header, word.header)
             study = self.runner.study
             if study.schema and schema.digest != study.schema:
-                self._refuse_schema(schema)
+                await self._refuse_schema(schema)
             if self.runner.trainee is not None:  # from here to the next line nobody else can come in
                 raise NodeBusy("This study has a training process already.", do="End the other one.")
             self.trainee = Trainee(schema, self._tell)
@@ -199,10 +203,12 @@ class _Conversation:
         holds = word.digest if word.round == len(self.runner.study.history) else ""
         self.runner.post(Attached(holds))
 
-    def _refuse_schema(self, schema: Schema) -> NoReturn:
-        theirs = self.runner.merging.schema
-        differences = theirs.differences(schema) if theirs is not None else []
-        detail = " ".join(differences[:5]) or "Names, dtypes or shapes differ."
+    async def _refuse_schema(self, schema: Schema) -> NoReturn:
+        differences: list[str] = []
+        with suppress(KonsilError, TimeoutError):  # without a peer to ask, it is refused in fewer words
+            async with asyncio.timeout(SCHEMA_S):
+                differences = (await self.runner.merging.study_schema()).differences(schema)
+        detail = " ".join(differences[:5]) or "Names, dtypes or shapes differ, or the parts that are frozen."
         raise SchemaMismatch(
             f"The model's parameters are not those of study {self.runner.name!r}. {detail}",
             safe="Nothing was changed; the others go on.",

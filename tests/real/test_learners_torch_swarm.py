@@ -1,4 +1,4 @@
-"""Several processes of one hospital (DistributedDataParallel) in a real swarm: one voice, one model, no hang."""
+"""PyTorch in real swarms: what is wrong at one hospital, and several processes of one hospital."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if find_spec("torch") is None:
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
 
-RANK = Path(__file__).with_name("rank.py")
+MEMBER = Path(__file__).with_name("torch_member.py")
 END_S = 150.0  # for processes on a busy machine; each imports PyTorch
 
 
@@ -41,7 +41,7 @@ class Hospitals:
             words = [str(rank), str(size), str(rendezvous), "aml", str(socket), "--examples"]
             with out.open("w") as said, out.with_suffix(".err").open("w") as errors:
                 process = subprocess.Popen(
-                    [sys.executable, str(RANK), *words, str(examples[rank]), *options],
+                    [sys.executable, str(MEMBER), *words, str(examples[rank]), *options],
                     env=os.environ | {"OMP_NUM_THREADS": "1"},
                     stdin=subprocess.DEVNULL,
                     stdout=said,
@@ -50,6 +50,15 @@ class Hospitals:
             started.append((process, out))
         self.running += started
         return started
+
+    def until(self, started, event):
+        """Wait until a process has said this."""
+        process, out = started
+        until_s = time.monotonic() + END_S
+        while event not in out.read_text():
+            assert process.poll() is None, out.with_suffix(".err").read_text()[-3000:]
+            assert time.monotonic() < until_s, event
+            time.sleep(0.1)
 
     def ends(self, started):
         """All words of each process, once it has ended."""
@@ -75,8 +84,8 @@ def hospitals(site):
     made.close()
 
 
-def begun(site, **settings):
-    swarm = site.swarm("berlin", "bonn")
+def begun(site, members=("berlin", "bonn"), **settings):
+    swarm = site.swarm(*members)
     swarm.start()
     defaults = {"every_steps": 3, "rounds": 3, "audit_fraction": 1.0, "silence_s": 60}
     swarm.propose(StudySettings(name="aml", **(defaults | settings)))
@@ -85,6 +94,32 @@ def begun(site, **settings):
 
 def merges(words):
     return [(word["round"], word["digest"], word["trace"]) for word in words if word["event"] == "merged"]
+
+
+def test_what_is_wrong_at_one_hospital_gets_a_clear_error_and_stops_no_other(site, hospitals):
+    swarm = begun(site, ("berlin", "bonn", "koeln"), rounds=1000, quorum=2, silence_s=10)
+    started = [
+        *hospitals.start(swarm, "berlin", 1, "--frozen", "1", "--pause", "0.2"),
+        *hospitals.start(swarm, "bonn", 1, "--frozen", "1", "--pause", "0.2", examples=(2,)),
+    ]
+    hospitals.until(started[1], "joined")  # before that nobody knows the study's parameters
+    wrong = [("--frozen", "1", "--wider", "0"), ("--frozen", "2")]
+    refused = [each for options in wrong for each in hospitals.start(swarm, "koeln", 1, *options)]
+    (*_, wider), (*_, other_base) = hospitals.ends(refused)
+    assert wider["kind"] == other_base["kind"] == "SchemaMismatch"
+    assert "'1.bias' has shape (5,) instead of (4,)" in wider["what"]
+    assert "The frozen parts of the model differ: they do not travel" in other_base["what"]
+    assert "the others go on" in other_base["what"]
+    ((*_, bad),) = hospitals.ends(hospitals.start(swarm, "koeln", 1, "--frozen", "1", "--nan", "3"))
+    assert bad["kind"] == "NonFinite"
+    assert "Tensor '2.bias', shape (1,), holds at flat index 0 the value nan" in bad["what"]
+    rounds = len(swarm.control("bonn").state().studies["aml"].history)
+    state = swarm.wait("bonn", lambda state: len(state.studies["aml"].history) >= rounds + 3)
+    for record in state.studies["aml"].history:
+        assert set(record.roster) == {"berlin", "bonn"}
+    assert state.studies["aml"].history[-1].absent["koeln"] == "left"
+    traces = [merges([json.loads(line) for line in out.read_text().splitlines()]) for _, out in started]
+    assert traces[0][:rounds] == traces[1][:rounds]
 
 
 @pytest.mark.parametrize(
@@ -138,9 +173,7 @@ def test_what_fails_in_the_first_process_fails_alike_in_the_others(site, hospita
     for words in hospitals.ends(hospitals.start(swarm, "berlin", 2, "--wider", "1")):
         assert (words[-1]["event"], words[-1]["kind"]) == ("failed", "SchemaMismatch")
     both = hospitals.start(swarm, "berlin", 2, "--away", "3", "--pause", "0.3")
-    while "merged" not in both[1][1].read_text():
-        assert both[1][0].poll() is None, both[1][1].with_suffix(".err").read_text()[-3000:]
-        time.sleep(0.2)
+    hospitals.until(both[1], "merged")
     swarm.kill("berlin")
     for words in hospitals.ends(both):
         assert (words[-1]["event"], words[-1]["kind"]) == ("failed", "NodeUnreachable")

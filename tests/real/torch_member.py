@@ -1,6 +1,6 @@
-"""One of several processes of a hospital's training, for tests: a small PyTorch model under torch.distributed.
+"""A hospital's PyTorch training for tests, or one of its several processes under torch.distributed.
 
-rank.py RANK SIZE RENDEZVOUS STUDY SOCKET [--examples N] [--fail RANK:STEP] [--nan STEP] [--wider RANK] ...
+torch_member.py RANK SIZE RENDEZVOUS STUDY SOCKET [--examples N] [--fail RANK:STEP] [--nan STEP] [--wider RANK] ...
 One JSON object a line on standard output: {"event": "joined" | "merged" | "ended" | "failed", ...}
 """
 
@@ -49,6 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--linger", type=float, default=0.0, help="seconds that this process then lives on")
     parser.add_argument("--nan", type=int, default=0, help="step at which all processes' models hold a NaN")
+    parser.add_argument("--frozen", type=int, default=-1, help="freeze a first layer made from this seed")
     parser.add_argument("--wider", type=int, default=-1, help="rank whose model has another shape")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--away", type=float, default=0.0, help="how long the node may be away")
@@ -77,6 +78,10 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(100 * options.rank + options.examples)  # every process begins elsewhere
     hidden = 4 + (options.wider == options.rank)
     model = nn.Sequential(nn.Linear(3, hidden), nn.BatchNorm1d(hidden), nn.Linear(hidden, 1))
+    if options.frozen >= 0:
+        torch.manual_seed(options.frozen)
+        model[0].reset_parameters()
+        model[0].requires_grad_(False)
     model.to(getattr(torch, options.dtype))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
     failing_rank, _, failing_step = options.fail.partition(":")
