@@ -17,6 +17,8 @@ from konsil.core.rules import StudySettings
 from konsil.errors import ConfigError
 from konsil.learners import LocalTraining, learner_for
 from konsil.learners.fine_tune import _put_back_estimator
+from konsil.session.after import AfterMerge
+from konsil.session.distributed import _require_nothing_to_resume
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -159,6 +161,30 @@ def test_an_optimiser_that_keeps_what_is_no_number_is_refused_by_name():
     optimizer.step(closure)
     with pytest.raises(ConfigError, match="LBFGS keeps under"):
         learner(net, optimizer).local_state()
+
+
+def test_several_processes_of_a_hospital_cannot_resume_from_the_state_of_one(tmp_path):
+    with pytest.raises(ConfigError, match="trains in several"):
+        _require_nothing_to_resume(AfterMerge(resume=tmp_path))
+    _require_nothing_to_resume(AfterMerge())
+
+
+def test_scaffolds_own_control_is_kept():
+    net = Net()
+    first = torch.optim.SGD(net.parameters(), lr=0.1)
+    one = learner_for(net, (), LocalTraining(first, scaffold=True))
+    one.begin_round()
+    train(net, first, 2)
+    one.parameters()  # the update is handed over
+    one.begin_round()
+    own = {key: array for key, array in one.local_state().items() if "konsil.own/" in key}
+    assert any(np.any(array) for array in own.values())
+    other = Net()
+    again = learner_for(other, (), LocalTraining(torch.optim.SGD(other.parameters(), lr=0.1), scaffold=True))
+    again.begin_round()
+    again.load_local_state({key: np.array(array) for key, array in one.local_state().items()})
+    its = again.local_state()
+    assert all(np.array_equal(its[key], array) for key, array in own.items())
 
 
 # --- fine-tuning ---------------------------------------------------------------------------------
