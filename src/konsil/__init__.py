@@ -41,7 +41,9 @@ if TYPE_CHECKING:
         TransportError,
     )
     from konsil.learners.base import Learner, learner_for, register
-    from konsil.session.swarm import AcceptedRound, Swarm, join
+    from konsil.learners.fine_tune import FineTuned, fine_tune
+    from konsil.session.accepted import AcceptedRound
+    from konsil.session.swarm import Swarm, join
     from konsil.simulation.member import Member, Work
     from konsil.simulation.swarm import simulate
 
@@ -49,6 +51,7 @@ __all__ = [
     "AcceptedRound",
     "ConfigError",
     "DigestMismatch",
+    "FineTuned",
     "FrameError",
     "IdentityError",
     "JournalCorrupt",
@@ -71,6 +74,7 @@ __all__ = [
     "Swarm",
     "TransportError",
     "Work",
+    "fine_tune",
     "join",
     "learner_for",
     "register",
@@ -78,11 +82,13 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "AcceptedRound": "konsil.session.swarm",
+    "AcceptedRound": "konsil.session.accepted",
+    "FineTuned": "konsil.learners.fine_tune",
     "Learner": "konsil.learners.base",
     "Member": "konsil.simulation.member",
     "Swarm": "konsil.session.swarm",
     "Work": "konsil.simulation.member",
+    "fine_tune": "konsil.learners.fine_tune",
     "join": "konsil.session.swarm",
     "learner_for": "konsil.learners.base",
     "register": "konsil.learners.base",

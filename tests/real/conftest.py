@@ -17,7 +17,6 @@ import pytest
 from konsil.core.rules import Study, StudySettings
 from konsil.evaluation.loopback import LoopbackSwarm
 
-MEMBER = Path(__file__).with_name("member.py")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE_S = 300.0
 """For a whole example on a busy machine: frameworks alone take many seconds to be imported four times."""
@@ -94,9 +93,18 @@ class Site:
         self.swarms.append(swarm)
         return swarm
 
-    def train(self, swarm: LoopbackSwarm, study: str, member: str, number: float, *options: str) -> Trainer:
+    def train(
+        self,
+        swarm: LoopbackSwarm,
+        study: str,
+        member: str,
+        number: float,
+        *options: str,
+        script: str = "member.py",
+    ) -> Trainer:
         socket = swarm.directory(member) / "session.sock"
-        command = [sys.executable, str(MEMBER), study, str(socket), str(number), *options]
+        path = Path(__file__).with_name(script)
+        command = [sys.executable, str(path), study, str(socket), str(number), *options]
         trainer = Trainer(command, self.root / f"training-{member}-{len(self.trainers)}.log")
         self.trainers.append(trainer)
         return trainer

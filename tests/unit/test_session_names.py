@@ -12,7 +12,7 @@ import konsil
 from konsil import errors
 from konsil.core.rules.settings import StudySettings
 from konsil.core.wall import Waiting
-from konsil.session.display import WaitingLine
+from konsil.session.display import display_for, waiting_words
 from konsil.session.pace import Pace
 
 
@@ -80,15 +80,17 @@ def test_progress_by_minutes_is_the_clocks():
 
 
 def test_a_terminal_shows_one_line_that_is_cleared_and_a_file_nothing(monkeypatch):
-    waiting = Waiting(round=3, stage="updates", missing=("lyon", "nantes"), until_s=5)
+    waiting = waiting_words(Waiting(round=3, stage="updates", missing=("lyon", "nantes"), until_s=5))
     shown = io.StringIO()
     monkeypatch.setattr(sys, "stderr", shown)
-    line = WaitingLine()
-    line.show(waiting)
-    line.clear()
+    display = display_for(None)
+    display.now(waiting)
+    display.line("round 3 is done")
+    display.clear()
     assert shown.getvalue() == ""
     monkeypatch.setattr(shown, "isatty", lambda: True)
-    line.show(waiting)
-    line.clear()
-    line.clear()
+    display = display_for(None)
+    display.now(waiting)
+    display.clear()
+    display.clear()
     assert shown.getvalue() == "\r\x1b[Kkonsil: round 3 waits for updates (missing: lyon, nantes)\r\x1b[K"

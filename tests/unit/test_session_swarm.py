@@ -14,14 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import konsil
+from konsil.core.model_card import CardRound, ModelCard, encode_card
 from konsil.core.parameters import Schema
+from konsil.core.rules import settings_digest
 from konsil.core.rules.settings import StudySettings
-from konsil.core.rules.state import Commitment, RoundRecord
+from konsil.core.rules.state import Commitment, RoundRecord, ScoreRecord
 from konsil.core.wall import (
     WALL_VERSION,
     Failed,
+    Final,
     Finished,
     Goodbye,
     Join,
@@ -34,6 +38,7 @@ from konsil.core.wall import (
     Terms,
     Update,
     Waiting,
+    Wanted,
 )
 from konsil.errors import (
     ConfigError,
@@ -84,6 +89,32 @@ def record(number, digest, **more):
     )
 
 
+CARD = ModelCard(
+    study="aml",
+    swarm="5" * 64,
+    round=1,
+    digest="d" * 64,
+    merge="d" * 64,
+    final=True,
+    why="It is the last of 1 merges.",
+    settings=SETTINGS,
+    settings_digest=settings_digest(SETTINGS),
+    schema=SCHEMA.digest,
+    data_bytes=SCHEMA.data_bytes,
+    groups=(1,),
+    initial="0" * 64,
+    proposer="lyon",
+    phase="finished",
+    ended="All rounds are done.",
+    started_s=1,
+    ended_s=2,
+    rounds=(CardRound(1, "d" * 64, 2, {}, {}, {"lyon": ScoreRecord(5, 0.25)}),),
+    height=3,
+    state="a" * 64,
+    software="0",
+)
+
+
 class FakeNode:
     """Keeps one study of one member: its merge is the update plus 1. Lives in a thread; can die and return."""
 
@@ -97,6 +128,8 @@ class FakeNode:
         self.die_on = None  # (kind of word, how often): close that connection instead of answering
         self.answers = {}  # kind of word -> coroutine function instead of the usual
         self.wanted = False
+        self.scored = {}  # round -> member -> scores that the ledger has by now
+        self.unsettled = 0  # how often the final model is not settled yet
         self._stop = None
         self._thread = None
         self.error = None
@@ -130,7 +163,11 @@ class FakeNode:
             record=record(self.accepted, f"d{self.accepted}"),
             settings=self.settings,
             ended="rounds" if self.accepted >= self.ends_after else "",
+            before=self.record(self.accepted - 1) if self.accepted > 1 else None,
         )
+
+    def record(self, number):
+        return record(number, f"d{number}", scores=self.scored.get(number, {}))
 
     async def serve(self, visitor):
         while True:
@@ -155,7 +192,7 @@ class FakeNode:
                     settings=self.settings,
                     round=self.accepted + 1,
                     digest=f"d{self.accepted}",
-                    record=record(self.accepted, f"d{self.accepted}") if self.accepted else None,
+                    record=self.record(self.accepted) if self.accepted else None,
                 )
                 if (word.round, word.digest) == (self.accepted, f"d{self.accepted}"):
                     await visitor.send(joined)
@@ -166,6 +203,13 @@ class FakeNode:
                 self.merge(word, memory)
                 with sealed_model(self.value) as mine:
                     await visitor.send(self.merged(), mine.fd)
+            case Wanted():
+                self.unsettled -= 1
+                if self.unsettled >= 0:
+                    await visitor.send(Final(self.accepted, f"d{self.accepted}", settled=False, until_s=9.0))
+                    return
+                with sealed_model(self.value) as mine:
+                    await visitor.send(Final(1, CARD.digest, settled=True, card=encode_card(CARD)), mine.fd)
             case Scored() | Finished() | Goodbye():
                 await visitor.send(Noted(height=1))
 
@@ -668,3 +712,253 @@ def test_the_socket_is_found_by_argument_environment_or_home(monkeypatch, tmp_pa
     assert swarm_module.socket_path() == Path("/run/konsil.sock")
     assert swarm_module.socket_path(tmp_path) == tmp_path / "session.sock"
     assert swarm_module.socket_path("/other.sock") == Path("/other.sock")
+
+
+# --- after a merge -------------------------------------------------------------------------------
+
+
+def test_each_merge_is_evaluated_before_training_goes_on_and_its_scores_go_on_the_ledger(node):
+    seen = []
+
+    def evaluate(trained):
+        seen.append(float(trained["b"][0]))
+        return {"examples": 5, "loss": 0.5, "auc": np.float32(0.75), "f1": None}
+
+    mine = model()
+    with konsil.join("aml", mine, node=node.path, evaluate=evaluate) as swarm:
+        assert seen == []  # the initial parameters are nobody's merge
+        for _ in range(4):
+            train(mine)
+            swarm.step(1)
+    assert seen == [13.0, 16.0]
+    assert node.said(Scored) == [Scored(number, 5, 0.5, {"auc": 0.75}) for number in (1, 2)]
+    kinds = [type(word) for word in node.heard]
+    assert kinds.index(Scored) == kinds.index(Update) + 1
+
+
+def test_a_merge_that_is_there_at_joining_is_evaluated_unless_it_was_before(node):
+    node.accepted = 2
+    calls = []
+
+    def evaluate(_):
+        calls.append(1)
+        return {"examples": 1, "loss": 0.5}
+
+    konsil.join("aml", model(), node=node.path, evaluate=evaluate).close()
+    node.scored = {2: {"lyon": ScoreRecord(1, 0.5)}}
+    konsil.join("aml", model(), node=node.path, evaluate=evaluate).close()
+    assert len(calls) == 1
+    assert [word.round for word in node.said(Scored)] == [2]
+
+
+def test_an_evaluation_that_fails_leaves_the_study_properly(node):
+    node.settings = StudySettings(name="aml", every_steps=1)
+    with (
+        pytest.raises(ZeroDivisionError),
+        konsil.join("aml", model(), node=node.path, evaluate=lambda _: 1 / 0) as swarm,
+    ):
+        swarm.step(1)
+    assert len(node.said(Goodbye)) == 1
+    assert node.said(Finished) == []
+
+
+@pytest.mark.parametrize(
+    ("gives", "complaint"),
+    [
+        (0.5, "gave float, not a mapping with `examples`"),
+        ({"loss": 0.5}, "not a mapping with `examples`"),
+        ({"examples": 5, "loss": float("nan")}, "loss"),
+        ({"examples": 0, "loss": 0.5}, "0 examples"),
+        ({"examples": 5, "auc": "high"}, "no number"),
+    ],
+)
+def test_an_evaluation_that_gives_no_scores_is_named(node, gives, complaint):
+    with konsil.join("aml", model(), node=node.path, evaluate=lambda _: gives) as swarm:
+        swarm.step(1)
+        with pytest.raises(ConfigError, match=complaint):
+            swarm.step(1)
+    assert node.said(Scored) == []
+
+
+def test_scores_that_a_node_which_was_away_did_not_take_are_said_again(tmp_path):
+    def evaluate(_):
+        return {"examples": 1, "loss": 0.5}
+
+    with FakeNode(tmp_path / "s") as first:
+        first.die_on = (Scored, 10**6)
+        swarm = konsil.join("aml", model(), node=tmp_path / "s", evaluate=evaluate, timeout_s=0.2)
+        swarm.step(1)
+        with pytest.raises(NodeUnreachable):
+            swarm.step(1)
+    with FakeNode(tmp_path / "s") as second:
+        second.accepted, second.value = 1, 11.0
+        swarm.step(1)
+        assert second.said(Scored) == [Scored(1, 1, 0.5)]
+        swarm.close()
+
+
+def test_whoever_follows_the_rounds_is_called_with_figures_after_the_evaluation(node):
+    seen, also = [], []
+    node.scored = {1: {"lyon": ScoreRecord(5, 0.5), "nantes": ScoreRecord(900, 9.0)}}
+
+    def follow(swarm):
+        seen.append((swarm.figures, None if swarm.before is None else swarm.before.means))
+
+    with konsil.join(
+        "aml",
+        model(),
+        node=node.path,
+        evaluate=lambda _: {"examples": 5, "auc": 0.75},
+        on_round=[follow, lambda swarm: also.append(swarm.last.round)],
+    ) as swarm:
+        assert swarm.figures == {}
+        for _ in range(4):
+            swarm.step(1)
+    assert also == [1, 2]
+    figures = {"members": 1, "absent": 1, "examples": 20, "round_s": 2, "auc": 0.75}
+    assert seen[0][0] == {f"konsil/{name}": value for name, value in figures.items()} | {"konsil/round": 1}
+    assert seen[0][1] is None
+    assert seen[1][1] == {"loss": 0.5}  # nantes was not on the roster
+
+
+def test_the_final_model_is_saved_with_its_card_once_it_is_settled(node, tmp_path):
+    node.ends_after, node.unsettled = 1, 2
+    seen = []
+    with konsil.join("aml", model(), node=node.path, on_waiting=seen.append, progress=False) as swarm:
+        swarm.step(1)
+        swarm.step(1)
+        saved = swarm.save(tmp_path / "aml.safetensors")
+    assert (saved.round, saved.final, saved.digest) == (1, True, CARD.digest)
+    assert saved.page == tmp_path / "aml.card.md"
+    assert len(node.said(Wanted)) == 3
+    found = safetensors.numpy.load_file(saved.path)
+    assert np.all(found["b"] == node.value)
+    assert "| 1 | 0.25 | - |" in saved.page.read_text()  # lyon was not on that roster: no mean
+
+
+def test_a_final_model_that_is_not_settled_in_time_is_an_error_and_nothing_is_written(node, tmp_path):
+    node.ends_after, node.unsettled = 1, 10**9
+    with konsil.join("aml", model(), node=node.path, timeout_s=0.1) as swarm:
+        swarm.step(1)
+        swarm.step(1)
+        with pytest.raises(StudyError, match="not settled"):
+            swarm.save(tmp_path / "aml.safetensors")
+    assert list(tmp_path.glob("aml*")) == []
+
+
+# --- the local state -----------------------------------------------------------------------------
+
+
+def local_study(node):
+    """The FakeNode's study with 'b' local: its words carry only 'w'."""
+    node.settings = StudySettings(name="aml", every_steps=1, local=("b",))
+    schema = Schema.of({"w": model()["w"]})
+
+    async def joined(visitor, word, memory):
+        done = record(node.accepted, f"d{node.accepted}") if node.accepted else None
+        words = Joined(node.settings, node.accepted + 1, f"d{node.accepted}", done)
+        with seal_arrays(schema, {"w": np.full((3, 2), node.accepted, np.float32)}) as mine:
+            await visitor.send(words, mine.fd)
+
+    async def updated(visitor, word, memory):
+        node.accepted += 1
+        merged = Merged(node.accepted, f"d{node.accepted}", node.record(node.accepted), node.settings)
+        with seal_arrays(schema, {"w": np.full((3, 2), node.accepted, np.float32)}) as mine:
+            await visitor.send(merged, mine.fd)
+
+    node.answers |= {Join: joined, Update: updated}
+
+
+def test_a_script_that_is_started_again_has_its_local_parameters_and_counters(node, tmp_path):
+    local_study(node)
+    mine = model(5)
+    swarm = konsil.join("aml", mine, node=node.path, resume=tmp_path / "state")
+    for _ in range(3):
+        train(mine)
+        mine["count"] += 1
+        assert swarm.step(1)
+    train(mine)  # what was trained since the last merge is lost with the process
+    mine["count"] += 1
+    swarm.leave()  # so that the node takes the next one
+
+    again = model(0)
+    with konsil.join("aml", again, node=node.path, resume=tmp_path / "state") as swarm:
+        assert swarm.round == 4
+        assert np.all(again["w"] == 3)
+        assert np.all(again["b"] == 8)
+        assert again["count"] == 10
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["aml.lyon.resume.safetensors"]
+    safetensors.numpy.load_file(
+        tmp_path / "state" / "aml.lyon.resume.safetensors"
+    )  # no pickle: anybody reads it
+
+
+def _one_round(node, place, mine):
+    with konsil.join("aml", mine, node=node.path, resume=place) as swarm:
+        swarm.step(1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda data: data[:-1], "damaged"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "damaged: its arrays"),
+        (lambda _: b"", "damaged"),
+        (
+            lambda data: data.replace(b'\\"member\\":\\"lyon\\"', b'\\"member\\":\\"lyom\\"'),
+            "belongs to member 'lyom'",
+        ),
+        (lambda data: data.replace(b'\\"round\\":1', b'\\"round\\":9'), "written after round 9"),
+        (
+            lambda data: data.replace(b'\\"digest\\":\\"d1\\"', b'\\"digest\\":\\"d7\\"'),
+            "written after round 1 .d7.",
+        ),
+        (lambda data: data.replace(b'"held/b"', b'"held/c"'), "'b' is missing"),
+    ],
+)
+def test_a_damaged_or_foreign_local_state_is_named_and_not_written_over(node, tmp_path, spoil, complaint):
+    local_study(node)
+    place = tmp_path / "mine.safetensors"
+    _one_round(node, place, model())
+    spoilt = spoil(place.read_bytes())
+    assert spoilt != place.read_bytes()
+    place.write_bytes(spoilt)
+    with pytest.raises(ConfigError, match=complaint):
+        _one_round(node, place, model())
+    assert place.read_bytes() == spoilt
+
+
+def test_a_local_state_of_an_earlier_round_is_taken_for_the_study_went_on(node, tmp_path):
+    local_study(node)
+    place = tmp_path / "mine.safetensors"
+    mine = model(1)
+    _one_round(node, place, mine)
+    node.accepted = 7
+    again = model(0)
+    with konsil.join("aml", again, node=node.path, resume=place):
+        assert np.all(again["w"] == 7)
+        assert np.all(again["b"] == 1)
+
+
+def test_a_disk_that_refuses_the_local_state_says_so(node, tmp_path):
+    local_study(node)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be"):
+        _one_round(node, tmp_path / "file" / "state", model())
+
+
+class Unreadable:
+    """A learner of a framework that has lost its session."""
+
+    def parameters(self):
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    def load(self, _arrays):
+        raise AssertionError
+
+
+def test_a_learner_whose_parameters_cannot_be_read_is_named_before_anything_is_sent(node):
+    with pytest.raises(ConfigError, match="cannot be read: RuntimeError: CUDA error") as caught:
+        konsil.join("aml", Unreadable(), node=node.path)
+    assert "Unreadable" in caught.value.do
+    assert node.said(Join) == []

@@ -276,16 +276,15 @@ def _peers(config: Config, state: State, told: ToldPeers, own: ToldNode) -> Find
 
 
 def _model(state: State, path: Path) -> Findings:
-    from konsil.core.parameters import MAX_HEADER_BYTES, Schema  # noqa: PLC0415 - numpy; only here
+    from konsil.core.parameters import Schema  # noqa: PLC0415 - numpy; only here
+    from konsil.wall.model_file import bare_header  # noqa: PLC0415 - as above
 
     try:
         with path.open("rb") as stream:
-            prefix = stream.read(8)
-            size_bytes = int.from_bytes(prefix, "little")
-            header = stream.read(min(size_bytes, MAX_HEADER_BYTES))
+            header = bare_header(stream)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", do="Give the model's path.") from error
-    schema = Schema.from_header(prefix + header)
+    schema = Schema.from_header(header)
     with_schema = {name: study for name, study in state.studies.items() if study.schema}
     if not with_schema:
         yield Finding(

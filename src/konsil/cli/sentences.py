@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from konsil.cli.common import span, when
+from konsil.core.rules import ScoreMatrix
 from konsil.core.rules.calls import (
     Accept,
     Agree,
@@ -142,6 +143,8 @@ def of_study(study: Study, now_s: float) -> Iterator[str]:
     yield f"  rounds accepted: {len(study.history)} of {settings.rounds}" + (
         f"; the model: {short(study.accepted)}" if study.accepted else ""
     )
+    if study.best:
+        yield f"  the best merge so far: round {study.best}, {short(study.history[study.best - 1].digest)}"
     if study.open is not None:
         yield from of_open(study.open, now_s)
 
@@ -218,9 +221,30 @@ def of_settings(settings: StudySettings) -> Iterator[str]:
             f"  ends when '{plateau.metric}' no longer {better} by more than {plateau.min_delta:g} "
             f"in {counted(plateau.rounds, 'round')}"
         )
+    if settings.best is not None:
+        which = "highest" if settings.best.mode == "max" else "lowest"
+        yield f"  the final model is the merge with the {which} mean '{settings.best.metric}', not the last"
     if settings.local:
         yield f"  stays at each member: {', '.join(settings.local)}"
     yield f"  privacy: {settings.privacy}. The members see each other's models, never data."
+
+
+def of_matrix(matrix: ScoreMatrix, best: int = 0) -> Iterator[str]:
+    """A score as a table: a row a merge, a column a hospital; ``best``: the round to be marked."""
+    marks = [f"{row.round}{' (best)' if row.round == best else ''}" for row in matrix.rows]
+    table = [["round", *(f"{name} " for name in matrix.members), "mean "]]
+    for mark, row in zip(marks, matrix.rows, strict=True):
+        cells = [_cell(row.values.get(name), took_part=name in row.roster) for name in matrix.members]
+        table.append([mark, *cells, _cell(row.mean, took_part=False)])
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    yield f"{matrix.metric} of each merge, measured by each hospital on its own validation data:"
+    for line in table:
+        yield "  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    yield "  *: took part in that round; mean: over those who took part, weighted by the patients measured on"
+
+
+def _cell(value: float | None, *, took_part: bool) -> str:
+    return ("-" if value is None else f"{value:.4g}") + ("*" if took_part else " ")
 
 
 def counted(number: int, thing: str) -> str:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
 from konsil.cli import sentences
 from konsil.cli.common import Node, Site, printable, span, verb
+from konsil.cli.models import ask_model, on_ledger, round_number, sealed, study_named
 from konsil.cli.swarm import open_vote
+from konsil.core.model_card import ModelCard
+from konsil.core.rules import metrics_of, score_matrix
 from konsil.core.rules.calls import Agree, ProposeStudySettings
 from konsil.core.rules.state import State, Study
-from konsil.core.wall import AskCall, AskModel, AskNode, AskPropose, Noted, StudyStatus, ToldModel, ToldNode
-from konsil.errors import ConfigError, StudyError
+from konsil.core.wall import AskCall, AskNode, AskPropose, Noted, StudyStatus, ToldNode
+from konsil.errors import StudyError
 from konsil.node.config import read_study_file
-from konsil.wall.memory import SealedMemory, open_sealed, seal_pieces
+from konsil.wall.model_file import check_model_file, page_path, write_model_file
 
 FILE = click.Path(path_type=Path, dir_okay=False)
-_COPY_BYTES = 1 << 20
 _NEWS_S = 1.0  # heartbeats are not on the ledger, so a live view asks for them this often
 
 
@@ -37,7 +38,7 @@ def propose(site: Site, file: Path, model: Path | None) -> None:
         if model is None:
             height = node.ask(AskPropose(settings), Noted).height
         else:
-            with _sealed(model) as memory:
+            with sealed(model) as memory:
                 height = node.ask(AskPropose(settings), Noted, fd=memory.fd).height
     site.show(
         {"study": settings.name, "height": height},
@@ -59,7 +60,7 @@ def change(site: Site, file: Path) -> None:
 def agree(site: Site, name: str, yes: bool) -> None:
     """Take part in a study, under the settings that are shown."""
     with site.node() as node:
-        found = _study(node.state(), name)
+        found = study_named(node.state(), name)
         if not site.as_json:
             for line in sentences.of_settings(found.settings):
                 click.echo(printable(line))
@@ -107,18 +108,93 @@ def list_(site: Site) -> None:
 @verb(study, "model", example="konsil study model aml --out aml.safetensors")
 @click.argument("name")
 @click.option("--out", type=FILE, required=True, help="Where to write it (safetensors).")
-def model(site: Site, name: str, out: Path) -> None:
-    """Write the study's last accepted merge to a file."""
+@click.option(
+    "--round", "which", default="final", help="A round's number, or `last`.  [default: the final model]"
+)
+@click.option("--now", is_flag=True, help="Do not wait for the last scores of a study that is over.")
+def model(site: Site, name: str, out: Path, which: str, now: bool) -> None:
+    """Write a study's model to a file, with its card: the final one or, while it goes on, the best so far."""
+    number = round_number(which)
     with site.node() as node:
-        told, fd = node.ask_with_descriptor(AskModel(name), ToldModel)
-    if fd is None:
-        raise StudyError(
-            f"Study '{name}' has no model yet.", safe="Nothing was written.", do="Wait for round 1."
-        )
-    _write_model(fd, out)
+        told, memory = ask_model(node, name, number, wait=not now)
+    with memory:
+        card = write_model_file(out, memory, told.card)
+    kind = "the final model" if card.final else "a model"
     site.show(
-        {"study": name, "round": told.round, "digest": told.digest, "file": out},
-        f"{out}: the model of '{name}' after round {told.round}, digest {told.digest}",
+        {
+            "study": name,
+            "round": told.round,
+            "digest": told.digest,
+            "file": out,
+            "card": page_path(out),
+            "final": card.final,
+            "why": card.why,
+        },
+        f"{out}: {kind} of '{name}', after round {told.round}, digest {told.digest}\n"
+        f"  {card.why}\n  Its card: {page_path(out)}",
+    )
+
+
+@verb(study, "check", example="konsil study check aml.safetensors")
+@click.argument("file", type=FILE)
+def check(site: Site, file: Path) -> None:
+    """Compute a model file's digest again and compare it with its card and, where a node runs, the ledger."""
+    found = check_model_file(file)
+    card = found.card
+    same = on_ledger(site, card)
+    lines = [
+        f"{file}: the arrays are those of its card: study '{card.study}', round {card.round}, "
+        + ("final model" if card.final else "not the final model when it was written"),
+        f"  digest: {found.digest}",
+        f"  {card.why}",
+        {
+            None: "  No node runs here: not compared with a ledger.",
+            True: _compared(card),
+        }[same],
+    ]
+    site.show(
+        {
+            "file": file,
+            "digest": found.digest,
+            "study": card.study,
+            "round": card.round,
+            "final": card.final,
+            "ledger": same,
+            "card": card,
+        },
+        "\n".join(lines),
+    )
+
+
+@verb(study, "scores", example="konsil study scores aml --metric auc")
+@click.argument("name")
+@click.option("--metric", help="`loss`, or a metric's name.  [default: all that there are]")
+def scores(site: Site, name: str, metric: str | None) -> None:
+    """Every merge by every hospital: how well it does on each one's own validation data."""
+    with site.node() as node:
+        found = study_named(node.state(), name)
+    known = metrics_of(found)
+    if metric is not None and metric not in known:
+        raise StudyError(
+            f"No merge of '{name}' has a score '{metric}'.",
+            safe="Nothing was changed.",
+            do=f"Scores so far: {', '.join(known) or 'none'}.",
+        )
+    matrices = [score_matrix(found, each) for each in ([metric] if metric is not None else known)]
+    lines = [line for each in matrices for line in (*sentences.of_matrix(each, found.best), "")]
+    site.show(
+        {"study": name, "best": found.best, "scores": {each.metric: each.rows for each in matrices}},
+        "\n".join(lines).rstrip() or f"No merge of '{name}' has a score yet.",
+    )
+
+
+def _compared(card: ModelCard) -> str:
+    if card.settings.outer is None:
+        return f"  The ledger of this member has the same digest for round {card.round}."
+    return (
+        f"  The ledger of this member has the same merge for round {card.round}: {card.merge}.\n"
+        "  The model is a step of the outer optimiser from it, whose digest is on no ledger: compare it with"
+        " other members'."
     )
 
 
@@ -134,7 +210,7 @@ def _confirmed(site: Site) -> bool:
 
 
 def _show_status(site: Site, state: State, told: ToldNode, name: str) -> None:
-    found = _study(state, name)
+    found = study_named(state, name)
     here = _here(told, name)
     site.show(
         _facts(found) | {"here": here, "height": state.height},
@@ -175,7 +251,9 @@ def _follow_live(node: Node, state: State, told: ToldNode, name: str) -> None:
     from rich.text import Text  # noqa: PLC0415 - as above
 
     def view() -> Text:
-        return Text(printable("\n".join(_status_lines(_study(state, name), _here(told, name), told.clock_s))))
+        return Text(
+            printable("\n".join(_status_lines(study_named(state, name), _here(told, name), told.clock_s)))
+        )
 
     with Live(view(), refresh_per_second=4) as live:
         while not _over(state, name):
@@ -184,7 +262,7 @@ def _follow_live(node: Node, state: State, told: ToldNode, name: str) -> None:
 
 
 def _over(state: State, name: str) -> bool:
-    return _study(state, name).phase in ("finished", "failed")
+    return study_named(state, name).phase in ("finished", "failed")
 
 
 def _here(told: ToldNode, name: str) -> StudyStatus | None:
@@ -199,51 +277,3 @@ def _facts(found: Study) -> dict[str, object]:
         "accepted_rounds": len(found.history),
         "missing": sentences.missing_members(found.open) if found.open else [],
     }
-
-
-def _study(state: State, name: str) -> Study:
-    found = state.studies.get(name)
-    if found is None:
-        known = ", ".join(sorted(state.studies)) or "none yet; `konsil study propose FILE.toml`"
-        raise StudyError(
-            f"There is no study '{name}' on the ledger.",
-            safe="Nothing was changed.",
-            do=f"Studies: {known}.",
-            study=name,
-        )
-    return found
-
-
-# --- models --------------------------------------------------------------------------------------
-
-
-def _sealed(path: Path) -> SealedMemory:
-    """A model file in sealed memory, to be handed to the node."""
-    try:
-        with path.open("rb") as stream:
-            return seal_pieces(iter(lambda: stream.read(_COPY_BYTES), b""))
-    except OSError as error:
-        raise ConfigError(
-            f"The model {path} cannot be read: {error.strerror}.",
-            safe="Nothing was proposed.",
-            do="Give its path.",
-        ) from error
-
-
-def _write_model(fd: int, out: Path) -> None:
-    """Copy a descriptor's bytes to a file: whole, or not at all."""
-    place = out.with_name(f".{out.name}.new")
-    try:
-        # Mapped, not read: all who ask the node for its model share one place of reading in the descriptor.
-        with open_sealed(fd) as source, place.open("wb") as target:
-            target.write(source.data)
-            target.flush()
-            os.fsync(target.fileno())
-        place.replace(out)
-    except OSError as error:
-        place.unlink(missing_ok=True)
-        raise ConfigError(
-            f"The model cannot be written to {out}: {error.strerror}.",
-            safe="Nothing was left there.",
-            do="Name another place with --out.",
-        ) from error

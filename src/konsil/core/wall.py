@@ -14,6 +14,8 @@ A training connection, S being the session and N the node (``+fd``: a descriptor
     S Progress ...          at most once a second; never answered
     S Update +fd            then N: Waiting ..., and Merged +fd of the last accepted round, >= Update.round
     S Scored                then N: Noted
+    S Wanted                then N: Final [+fd]: the study's final model with its card, of a study that is
+                            over once nothing can change the choice; without one, what it would be now
     S Finished or Goodbye   then N: Noted, and both close
 
 Instead of an answer N may say Failed; the connection stays open unless the session's bytes broke the
@@ -97,6 +99,15 @@ class Scored(_Word, frozen=True, tag="scored"):
     metrics: dict[str, float] = {}
 
 
+class Wanted(_Word, frozen=True, tag="wanted"):
+    """The study's final model is wanted. Answer: ``Final``.
+
+    ``wait_s``: how long the node may wait for the choice to be settled; it takes at most a few seconds.
+    """
+
+    wait_s: float = 0.0
+
+
 class Finished(_Word, frozen=True, tag="finished"):
     """Training has finished; what the member keeps contributing. Answer: ``Noted``."""
 
@@ -112,12 +123,13 @@ class Goodbye(_Word, frozen=True, tag="goodbye"):
 
 class Terms(_Word, frozen=True, tag="terms"):
     """Answer to ``Knock``. ``wanted``: the study has no initial parameters yet and this node is to give
-    them, so ``Join`` brings them along.
+    them, so ``Join`` brings them along. ``swarm``: the genesis digest.
     """
 
     member: str
     settings: StudySettings
     wanted: bool = False
+    swarm: str = ""
 
 
 class Joined(_Word, frozen=True, tag="joined"):
@@ -126,7 +138,8 @@ class Joined(_Word, frozen=True, tag="joined"):
 
     ``round``: the round to train for, i.e. the accepted one plus 1; ``digest``: of the accepted model.
     ``record``: of the accepted round; None before round 1 was accepted. ``ended``: why the study is over.
-    ``interval``: how many times the set interval to train before the next update.
+    ``interval``: how many times the set interval to train before the next update. ``before``: the record of
+    the round before the accepted one, with the scores that have come since.
     """
 
     settings: StudySettings
@@ -135,12 +148,13 @@ class Joined(_Word, frozen=True, tag="joined"):
     record: RoundRecord | None = None
     ended: str = ""
     interval: int = 1
+    before: RoundRecord | None = None
 
 
 class Merged(_Word, frozen=True, tag="merged"):
     """A round was accepted; the descriptor holds the merge. ``round``: the accepted one.
 
-    ``ended``: why the study is over, empty while it goes on. ``interval``: as in ``Joined``.
+    ``ended``: why the study is over, empty while it goes on. ``interval``, ``before``: as in ``Joined``.
     """
 
     round: int
@@ -149,6 +163,20 @@ class Merged(_Word, frozen=True, tag="merged"):
     settings: StudySettings
     ended: str = ""
     interval: int = 1
+    before: RoundRecord | None = None
+
+
+class Final(_Word, frozen=True, tag="final"):
+    """Answer to ``Wanted``. The descriptor holds the model; it comes once the choice is ``settled``, or while
+    the study goes on. ``card``: as JSON, see ``konsil.core.model_card``. ``until_s``: unix time at which the
+    choice is settled at the latest.
+    """
+
+    round: int
+    digest: str
+    settled: bool
+    card: bytes = b""
+    until_s: float = 0.0
 
 
 class Waiting(_Word, frozen=True, tag="waiting"):
@@ -201,9 +229,15 @@ class AskPeers(_Word, frozen=True, tag="ask_peers"):
 
 
 class AskModel(_Word, frozen=True, tag="ask_model"):
-    """A study's last accepted merge (or initial parameters). Answer: ``ToldModel`` with a descriptor."""
+    """A study's final model, or what it would be now. Answer: ``ToldModel`` with a descriptor.
+
+    ``round``: the merge of this round instead, if this node still has it; -1 for the last one.
+    ``wait_s``: how long to wait for the choice to be settled; a few seconds at most.
+    """
 
     study: str
+    round: int = 0
+    wait_s: float = 0.0
 
 
 class AskPropose(_Word, frozen=True, tag="ask_propose"):
@@ -227,11 +261,12 @@ class ToldState(_Word, frozen=True, tag="told_state"):
 
 
 class ToldModel(_Word, frozen=True, tag="told_model"):
-    """The descriptor holds the parameters."""
+    """The descriptor holds the parameters. ``card``: as in ``Final``."""
 
     study: str
     round: int
     digest: str
+    card: bytes = b""
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
@@ -302,7 +337,9 @@ class ToldNode(_Word, frozen=True, tag="told_node"):
 
 
 ToNode = (
-    Knock | Join | Progress | Update | Scored | Finished | Goodbye
+    Knock | Join | Progress | Update | Scored | Wanted | Finished | Goodbye
     | AskState | AskCall | AskNode | AskPeers | AskModel | AskPropose | AskAdmit
 )  # fmt: skip
-FromNode = Terms | Joined | Merged | Waiting | Failed | Noted | ToldState | ToldModel | ToldNode | ToldPeers
+FromNode = (
+    Terms | Joined | Merged | Final | Waiting | Failed | Noted | ToldState | ToldModel | ToldNode | ToldPeers
+)  # fmt: skip

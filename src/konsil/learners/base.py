@@ -110,6 +110,40 @@ class Observing(Protocol):
         ...
 
 
+@runtime_checkable
+class Resuming(Protocol):
+    """A learner with state beside its parameters that a script needs when it is started again."""
+
+    def local_state(self) -> dict[str, Array]:
+        """Named arrays of any kind: counters, the optimiser's moments and numbers."""
+        ...
+
+    def load_local_state(self, arrays: Mapping[str, Array]) -> None:
+        """Take the state back.
+
+        Raises:
+            ConfigError: it is not of this model, or of another optimiser; nothing was changed.
+        """
+        ...
+
+
+@runtime_checkable
+class Restoring(Protocol):
+    """A learner that can put its whole model back as it was, what does not travel included."""
+
+    def snapshot(self) -> Any:
+        """A copy of all that training may change in the model."""
+        ...
+
+    def restore(self, kept: Any) -> None:
+        """Put it back, bit for bit."""
+        ...
+
+
+_HELD, _STATE = "held/", "state/"
+"""Before the names of arrays that stay, and of a learner's further state, in ``local_state``."""
+
+
 class Shared:
     """The part of a learner's parameters that travels.
 
@@ -162,6 +196,35 @@ class Shared:
         """The model was just loaded: training starts from here."""
         if isinstance(self._learner, Steered):
             self._learner.begin_round()
+
+    def local_state(self) -> dict[str, Array]:
+        """What does not travel, as named arrays: those that stay here, and the learner's further state."""
+        arrays = self._read()
+        state = {_HELD + name: array for name, array in arrays.items() if not self._travels(name, array)}
+        if isinstance(self._learner, Resuming):
+            state |= {_STATE + name: array for name, array in self._learner.local_state().items()}
+        return state
+
+    def load_local_state(self, arrays: Mapping[str, Array]) -> None:
+        """Take back what ``local_state`` gave.
+
+        Raises:
+            ConfigError: it is not of this model, or of another optimiser; nothing was changed.
+        """
+        held = {name: array for name, array in self._read().items() if not self._travels(name, array)}
+        given, state = _under(_HELD, arrays), _under(_STATE, arrays)
+        wrong = different(held, given)
+        if state and not isinstance(self._learner, Resuming):
+            wrong.append(f"a {type(self._learner).__name__} has no further state")
+        if wrong:
+            raise ConfigError(
+                f"The local state is another model's: {'; '.join(wrong[:5])}.",
+                safe="Nothing was loaded.",
+                do="Build the model and its optimiser as before.",
+            )
+        if isinstance(self._learner, Resuming):
+            self._learner.load_local_state(state)
+        self._learner.load(given)
 
     def end(self) -> None:
         """The session is over: the framework's training is left alone from now on."""
@@ -241,7 +304,7 @@ def learner_for(
     Raises:
         ConfigError: no adapter for this kind of model, or the adapter cannot use this one, or not so.
     """
-    learner = _adapted(model)
+    learner = adapted(model)
     if isinstance(learner, Steered):
         learner.train_with(replace(training, local=tuple(local)))
     elif training.asks:
@@ -254,7 +317,12 @@ def learner_for(
     return Shared(learner, local)
 
 
-def _adapted(model: Any) -> Learner:
+def adapted(model: Any) -> Learner:
+    """The adapter around a model, or the model itself if it is a ``Learner``.
+
+    Raises:
+        ConfigError: no adapter for this kind of model, or the adapter cannot use this one.
+    """
     for kind in type(model).__mro__:
         adapter = _adapters.get(f"{kind.__module__}.{kind.__qualname__}")
         if isinstance(adapter, str):
@@ -270,3 +338,18 @@ def _adapted(model: Any) -> Learner:
         do="Pass a dict of numpy arrays, a scikit-learn estimator, a torch.nn.Module, or an object with"
         " `parameters()` and `load(arrays)` as konsil.learners.Learner has them.",
     )
+
+
+def different(held: Mapping[str, Array], given: Mapping[str, Array]) -> list[str]:
+    """What differs between two sets of named arrays, by name, in words."""
+    found = [f"'{name}' is missing" for name in sorted(held.keys() - given.keys())]
+    found += [f"'{name}' is not expected" for name in sorted(given.keys() - held.keys())]
+    for name in sorted(held.keys() & given.keys()):
+        mine, its = held[name], given[name]
+        if (mine.shape, mine.dtype) != (its.shape, its.dtype):
+            found.append(f"'{name}' is {its.dtype} {its.shape} instead of {mine.dtype} {mine.shape}")
+    return found
+
+
+def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

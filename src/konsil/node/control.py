@@ -42,6 +42,7 @@ from konsil.core.wall import (
 from konsil.errors import FrameError, KonsilError, ParametersError, StudyError
 from konsil.identity.card import member_record
 from konsil.node.checks import ask_peers
+from konsil.node.shelf import card_for
 from konsil.node.store import Model, model_of
 from konsil.wall.door import Visitor
 from konsil.wall.frames import failure
@@ -92,7 +93,7 @@ class Control:
                 height = self.node.ledger.state.height
                 return ToldPeers(height, await ask_peers(self.node.peers, self.clock)), None
             case AskModel():
-                return self._model(word)
+                return await self._model(word)
             case AskPropose():
                 return Noted(await self._propose(word, fd)), None
             case AskAdmit():
@@ -108,17 +109,20 @@ class Control:
         state = ledger.state
         return ToldState(state.height, state_digest(state), encode_state(state))
 
-    def _model(self, word: AskModel) -> tuple[FromNode, int | None]:
+    async def _model(self, word: AskModel) -> tuple[FromNode, int | None]:
         runner = self.node.runners.get(word.study)
-        study = self.node.ledger.state.studies.get(word.study)
-        model = runner.outer.model(study.accepted) if runner is not None and study is not None else None
-        if study is None or model is None:
+        if runner is None:
             raise StudyError(
-                f"This node does not hold a model of study {word.study!r}.",
+                f"This node knows no study {word.study!r}.",
                 safe="Nothing was changed.",
-                do="It is fetched as soon as this member takes part: `konsil study agree NAME`.",
+                do="`konsil study list` shows all.",
             )
-        return ToldModel(word.study, len(study.history), model.digest), model.memory.fd
+        if not word.round:
+            await runner.shelf.settle(word.wait_s)
+        chosen = runner.shelf.chosen(word.round)
+        model = await runner.shelf.model_of(chosen)
+        card = card_for(self.node.ledger.state, word.study, chosen, model)
+        return ToldModel(word.study, chosen.round, model.digest, card), model.memory.fd
 
     async def _require_known_rule(self, call: Call) -> None:
         """Refuse what this node could not merge: the contract knows only the rules that come with Konsil.

@@ -117,10 +117,9 @@ class Service:
 
     async def _model_bytes(self, peer: str, request: GetManifest | GetChunk) -> Reply:
         runner = await self._study_of(peer, request.digest)
-        if isinstance(request, GetManifest):
-            found: bytes | memoryview | None = runner.store.manifest(request.digest)
-        else:
-            found = runner.store.chunk(request.digest, request.index)
+        found = _held(runner, request)
+        if found is None and await runner.shelf.recall(request.digest):
+            found = _held(runner, request)
         if found is not None:
             return Reply(encode(Bytes()), found)
         if request.relay and request.holder != self.me and self.peers is not None:
@@ -207,6 +206,13 @@ class Service:
         height = self.ledger.state.height if self.ledger is not None else 0
         reachable = self.peers.connected() if self.peers is not None else ()
         return Reply(encode(Status(self.me, __version__, time.time(), height, reachable)))
+
+
+def _held(runner: StudyRunner, request: GetManifest | GetChunk) -> bytes | memoryview | None:
+    """What a study has in memory of what a peer asks for."""
+    if isinstance(request, GetManifest):
+        return runner.store.manifest(request.digest)
+    return runner.store.chunk(request.digest, request.index)
 
 
 def join_entries(entries: list[bytes]) -> bytes:

@@ -42,6 +42,7 @@ from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError
 from konsil.node.gather import UpdatesMissing
 from konsil.node.merging import Merging
 from konsil.node.outer import OuterStates
+from konsil.node.shelf import Shelf, to_keep
 from konsil.node.site import Site
 from konsil.node.store import Model, Store, model_of
 from konsil.wall.memory import SealedMemory
@@ -81,6 +82,9 @@ class StudyRunner:
         self._problems: dict[Effect | None, str] = {}
         self.merging = Merging(site, self.store, lambda: self.study)
         self.outer = OuterStates(name, site.models, self.store, self.merging, lambda: self.study)
+        self.shelf = Shelf(
+            site, self.store, self.merging, lambda: self.study, self._let_go, self.outer.model_after
+        )
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._heartbeat: asyncio.Task[None] | None = None
@@ -133,6 +137,7 @@ class StudyRunner:
     def look(self) -> None:
         """The ledger moved."""
         self.post(Looked())
+        self.shelf.look()
 
     async def close(self) -> None:
         """Stop everything; what was promised stays in the journal."""
@@ -142,7 +147,7 @@ class StudyRunner:
         tasks = [*self._saves, *self._tasks.values(), *([self._heartbeat] if self._heartbeat else [])]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, self.shelf.close(), return_exceptions=True)
         await self.outer.close()
         self.merging.close()
         self.store.close()
@@ -268,7 +273,7 @@ class StudyRunner:
     async def _save(self, model: Model) -> None:
         while model.digest == self.study.accepted:
             try:
-                await self.site.models.save(self.name, model, self._needed())
+                await self.site.models.save(self.name, model, to_keep(self.study))
             except KonsilError as error:
                 self._problems[None] = str(error)
                 _log.warning("the accepted merge is not on disk yet", study=self.name, why=str(error))
@@ -277,15 +282,10 @@ class StudyRunner:
                 break
         self._problems.pop(None, None)
 
-    def _needed(self) -> frozenset[str]:
-        """Models that the ledger may still send this node back to: an accepted one is never let go."""
-        current = self.study.open
-        return frozenset({self.study.accepted} | ({current.base, current.digest} if current else set()))
-
     async def _make_durable(self, digest: str) -> None:
         model = self.store.model(digest)
         if model is not None:
-            await self.site.models.save(self.name, model, self._needed())
+            await self.site.models.save(self.name, model, to_keep(self.study))
             self._problems.pop(None, None)
 
     async def _fetch(self, effect: Fetch) -> None:
@@ -344,7 +344,7 @@ class StudyRunner:
     def _let_go(self) -> None:
         """Forget models and benches that no peer can ask for any more."""
         study, current = self.study, self.study.open
-        keep = {study.accepted, *self.outer.needed()}
+        keep = {study.accepted, *self.outer.needed(), *self.shelf.lent}
         if self.state.update is not None and study.phase not in {"finished", "failed"}:
             keep.add(self.state.update.digest)
         if self.state.offered is not None and study.phase == "proposed":

@@ -24,6 +24,7 @@ from konsil.core.round import (
 from konsil.core.rules import Score, Study, missing
 from konsil.core.wall import (
     WALL_VERSION,
+    Final,
     Finished,
     Goodbye,
     Join,
@@ -37,8 +38,10 @@ from konsil.core.wall import (
     ToNode,
     Update,
     Waiting,
+    Wanted,
 )
 from konsil.errors import ConfigError, FrameError, KonsilError, NodeBusy, SchemaMismatch, StudyError
+from konsil.node.shelf import card_for
 from konsil.node.store import Model
 from konsil.node.study import StudyRunner, Trainee
 from konsil.wall.door import Visitor
@@ -88,7 +91,8 @@ class Training:
         runner.require_participant()
         study = runner.study
         wanted = not study.initial and study.proposer == self.me
-        await visitor.send(Terms(self.me, study.settings, wanted))
+        swarm = runner.site.ledger.state.genesis
+        await visitor.send(Terms(self.me, study.settings, wanted, swarm))
         if runner.trainee is not None:
             raise NodeBusy(
                 f"Another training process of this hospital takes part in study {word.study!r} already.",
@@ -157,6 +161,8 @@ class _Conversation:
                 score = Score(self.runner.name, word.round, word.examples, word.loss, word.metrics)
                 self.runner.post(ScoreReady(score))
                 await self.visitor.send(Noted(self.runner.site.ledger.state.height))
+            case Wanted():
+                await self._final(word)
             case Finished():
                 self.runner.post(FinishWanted(word.contribution))
                 await self._settled(self._has_finished)
@@ -264,7 +270,7 @@ class _Conversation:
     async def _tell(self, effect: Deliver, study: Study, model: Model | None) -> None:
         """Hand a model over: the answer to ``Join`` or ``Update``."""
         ended = study.ended if study.phase in {"finished", "failed"} else ""
-        record = study.history[-1] if study.history else None
+        before, record = (None, None, *study.history[-2:])[-2:]
         interval = study.open.interval if study.open is not None else 1
         if model is None or (self.joined and record is None):
             self.joined = True
@@ -278,11 +284,24 @@ class _Conversation:
         if not self.joined or record is None:
             self.joined = True
             has_it = self.runner.state.delivered == effect.digest
-            word = Joined(study.settings, effect.round + 1, effect.digest, record, ended, interval)
+            word = Joined(study.settings, effect.round + 1, effect.digest, record, ended, interval, before)
             await self.visitor.send(word, None if has_it else model.memory.fd)
             return
-        merged = Merged(effect.round, effect.digest, record, study.settings, ended, interval)
+        merged = Merged(effect.round, effect.digest, record, study.settings, ended, interval, before)
         await self.visitor.send(merged, model.memory.fd)
+
+    async def _final(self, word: Wanted) -> None:
+        """Answer with the final model; of a study that is over, once nobody can change the choice."""
+        shelf, ledger = self.runner.shelf, self.runner.site.ledger
+        settled = await shelf.settle(word.wait_s)
+        chosen = shelf.chosen()
+        if not settled:
+            until_s = shelf.settled_at_s
+            await self.visitor.send(Final(chosen.round, chosen.digest, settled=False, until_s=until_s))
+            return
+        model = await shelf.model_of(chosen)
+        card = card_for(ledger.state, self.runner.name, chosen, model)
+        await self.visitor.send(Final(chosen.round, model.digest, chosen.settled, card), model.memory.fd)
 
     async def _say_what_it_waits_for(self) -> None:
         ledger = self.runner.site.ledger

@@ -5,6 +5,7 @@ This process sees patients and has no network: it speaks to its own node over a 
 
 from __future__ import annotations
 
-from konsil.session.swarm import AcceptedRound, Swarm, join
+from konsil.session.accepted import AcceptedRound
+from konsil.session.swarm import Swarm, join
 
 __all__ = ["AcceptedRound", "Swarm", "join"]

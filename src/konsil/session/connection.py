@@ -15,6 +15,7 @@ from konsil.core.rules.state import RoundRecord
 from konsil.core.wall import (
     WALL_VERSION,
     Failed,
+    Final,
     Finished,
     FromNode,
     Goodbye,
@@ -28,6 +29,7 @@ from konsil.core.wall import (
     Terms,
     Update,
     Waiting,
+    Wanted,
 )
 from konsil.errors import FrameError, KonsilError, NodeBusy, NodeError, NodeUnreachable, StudyError
 from konsil.wall.frames import raised
@@ -49,13 +51,16 @@ LOOK_AGAIN_S = 1.0
 NODE_AWAY = "this hospital's own node, which does not answer"
 """What a session waits for while its node restarts."""
 
-Answer = TypeVar("Answer", Terms, Joined, Merged, Noted)
+Answer = TypeVar("Answer", Terms, Joined, Merged, Noted, Final)
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class News:
-    """An accepted round. ``memory``: the sealed merge, the receiver's to close; None if held already."""
+    """An accepted round. ``memory``: the sealed merge, the receiver's to close; None if held already.
+
+    ``before``: the round before it, with the scores that have come since.
+    """
 
     round: int
     digest: str
@@ -64,6 +69,7 @@ class News:
     ended: str
     memory: SealedMemory | None
     interval: int = 1
+    before: RoundRecord | None = None
 
     def close(self) -> None:
         """Give up the memory, if any."""
@@ -107,7 +113,7 @@ class Connection:
         self._join = Join(header=b"")
         self._news: News | None = None
 
-    def enter(self, prepare: Callable[[Terms], Entry], terms_s: float) -> tuple[str, News]:
+    def enter(self, prepare: Callable[[Terms], Entry], terms_s: float) -> tuple[Terms, News]:
         """Join the study.
 
         Args:
@@ -116,7 +122,7 @@ class Connection:
             terms_s: how long a node that is there may take to name its terms.
 
         Returns:
-            This member's name, and the round that was accepted last.
+            The node's terms, and the round that was accepted last.
 
         Raises:
             NodeUnreachable: no node, for longer than ``away_s``.
@@ -124,16 +130,16 @@ class Connection:
             KonsilError: why the node refused.
         """
 
-        def attempt() -> tuple[str, News]:
+        def attempt() -> tuple[Terms, News]:
             line, terms = self._knock(time.monotonic() + terms_s)
             entry = prepare(terms)
             self._join = Join(header=entry.header)
             initial = None if entry.initial is None else entry.initial.fd
-            return terms.member, self._joined(line, initial, entry.until_s)
+            return terms, self._joined(line, initial, entry.until_s)
 
-        member, news = self._persist(attempt, math.inf)
+        terms, news = self._persist(attempt, math.inf)
         self._hold(news)
-        return member, news
+        return terms, news
 
     def hand_over(self, update: Update, memory: SealedMemory, until_s: float) -> News:
         """Give the node this round's update and wait for the merge of this round or a later one.
@@ -165,13 +171,23 @@ class Connection:
         Raises:
             NodeUnreachable, StudyError, KonsilError: as ``hand_over``.
         """
+        self.ask(word, Noted, until_s)
 
-        def attempt() -> None:
+    def ask(
+        self, word: Scored | Finished | Wanted, answer: type[Answer], until_s: float
+    ) -> tuple[Answer, SealedMemory | None]:
+        """Say a word and wait for its answer, and what comes with it: the caller's to close.
+
+        Raises:
+            NodeUnreachable, StudyError, KonsilError: as ``hand_over``.
+        """
+
+        def attempt() -> tuple[Answer, SealedMemory | None]:
             line = self._connected(until_s)
             line.send(word)
-            self._answer(line, Noted, until_s)
+            return self._answer(line, answer, until_s)
 
-        self._persist(attempt, until_s)
+        return self._persist(attempt, until_s)
 
     def progress(self, word: Progress) -> News | None:
         """Say how far training is, and take news that came unasked. Training goes on while the node is away.
@@ -278,6 +294,7 @@ class Connection:
             joined.ended,
             memory,
             joined.interval,
+            joined.before,
         )
         if news.round < self._join.round or (memory is None and news.digest != self._join.digest):
             news.close()
@@ -326,7 +343,7 @@ class Connection:
             raise raised(word)
         if isinstance(word, Waiting):
             self._on_waiting(word)
-        elif not isinstance(word, Noted):
+        elif not isinstance(word, Noted | Final):  # which come late, after somebody gave up
             raise NodeError(
                 f"The node said {type(word).__name__} where it must not.",
                 safe="The model is untouched.",
@@ -368,4 +385,6 @@ def _news(word: Merged, memory: SealedMemory | None) -> News:
             safe="The model is untouched.",
             do="See the node's log.",
         )
-    return News(word.round, word.digest, word.record, word.settings, word.ended, memory, word.interval)
+    return News(
+        word.round, word.digest, word.record, word.settings, word.ended, memory, word.interval, word.before
+    )

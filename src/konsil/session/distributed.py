@@ -7,6 +7,7 @@ be summed for an update, what was accepted, or what went wrong. After a merge th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,9 +23,12 @@ from konsil.core.wall import Terms
 from konsil.errors import ConfigError, KonsilError, SchemaMismatch, StudyError
 from konsil.learners import LocalTraining, Shared, learner_for
 from konsil.learners.torch import TorchLearner
+from konsil.session.accepted import AcceptedRound
+from konsil.session.after import AfterMerge
 from konsil.session.connection import Connection, Entry
+from konsil.session.final import SavedModel
 from konsil.session.ranks import FIRST, Ranks, Word
-from konsil.session.swarm import GOODBYE_S, AcceptedRound, Swarm
+from konsil.session.swarm import GOODBYE_S, Swarm
 
 FAREWELL_S = 10.0
 """How long a first process that fails tries to tell the others why; after that they see that it is gone."""
@@ -62,16 +66,22 @@ class Leading(Swarm):
         *,
         timeout_s: float | None,
         after: Contribution,
-        settled: Callable[[], None],
         training: LocalTraining,
+        after_merge: AfterMerge,
     ) -> None:
         """Join, and let the others join: they get the study's parameters from here."""
         self._ranks = Ranks()
         self._told: BaseException | None = None
         try:
             with self._telling(), self._ranks.waiting():
+                _require_nothing_to_resume(after_merge)
                 super().__init__(
-                    connection, model, timeout_s=timeout_s, after=after, settled=settled, training=training
+                    connection,
+                    model,
+                    timeout_s=timeout_s,
+                    after=after,
+                    training=training,
+                    after_merge=after_merge,
                 )
             self._tell(loaded=True)
         except BaseException:
@@ -178,16 +188,18 @@ class Following(Swarm):
         *,
         timeout_s: float | None,
         after: Contribution,
-        settled: Callable[[], None],
         training: LocalTraining,
+        after_merge: AfterMerge,
     ) -> None:
         """Join with the first process; the model holds the study's parameters afterwards."""
-        del connection, timeout_s, after, settled  # the first process's
-        self._model = model
+        del connection, timeout_s, after, after_merge  # the first process's
+        self._after_merge = AfterMerge()
+        self.model = model
         self._training = training
         self._learner = None
         self._examples = 0
         self._closed = False
+        self.before = None
         self._ranks = Ranks()
         try:
             self._follow()
@@ -206,6 +218,18 @@ class Following(Swarm):
         """
         del data
         _no_preprocessing()
+
+    def save(self, path: str | os.PathLike[str]) -> SavedModel:
+        """Only in the first process, which speaks to the node.
+
+        Raises:
+            StudyError: always.
+        """
+        raise StudyError(
+            f"{os.fspath(path)} can be saved by the first process of this hospital only.",
+            safe="Nothing was written.",
+            do="Call `save` where `torch.distributed.get_rank()` is 0.",
+        )
 
     def close(self) -> None:
         """Wait until the first process has finished. Closing twice is harmless.
@@ -299,7 +323,7 @@ class Following(Swarm):
     def _made(self, facts: Facts) -> Shared:
         settings = facts.settings
         training = replace(self._training, prox=settings.prox, scaffold=settings.scaffold)
-        learner = learner_for(self._model, settings.local, training)
+        learner = learner_for(self.model, settings.local, training)
         _torch_learner(learner)
         if learner.schema().digest != facts.schema:
             raise SchemaMismatch(
@@ -327,6 +351,20 @@ def _torch_learner(learner: Shared) -> TorchLearner:
         safe="Nothing was sent; the model is untouched.",
         do="Join with the torch.nn.Module that they train, or in one process before `init_process_group`.",
     )
+
+
+def _require_nothing_to_resume(after_merge: AfterMerge) -> None:
+    """See that no local state is kept: that of one process would be given back to one process only.
+
+    Raises:
+        ConfigError: ``resume`` was given.
+    """
+    if after_merge.resumes:
+        raise ConfigError(
+            "`resume` keeps the local state of one process, and this hospital trains in several.",
+            safe="Nothing was sent; the model is untouched.",
+            do="Join without it; save the optimiser's state in every process yourself.",
+        )
 
 
 def _no_preprocessing() -> NoReturn:

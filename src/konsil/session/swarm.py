@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,22 +14,22 @@ from typing import Any, Self
 from konsil.core.parameters import Schema, views
 from konsil.core.rules.calls import Contribution
 from konsil.core.rules.settings import StudySettings
-from konsil.core.rules.state import RoundRecord, ScoreRecord
 from konsil.core.wall import Finished, Progress, Scored, Terms, Update, Waiting
 from konsil.errors import ConfigError, StudyError
 from konsil.learners import LocalTraining, Shared, learner_for
+from konsil.session.accepted import AcceptedRound, figures, scored
+from konsil.session.after import AfterMerge, Evaluate, OnRound
 from konsil.session.connection import CONNECT_S, LOOK_AGAIN_S, Connection, Entry, News
-from konsil.session.display import WaitingLine
+from konsil.session.display import display_for
+from konsil.session.final import SavedModel, save_final
 from konsil.session.pace import Pace
+from konsil.session.place import socket_path
+from konsil.session.resume import place_of
 from konsil.wall.layout import read_arrays, seal_arrays
 from konsil.wall.memory import SealedMemory
 
-SOCKET_NAME = "session.sock"
-"""In a node's directory: where training processes come in."""
-
 AWAY_S = 600.0
 """How long a node may be away before a session gives up: enough for a restart of its container or host."""
-
 SETTLE_S = 60.0
 """For words that the ledger answers in a block or two: terms, scores, the end."""
 
@@ -38,28 +37,13 @@ GOODBYE_S = 2.0
 """For leaving after an error: what the node has not taken by then, it sees by the closed connection."""
 
 
-@dataclass(frozen=True)
-class AcceptedRound:
-    """What is known of an accepted round.
-
-    ``members``: who took part -> examples. ``absent``: who did not -> why. ``scores``: as far as members
-    had scored it when the merge arrived. ``record``: all that the ledger has.
-    """
-
-    round: int
-    digest: str
-    members: Mapping[str, int]
-    absent: Mapping[str, str]
-    scores: Mapping[str, ScoreRecord]
-    record: RoundRecord
-
-
 class Swarm:
     """A study that this process trains for. Use it in a ``with``; one thread at a time.
 
-    ``member``: this member's name. ``settings``: the study's. ``round``: the round being trained.
-    ``digest``: of the model that its training started from. ``last``: the last accepted round, None before
-    the first. ``ended``: why the study is over, empty while it goes on.
+    ``model``: as given to ``join``. ``member``: this member's name. ``settings``: the study's. ``round``: the
+    round being trained. ``digest``: of the model that its training started from. ``last``: the last accepted
+    round, None before the first; ``before``: the one before it, with the scores that have come since.
+    ``ended``: why the study is over, empty while it goes on.
     """
 
     def __init__(
@@ -69,36 +53,38 @@ class Swarm:
         *,
         timeout_s: float | None,
         after: Contribution,
-        settled: Callable[[], None],
         training: LocalTraining,
+        after_merge: AfterMerge,
     ) -> None:
-        """Join; the model holds the study's parameters afterwards. Use ``join``.
-
-        ``settled`` is called when a wait is over.
-        """
+        """Join; the model holds the study's parameters afterwards. Use ``join``."""
         self._connection = connection
-        self._model = model
+        self.model = model
         self._timeout_s = timeout_s
         self._after: Contribution = after
-        self._settled = settled
         self._training = training
+        self._after_merge = after_merge
+        self._display = after_merge.display
         self._examples = 0
         self._progress_at_s = 0.0
         self._closed = False
+        self._fitting = False
         self._learner: Shared | None = None
         self._schema: Schema | None = None
         self._initial: SealedMemory | None = None
         self.last: AcceptedRound | None = None
+        self.before: AcceptedRound | None = None
         try:
-            self.member, news = connection.enter(self._prepare, timeout_s or SETTLE_S)
+            terms, news = connection.enter(self._prepare, timeout_s or SETTLE_S)
+            self.member = terms.member
             self.settings = news.settings
             self._pace = Pace(news.settings, time.monotonic)
-            self._take(news)
+            after_merge.joined(terms)
+            self._take(news, joining=True)
         except BaseException:
             connection.say_goodbye(GOODBYE_S)
             raise
         finally:
-            settled()
+            self._display.clear()
             if self._initial is not None:
                 self._initial.close()
         connection.away_s = AWAY_S if timeout_s is None else timeout_s
@@ -157,8 +143,12 @@ class Swarm:
         self._require_open()
         learner, _ = self._parts()
         # One example a member: sums and counts are pooled, whatever a member's training would weigh.
-        while not self.finished and learner.observe(data, self.settings.given.get(self.member, 1)):
-            self._merge(1)
+        self._fitting = True  # what these rounds merge is no model yet that could be evaluated
+        try:
+            while not self.finished and learner.observe(data, self.settings.given.get(self.member, 1)):
+                self._merge(1)
+        finally:
+            self._fitting = False
 
     def score(self, *, examples: int, loss: float | None = None, **metrics: float) -> None:
         """Say how well the last merge does on this member's own validation data. It goes on the ledger.
@@ -176,16 +166,38 @@ class Swarm:
         self._require_open()
         if self.last is None:
             raise StudyError(
-                "No round was accepted yet, so there is no merge to score.", do="Score after a merge."
+                "No round was accepted, so there is no merge to score.", do="Score after a merge."
             )
-        _require_scores(examples, loss, metrics)
-        scored = Scored(
-            round=self.last.round,
-            examples=examples,
-            loss=None if loss is None else float(loss),
-            metrics={name: float(value) for name, value in metrics.items()},
-        )
-        self._connection.tell(scored, time.monotonic() + (self._timeout_s or SETTLE_S))
+        own = self._after_merge.own = scored(self.last.round, examples, loss, metrics)
+        self._say(own)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The last accepted round for a tracker: "konsil/round", "konsil/members", "konsil/absent",
+        "konsil/examples", "konsil/round_s", and own scores, "konsil/loss" and so on. Empty before it.
+        """
+        return {} if self.last is None else figures(self.last, self._after_merge.own)
+
+    def save(self, path: str | os.PathLike[str]) -> SavedModel:
+        """Write the study's final model, its card, and a page for people beside it.
+
+        Of a study that is over, once nobody can change the choice any more: with ``best`` in its settings
+        that takes as long as the last scores may. While it goes on: the merge that would be final now.
+
+        Args:
+            path: where, for example "aml.safetensors"; the page is then "aml.card.md".
+
+        Raises:
+            ConfigError: it cannot be written there.
+            StudyError: there is no model yet, or the last scores did not come in time.
+            KonsilError: why the node refused.
+        """
+        self._require_open()
+        limit_s = self._timeout_s or self.settings.silence_s + SETTLE_S
+        try:
+            return save_final(self._connection, Path(path), limit_s, self._after_merge.waiting)
+        finally:
+            self._display.clear()
 
     def close(self) -> None:
         """Finish: say what this member keeps contributing, and close. Closing twice is harmless.
@@ -228,7 +240,7 @@ class Swarm:
     def _prepare(self, terms: Terms) -> Entry:
         settings = terms.settings
         training = replace(self._training, prox=settings.prox, scaffold=settings.scaffold)
-        learner = learner_for(self._model, settings.local, training)
+        learner = learner_for(self.model, settings.local, training)
         schema = learner.schema()
         if terms.wanted and self._initial is None:
             self._initial = seal_arrays(schema, learner.parameters())
@@ -238,6 +250,7 @@ class Swarm:
 
     def _train(self, examples: int, count: Callable[[], None]) -> bool:
         self._require_open()
+        self._after_merge.say_scores(self._say)
         if examples < 0:
             raise ConfigError(f"A step was trained on {examples} examples.", do="Say how many there were.")
         if self.finished:
@@ -250,6 +263,7 @@ class Swarm:
         if now_s < self._progress_at_s:
             return False
         self._progress_at_s = now_s + LOOK_AGAIN_S
+        self._after_merge.training(self, self._pace.progress)
         news = self._connection.progress(Progress(self.round, self._pace.progress))
         if news is not None:
             self._take(news)
@@ -269,10 +283,10 @@ class Swarm:
             with seal_arrays(schema, learner.parameters()) as memory:
                 news = self._connection.hand_over(update, memory, until_s)
         finally:
-            self._settled()
+            self._display.clear()
         return self._take(news)
 
-    def _take(self, news: News) -> bool:
+    def _take(self, news: News, *, joining: bool = False) -> bool:
         """Load a merge, and begin the next round; whether there was one to load."""
         learner, schema = self._parts()
         try:
@@ -286,10 +300,16 @@ class Swarm:
         self.settings = news.settings
         self.ended = news.ended
         if news.record is not None:
-            self.last = _accepted(news.record, news.digest)
+            self.last = AcceptedRound.of(news.record)
+        self.before = None if news.before is None else AcceptedRound.of(news.before)
         self._examples = 0
         self._pace.begin(news.settings, news.interval)
+        if news.memory is not None:
+            self._after_merge.loaded(self, learner, joining=joining, quiet=self._fitting, tell=self._say)
         return news.memory is not None
+
+    def _say(self, scores: Scored) -> None:
+        self._connection.tell(scores, time.monotonic() + (self._timeout_s or SETTLE_S))
 
     def _parts(self) -> tuple[Shared, Schema]:
         if self._learner is None or self._schema is None:
@@ -307,14 +327,18 @@ class Swarm:
             raise StudyError("This session is closed.", do="Join again with `konsil.join`.")
 
 
-def join(
+def join(  # noqa: PLR0913 - all that a script may choose, by keyword, in one place
     study: str,
     model: Any,
     *,
     node: str | os.PathLike[str] | None = None,
     timeout_s: float | None = None,
     after: Contribution = "inactive",
+    evaluate: Evaluate | None = None,
+    on_round: OnRound | Iterable[OnRound] = (),
     on_waiting: Callable[[Waiting], None] | None = None,
+    progress: bool | None = None,
+    resume: str | os.PathLike[str] | None = None,
     optimizer: Any = None,
     reset_optimizer: bool = False,
 ) -> Swarm:
@@ -325,28 +349,41 @@ def join(
         model: a dict of numpy arrays, a scikit-learn estimator, a PyTorch module, or a ``Learner``.
         node: the node's socket, or the directory that it is in. Without it: the environment's
             ``KONSIL_SOCKET``, else ``KONSIL_DIR``, else ``~/.konsil``.
-        timeout_s: the longest wait for the node or the swarm, in seconds. Without it: 10 s for a node to
-            be there, 10 minutes for one to come back, and for a merge what the study's settings allow.
+        timeout_s: the longest wait for node or swarm, in seconds. Without it: 10 s for a node to be there,
+            10 minutes for one to come back, and for a merge what the study's settings allow.
         after: what this member keeps contributing when the ``with`` ends before the study does.
-        on_waiting: told of what the node waits for. Without it: one line on a terminal's stderr.
+        evaluate: called with the model after each merge that was loaded, one at joining included. It
+            returns by their names ``examples``, how many it was scored on, ``loss``, if there is one, and
+            any other metrics. They go on the ledger.
+        on_round: called with the swarm after each merge, once it is evaluated; see
+            ``konsil.session.trackers``.
+        on_waiting: told of what the node waits for. Without it: ``progress`` shows it.
+        progress: show how it goes. Without it: on a terminal's stderr and in a notebook; False: nowhere;
+            True: finished rounds on stderr even where nobody watches.
+        resume: a file, or a folder for it, to which local parameters and the optimiser's state are written
+            after each merge, and from which they are read back when the script is started again.
         optimizer: the PyTorch optimiser that trains the model; needed where the study has a local term
             (``prox``) or control variates (``scaffold``).
         reset_optimizer: forget the optimiser's state after each merge. Without it, it stays as it is.
 
     Raises:
-        ConfigError: no learner for this model, or it cannot be used as it is.
+        ConfigError: no learner for this model, it cannot be used as it is, what ``evaluate`` gave are no
+            scores, or the file of ``resume`` is damaged or another's.
         NodeUnreachable: no node answers there.
         SchemaMismatch: the study has other parameters than this model.
         StudyError: the node knows no such study, or it did not start in time.
         KonsilError: why the node refused.
     """
-    path = socket_path(node)
+    place, display = place_of(resume), display_for(progress)
+    after_merge = AfterMerge(resume=place, evaluate=evaluate, display=display, on_round=on_round)
     away_s = CONNECT_S if timeout_s is None else timeout_s
-    line = WaitingLine()
-    connection = Connection(path, study, away_s=away_s, on_waiting=on_waiting or line.show)
+    shown = on_waiting or after_merge.waiting
+    connection = Connection(socket_path(node), study, away_s=away_s, on_waiting=shown)
     training = LocalTraining(optimizer, reset_optimizer)
     session = _session_type()
-    return session(connection, model, timeout_s=timeout_s, after=after, settled=line.clear, training=training)
+    return session(
+        connection, model, timeout_s=timeout_s, after=after, training=training, after_merge=after_merge
+    )
 
 
 def _session_type() -> type[Swarm]:
@@ -358,39 +395,6 @@ def _session_type() -> type[Swarm]:
     return session_type()
 
 
-def socket_path(node: str | os.PathLike[str] | None = None) -> Path:
-    """Where the node's socket is: as told, or from the environment, or at home."""
-    if node is not None:
-        path = Path(node)
-        return path / SOCKET_NAME if path.is_dir() else path
-    if os.environ.get("KONSIL_SOCKET"):
-        return Path(os.environ["KONSIL_SOCKET"])
-    return Path(os.environ.get("KONSIL_DIR") or Path.home() / ".konsil") / SOCKET_NAME
-
-
 def _load(learner: Shared, schema: Schema, memory: SealedMemory) -> None:
     _, data = read_arrays(memory, schema)
     learner.load(views(schema, data))
-
-
-def _accepted(record: RoundRecord, digest: str) -> AcceptedRound:
-    return AcceptedRound(
-        round=record.number,
-        digest=digest,
-        members={member: commitment.examples for member, commitment in record.roster.items()},
-        absent=dict(record.absent),
-        scores=dict(record.scores),
-        record=record,
-    )
-
-
-def _require_scores(examples: int, loss: float | None, metrics: Mapping[str, float]) -> None:
-    values = {"loss": 0.0 if loss is None else loss, **metrics}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad or examples < 1:
-        raise ConfigError(
-            "Scores must be finite numbers from at least one example, and this is not so:"
-            f" {', '.join(bad) or f'{examples} examples'}.",
-            safe="Nothing went on the ledger.",
-            do="Leave a metric out where it is not defined, for example an AUC with one class only.",
-        )

@@ -30,9 +30,10 @@ from konsil.node.directory import Cards, Directory
 from konsil.node.genesis import read_genesis
 from konsil.node.peers import Peers
 from konsil.node.rules import Rules
+from konsil.node.shelf import Shelf
+from konsil.node.store import Model
 from konsil.transport.base import PeerLink, Received
 from konsil.wall.door import Door
-from konsil.wall.memory import SealedMemory
 
 
 class Site:
@@ -104,7 +105,7 @@ class NodeThread(threading.Thread):
         self.fault: BaseException | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self.problems: tuple[str, ...] = ()
-        self.memory: SealedMemory | None = None
+        self.held: Model | None = None
 
     def run(self) -> None:
         try:
@@ -133,7 +134,7 @@ class NodeThread(threading.Thread):
                 peers=Peers(transport),
                 rules=Rules(config.rules_dir),
                 directory=Directory("lyon", Cards(config.cards_dir)),
-                runners={"heart": SimpleNamespace(status=lambda: here, outer=self)},
+                runners={"heart": SimpleNamespace(status=lambda: here, shelf=self._shelf())},
                 svid_expires_s=lambda: time.time() + 3600,
                 problems=lambda: self.problems,
             )
@@ -141,9 +142,24 @@ class NodeThread(threading.Thread):
                 self.ready.set()
                 await self.stop.wait()
 
-    def model(self, _digest: str):
-        """The model that the node hands over: what a test put there, or nothing."""
-        return None if self.memory is None else SimpleNamespace(memory=self.memory, digest="b" * 64)
+    def _shelf(self) -> Shelf:
+        """The node's models: what a test put there, or nothing."""
+        site = SimpleNamespace(me="lyon", ledger=self.ledger, clock=time.time, models=self)
+        return Shelf(
+            site, self, self, lambda: self.ledger.state.studies["heart"], lambda: None, outer=lambda _: None
+        )
+
+    def model(self, _digest: str) -> Model | None:
+        return self.held
+
+    def add_model(self, model: Model) -> None:
+        pass
+
+    async def load(self, _study: str, _digest: str) -> None:
+        return None
+
+    async def fetch(self, digest: str) -> Model:
+        raise PeerUnreachable(f"Nobody could give what is behind {digest[:12]}.")
 
     def submit(self, *calls) -> None:
         """Put lyon's own calls on the ledger, as a node does."""

@@ -1,14 +1,35 @@
 from __future__ import annotations
 
+import json
 import os
 import threading
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 
-from konsil.core.parameters import Schema
-from konsil.core.rules import Agree, Commit, Enter, Finish, Initialise, proposals_at
+from konsil.cli.sentences import of_matrix
+from konsil.core.parameters import Schema, pack
+from konsil.core.rules import (
+    Agree,
+    Best,
+    Commit,
+    Commitment,
+    Enter,
+    Finish,
+    Initialise,
+    Participant,
+    RoundRecord,
+    ScoreRecord,
+    Study,
+    StudySettings,
+    proposals_at,
+    score_matrix,
+)
+from konsil.node.store import model_of
 from konsil.wall.memory import seal_pieces
+from konsil.wall.model_file import bare_header
 
 STUDY = 'name = "heart"\ndescription = "AUC\\u001b[31m"\nrounds = 3\nevery_steps = 10\nmin_members = 2\n'
 
@@ -150,33 +171,189 @@ def test_without_anybody_to_answer_agree_asks_for_yes(site, study_file):
 
 def test_a_model_that_is_missing_says_so(site, study_file):
     site.found()
-    with site.node():
+    out = site.root / "m.safetensors"
+    with site.node() as node:
         site.run("study", "propose", study_file)
-        out = site.root / "m.safetensors"
         result = site.run("study", "model", "heart", "--out", str(out), expect=1)
-        assert "StudyError" in result.stderr
-        assert not out.exists()
-
-
-def test_a_model_is_written_whole(site, study_file):
-    site.found()
-    content = b"model" * 1000
-    with site.node() as node, seal_pieces([content]) as memory:
-        site.run("study", "propose", study_file)
+        assert "StudyError: Study 'heart' has no model yet." in result.stderr
         node.submit(Initialise("heart", "a" * 64, "b" * 64, 5000))
-        node.memory = memory
-        out = site.root / "m.safetensors"
-        assert "after round 0" in site.run("study", "model", "heart", "--out", str(out)).stdout
-        assert out.read_bytes() == content
+        result = site.run("study", "model", "heart", "--out", str(out), expect=1)
+        assert "is not at this node" in result.stderr
+        result = site.run("study", "model", "heart", "--out", str(out), "--round", "3", expect=1)
+        assert "Round 3 of study 'heart' is not accepted" in result.stderr
+        assert (
+            "is no round"
+            in site.run("study", "model", "heart", "--out", "m", "--round", "x", expect=1).stderr
+        )
+    assert not out.exists()
+
+
+@pytest.fixture
+def model():
+    """A model of two chunks."""
+    arrays = {"w": np.linspace(0, 1, 1_200_000, dtype=np.float32), "b": np.arange(5.0)}
+    schema = Schema.of(arrays)
+    data = bytearray(schema.data_bytes)
+    pack(schema, arrays, memoryview(data))
+    with seal_pieces([schema.header, bytes(data)]) as memory:
+        yield model_of(memory, schema)
+
+
+def _with_model(site, node, study_file, model):
+    site.run("study", "propose", study_file)
+    node.submit(Initialise("heart", model.schema.digest, model.digest, model.schema.data_bytes))
+    node.held = model
+    out = site.root / "m.safetensors"
+    return out, site.run("study", "model", "heart", "--out", str(out)).stdout
+
+
+def test_a_model_is_written_whole_with_its_card_and_a_page(site, study_file, model):
+    site.found()
+    with site.node() as node:
+        out, said = _with_model(site, node, study_file, model)
+        assert f"after round 0, digest {model.digest}" in said
         # Two who write the model at once share the descriptor's place of reading: it must not be used.
-        assert os.lseek(memory.fd, 0, os.SEEK_CUR) == 0
+        assert os.lseek(model.memory.fd, 0, os.SEEK_CUR) == 0
         nowhere = site.root / "none" / "m.safetensors"
         assert (
             "cannot be written" in site.run("study", "model", "heart", "--out", str(nowhere), expect=1).stderr
         )
     assert sorted(path.name for path in site.root.iterdir() if path.is_file()) == [
         "heart.toml",
+        "m.card.md",
         "m.safetensors",
+    ]
+    page = (site.root / "m.card.md").read_text()
+    assert model.digest in page
+    assert "\x1b" not in page  # what others wrote must not steer a terminal
+    loaded = safetensors.numpy.load_file(out)
+    assert np.array_equal(loaded["w"], np.linspace(0, 1, 1_200_000, dtype=np.float32))
+    assert out.read_bytes().endswith(bytes(model.data()))
+    with safetensors.safe_open(out, "np") as file:
+        assert json.loads(file.metadata()["konsil_card"])["study"] == "heart"
+
+
+def test_a_model_file_is_checked_against_its_card_and_the_ledger(site, study_file, model):
+    site.found()
+    with site.node() as node:
+        out, _ = _with_model(site, node, study_file, model)
+        assert "The ledger of this member has the same digest" in site.run("study", "check", str(out)).stdout
+    assert site.json("study", "check", str(out)) | {"card": None} == {
+        "card": None,
+        "digest": model.digest,
+        "file": str(out),
+        "final": False,
+        "ledger": None,
+        "round": 0,
+        "study": "heart",
+    }
+    assert "No node runs here" in site.run("study", "check", str(out)).stdout
+
+
+@pytest.mark.parametrize("at", [-1, -3_000_000])
+def test_a_changed_byte_of_a_model_is_found(site, study_file, model, at):
+    site.found()
+    with site.node() as node:
+        out, _ = _with_model(site, node, study_file, model)
+    data = bytearray(out.read_bytes())
+    data[at] ^= 1
+    out.write_bytes(data)
+    result = site.run("study", "check", str(out), expect=1)
+    assert result.stderr.startswith("DigestMismatch")
+    assert "is not the model of round 0 of study 'heart' that its card names" in result.stderr
+
+
+def test_a_model_of_another_history_is_found(site, study_file, model):
+    site.found()
+    with site.node() as node:
+        out, _ = _with_model(site, node, study_file, model)
+    for path in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
+        (site.root / "lyon" / path).unlink(missing_ok=True)
+    with site.node():
+        result = site.run("study", "check", str(out), expect=1)
+    assert "The ledger of this member knows no merge" in result.stderr
+
+
+def test_a_model_that_another_program_saved_again_is_still_the_model(site, study_file, model):
+    site.found()
+    with site.node() as node:
+        out, _ = _with_model(site, node, study_file, model)
+    with safetensors.safe_open(out, "np") as file:
+        card = file.metadata()
+    arrays = safetensors.numpy.load_file(out)
+    raw = {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}
+    # By hand and in another order: the library sorts as Konsil does.
+    entries, at, data = {"__metadata__": card}, 0, b""
+    for name in sorted(raw, reverse=True):
+        dtype, shape, values = raw[name]
+        code = {"float32": "F32", "float64": "F64"}[dtype.name]
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [at, at + len(values)]}
+        at, data = at + len(values), data + values
+    header = json.dumps(entries).encode()
+    out.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    assert model.digest in site.run("study", "check", str(out)).stdout
+
+
+def test_a_file_without_a_card_is_no_model_file(site):
+    site.found()
+    path = site.root / "plain.safetensors"
+    safetensors.numpy.save_file({"w": np.zeros(3)}, path)
+    assert "has no model card" in site.run("study", "check", str(path), expect=1).stderr
+    path.write_bytes(b"")
+    assert "cannot be read" in site.run("study", "check", str(path), expect=1).stderr
+
+
+def test_a_model_with_its_card_can_begin_another_study(site, study_file, model):
+    site.found()
+    with site.node() as node:
+        out, _ = _with_model(site, node, study_file, model)
+        with out.open("rb") as stream:
+            assert bare_header(stream) == model.schema.header
+            assert stream.read() == bytes(model.data())
+        assert "has the schema of study 'heart'" in site.run("doctor", "--model", str(out), expect=1).stdout
+
+
+def test_scores_are_shown_as_a_table_of_rounds_and_hospitals(site, study_file):
+    site.found()
+    with site.node() as node:
+        site.run("study", "propose", study_file)
+        assert "has a score yet" in site.run("study", "scores", "heart").stdout
+        assert (
+            "No merge of 'heart' has a score 'auc'."
+            in site.run("study", "scores", "heart", "--metric", "auc", expect=1).stderr
+        )
+        assert node.ledger.state.studies["heart"].best == 0
+    study = Study(
+        StudySettings("heart", every_steps=1, best=Best("auc", "max")),
+        "",
+        "lyon",
+        0,
+        participants={name: Participant() for name in ("lyon", "nice", "lille")},
+        history=tuple(
+            RoundRecord(
+                number,
+                1,
+                "",
+                str(number) * 64,
+                {"lyon": Commitment("", 1, 0), "nice": Commitment("", 1, 0)},
+                {},
+                (),
+                {"lille": "silent"},
+                0,
+                0,
+                0,
+                scores={"lyon": ScoreRecord(10, 0.5, {"auc": 0.75}), "lille": ScoreRecord(1, 0.25)},
+            )
+            for number in (1, 2)
+        ),
+        best=2,
+    )
+    assert list(of_matrix(score_matrix(study, "auc"), study.best)) == [
+        "auc of each merge, measured by each hospital on its own validation data:",
+        "     round  lille   lyon   nice   mean",
+        "         1      -   0.75*     -*  0.75",
+        "  2 (best)      -   0.75*     -*  0.75",
+        "  *: took part in that round; mean: over those who took part, weighted by the patients measured on",
     ]
 
 

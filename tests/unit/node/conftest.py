@@ -63,7 +63,7 @@ class Hospital:
         self.study: Any = SimpleNamespace(open=None, history=(), ended="")
         self.hidden: set[str] = set()
         self.runner = SimpleNamespace(
-            store=self.store, study=self.study, heard=self.heard, may_read=self.may_read
+            store=self.store, study=self.study, heard=self.heard, may_read=self.may_read, shelf=self
         )
         self.beats: list[Any] = []
         self.cards: dict[str, bytes] = {}
@@ -84,6 +84,9 @@ class Hospital:
 
     def may_read(self, _peer: str, digest: str) -> bool:
         return digest not in self.hidden
+
+    async def recall(self, _digest: str) -> bool:
+        return False  # nothing is on this hospital's disk
 
     def heard(self, peer: str, beat: Any) -> None:
         self.beats.append((peer, beat))

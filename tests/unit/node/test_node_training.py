@@ -54,7 +54,7 @@ class Ledger:
     """A ledger that moves when told to."""
 
     def __init__(self) -> None:
-        self.state = SimpleNamespace(height=0)
+        self.state = SimpleNamespace(height=0, genesis="e" * 64)
         self.moved = asyncio.Event()
 
     async def changed(self, _after, _timeout_s):

@@ -6,27 +6,41 @@ F16), then by name; offsets without holes; no metadata. So every chunk is elemen
 safetensors library writes for floating-point arrays are in this order already.
 """
 
+from konsil.core.parameters.files import annotated_header, file_pieces, header_of_file
 from konsil.core.parameters.schema import (
     ARRAY_DTYPES,
     FROZEN,
     MAX_DATA_BYTES,
     MAX_HEADER_BYTES,
+    PREFIX_BYTES,
     Run,
     Schema,
     Tensor,
 )
-from konsil.core.parameters.values import LARGEST_F64, check_finite, pack, read_safetensors, views
+from konsil.core.parameters.values import (
+    LARGEST_F64,
+    MAX_FILE_HEADER_BYTES,
+    check_finite,
+    pack,
+    read_safetensors,
+    views,
+)
 
 __all__ = [
     "ARRAY_DTYPES",
     "FROZEN",
     "LARGEST_F64",
     "MAX_DATA_BYTES",
+    "MAX_FILE_HEADER_BYTES",
     "MAX_HEADER_BYTES",
+    "PREFIX_BYTES",
     "Run",
     "Schema",
     "Tensor",
+    "annotated_header",
     "check_finite",
+    "file_pieces",
+    "header_of_file",
     "pack",
     "read_safetensors",
     "views",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -137,9 +137,19 @@ class Schema:
         tensors = [
             Tensor(name, _code(array, is_bf16=name in bf16), array.shape) for name, array in arrays.items()
         ]
-        for tensor in tensors:
+        return cls.of_tensors(tensors)
+
+    @classmethod
+    def of_tensors(cls, tensors: Iterable[Tensor]) -> Schema:
+        """The schema of tensors that come in any order.
+
+        Raises:
+            ParametersError: one that cannot be merged, by name, or nothing to merge.
+        """
+        found = list(tensors)
+        for tensor in found:
             _check(tensor)  # before the order, which knows only dtypes that are merged
-        return cls(tuple(sorted(tensors, key=_place)))
+        return cls(tuple(sorted(found, key=_place)))
 
     @classmethod
     def from_header(cls, data: Buffer) -> Schema:

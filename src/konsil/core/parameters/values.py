@@ -15,7 +15,6 @@ from konsil.core.digest import Buffer
 from konsil.core.parameters.schema import (
     ARRAY_DTYPES,
     MAX_DIMENSIONS,
-    MAX_HEADER_BYTES,
     METADATA,
     PREFIX_BYTES,
     Entry,
@@ -29,10 +28,15 @@ LARGEST_F64 = 2.0**400
 """A 64-bit value from here on (2.6e120) is refused like an infinity. No model has one, and without them
 squares and sums over a trillion of them stay finite: one hostile value cannot spoil a merge."""
 
-_OTHER_DTYPES = {
+MAX_FILE_HEADER_BYTES = 100_000_000
+"""The longest header of a file, as the safetensors library has it: a model's card may stand in it."""
+
+OTHER_DTYPES = {
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
+"""Dtypes that files hold and that are never merged -> how numpy sees them."""
+
 _BITS = {"F64": ("<u8", 63), "F32": ("<u4", 31), "BF16": ("<u2", 15), "F16": ("<u2", 15)}
 _REFUSED_FROM = {
     "F64": int(np.array(LARGEST_F64, "<f8").view("<u8")), "F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00,
@@ -115,14 +119,14 @@ def read_safetensors(data: Buffer) -> dict[str, NDArray[Any]]:
     """
     header_bytes = int.from_bytes(data[:PREFIX_BYTES], "little")
     begin = PREFIX_BYTES + header_bytes
-    if header_bytes > MAX_HEADER_BYTES or begin > len(data):
+    if header_bytes > MAX_FILE_HEADER_BYTES or begin > len(data):
         raise malformed_header("its length is not what its first 8 bytes say")
     try:
         raw = _raw_entries.decode(data[PREFIX_BYTES:begin])
         entries = {name: _entry.decode(entry) for name, entry in raw.items() if name != METADATA}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise malformed_header(str(error)) from error
-    dtypes = {**ARRAY_DTYPES, **{code: np.dtype(kind) for code, kind in _OTHER_DTYPES.items()}}
+    dtypes = {**ARRAY_DTYPES, **{code: np.dtype(kind) for code, kind in OTHER_DTYPES.items()}}
     arrays: dict[str, NDArray[Any]] = {}
     at = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):

@@ -53,6 +53,8 @@ from konsil.core.rules.contract import (
     state_digest,
 )
 from konsil.core.rules.deal import deal, part_count
+from konsil.core.rules.final import FinalModel, final_round, is_over
+from konsil.core.rules.matrix import MatrixRow, ScoreMatrix, metrics_of, score_matrix
 from konsil.core.rules.members import proposals_at, voters
 from konsil.core.rules.reading import readable
 from konsil.core.rules.refusing import SLUG
@@ -86,7 +88,7 @@ from konsil.core.rules.state import (
     Study,
     StudyPhase,
 )
-from konsil.core.rules.stopping import mean_score
+from konsil.core.rules.stopping import mean_of, mean_score, score_value
 
 __all__ = [
     "BUILT_IN_RULES",
@@ -109,10 +111,12 @@ __all__ = [
     "DisputeRecord",
     "Enter",
     "Entry",
+    "FinalModel",
     "Finish",
     "Genesis",
     "Initialise",
     "Leave",
+    "MatrixRow",
     "Member",
     "MemberRecord",
     "OpenRound",
@@ -131,6 +135,7 @@ __all__ = [
     "RoundPhase",
     "RoundRecord",
     "Score",
+    "ScoreMatrix",
     "ScoreRecord",
     "SignedCall",
     "State",
@@ -159,16 +164,22 @@ __all__ = [
     "encode_signed",
     "encode_state",
     "entry_digest",
+    "final_round",
     "genesis_digest",
     "initial_state",
+    "is_over",
+    "mean_of",
     "mean_score",
     "merge_time_s",
+    "metrics_of",
     "missing",
     "next_deadline_s",
     "part_count",
     "proposals_at",
     "readable",
     "rule_mixes",
+    "score_matrix",
+    "score_value",
     "settings_digest",
     "signing_bytes",
     "start_of",

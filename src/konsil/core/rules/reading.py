@@ -16,6 +16,8 @@ def readable(study: Study, peer: str) -> frozenset[str]:
     if peer not in study.participants:
         return frozenset()
     digests = {study.initial, study.accepted, best_start(study)}
+    if study.best:
+        digests.add(study.history[study.best - 1].digest)
     for record in study.history[-1:]:
         digests |= {record.base, start_of(record), *(part.digest for part in record.parts)}
     current = study.open

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from konsil.core.merge import merge_weights
 from konsil.core.rules.agreement import effective_quorum, settings_digest
 from konsil.core.rules.deal import deal, part_count
+from konsil.core.rules.final import best_round
 from konsil.core.rules.pacing import next_interval
 from konsil.core.rules.state import OpenRound, Part, Participant, RoundRecord, Study, StudyPhase
 from konsil.core.rules.stopping import why_it_ends
@@ -281,4 +282,5 @@ def end_study(study: Study, phase: StudyPhase, why: str, now_s: int) -> Study:
 def take_settings(study: Study) -> Study:
     """Let the settings that were voted for hold from here on."""
     settings = study.pending or study.settings
-    return replace(study, settings=settings, settings_digest=settings_digest(settings), pending=None)
+    taken = replace(study, settings=settings, settings_digest=settings_digest(settings), pending=None)
+    return taken if settings.best == study.settings.best else replace(taken, best=best_round(taken))

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from konsil.core.rules.agreement import is_metric
 from konsil.core.rules.calls import Score
 from konsil.core.rules.collecting import MAX_EXAMPLES
+from konsil.core.rules.final import best_after, is_late
 from konsil.core.rules.refusing import participant_of, require, study_named
 from konsil.core.rules.state import ScoreRecord, State
 from konsil.core.rules.studies import put
@@ -18,8 +19,8 @@ MAX_VALUE = 1e30
 """Beyond any score, and so small that a weighted sum of scores cannot overflow."""
 
 
-def score(state: State, caller: str, call: Score, _now_s: int) -> State:
-    """Put a member's scores of an accepted round on record, once."""
+def score(state: State, caller: str, call: Score, now_s: int) -> State:
+    """Put a member's scores of an accepted round on record, once; see which merge is the best one now."""
     study = study_named(state, call.study)
     participant_of(study, caller)
     require(
@@ -30,10 +31,12 @@ def score(state: State, caller: str, call: Score, _now_s: int) -> State:
     record = study.history[call.round - 1]
     require(caller not in record.scores, "second_score", f"'{caller}' has scored round {call.round} already.")
     _check(call)
-    scored = ScoreRecord(examples=call.examples, loss=call.loss, metrics=call.metrics)
+    late = is_late(study, call.round, now_s)
+    scored = ScoreRecord(examples=call.examples, loss=call.loss, metrics=call.metrics, late=late)
     record = replace(record, scores=record.scores | {caller: scored})
     history = (*study.history[: call.round - 1], record, *study.history[call.round :])
-    return put(state, replace(study, history=history))
+    after = replace(study, history=history)
+    return put(state, after if late else replace(after, best=best_after(study, after, call.round)))
 
 
 def _check(call: Score) -> None:

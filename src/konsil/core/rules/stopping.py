@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from konsil.core.rules.agreement import effective_quorum
 from konsil.core.rules.settings import Plateau
@@ -11,9 +11,39 @@ from konsil.core.rules.state import RoundRecord, ScoreRecord, Study, StudyPhase
 
 End = tuple[StudyPhase, str]
 
+UNSCORED_ROUNDS = 5
+"""A study whose best merge is chosen by a score fails when so many rounds in a row brought none: long enough
+for a member or two to be away, short enough that nobody trains for weeks towards no choice at all."""
+
 
 def why_it_ends(study: Study, now_s: int) -> End | None:
     """How and why a study ends now that a round was accepted; None if it goes on."""
+    best = study.settings.best
+    recent = study.history[:-1][-UNSCORED_ROUNDS:]  # the round just accepted cannot have scores yet
+    if (
+        best is not None
+        and len(recent) == UNSCORED_ROUNDS
+        and all(mean_score(record, best.metric, timely=True) is None for record in recent)
+    ):
+        return "failed", (
+            f"The study's final model is the merge with the best '{best.metric}', but its last "
+            f"{UNSCORED_ROUNDS} rounds up to round {recent[-1].number} brought no score of that name."
+        )
+    return _with_a_choice(study, _by_its_limits(study, now_s))
+
+
+def _with_a_choice(study: Study, end: End | None) -> End | None:
+    """The end of a study; failed if its best merge cannot be chosen, since nobody scored any."""
+    best = study.settings.best
+    if end is None or best is None or study.best or len(study.history) < 2:  # noqa: PLR2004 - of one merge there is no choice
+        return end
+    return "failed", (
+        f"{end[1]} The study's final model is the merge with the best '{best.metric}', but none of its "
+        f"{len(study.history)} rounds brought a score of that name in time."
+    )
+
+
+def _by_its_limits(study: Study, now_s: int) -> End | None:
     settings = study.settings
     if study.history[-1].number >= settings.rounds:
         return "finished", f"All {settings.rounds} rounds are done."
@@ -30,6 +60,10 @@ def nobody_goes_on(study: Study) -> End | None:
     A participant that left, or agreed and never entered, does not hold the others up; one that fell
     silent does, unless too few are left for a quorum.
     """
+    return _with_a_choice(study, _by_its_members(study))
+
+
+def _by_its_members(study: Study) -> End | None:
     absent = study.open.absent if study.open is not None else {}
     participants = {name: p for name, p in study.participants.items() if not p.struck}
     finished = sorted(name for name, p in participants.items() if p.finished is not None)
@@ -72,17 +106,30 @@ def _plateau(plateau: Plateau, history: Sequence[RoundRecord]) -> End | None:
     )
 
 
-def mean_score(record: RoundRecord, metric: str) -> float | None:
-    """The roster's mean of a score, weighted by the examples it was measured on; None without any."""
+def mean_score(record: RoundRecord, metric: str, *, timely: bool = False) -> float | None:
+    """The roster's mean of a score, weighted by the examples it was measured on; None without any.
+
+    ``timely``: without those that came too late to count for which merge is best.
+    """
+    return mean_of(record.scores, record.roster, metric, timely=timely)
+
+
+def mean_of(
+    scores: Mapping[str, ScoreRecord], roster: Container[str], metric: str, *, timely: bool = False
+) -> float | None:
+    """As ``mean_score``, of scores by member."""
     measured = [
         (score.examples, value)
-        for name, score in sorted(record.scores.items())
-        if name in record.roster and (value := _value(score, metric)) is not None
+        for name, score in sorted(scores.items())
+        if name in roster
+        and not (timely and score.late)
+        and (value := score_value(score, metric)) is not None
     ]
     if not measured:
         return None
     return math.fsum(n * value for n, value in measured) / sum(n for n, _ in measured)
 
 
-def _value(score: ScoreRecord, metric: str) -> float | None:
+def score_value(score: ScoreRecord, metric: str) -> float | None:
+    """A member's loss, or its metric of that name; None if it has none."""
     return score.loss if metric == "loss" else score.metrics.get(metric)

@@ -10,9 +10,10 @@ import torch
 
 from konsil.core.parameters import FROZEN
 from konsil.learners.base import Array, LocalTraining
+from konsil.learners.torch import resuming
 from konsil.learners.torch.host import as_array, copy_in
-from konsil.learners.torch.steering import CONTROL, Steering, steering_for
-from konsil.learners.torch.travelling import Choice, choose, frozen_digest, tensors_of, unwrapped
+from konsil.learners.torch.steering import CONTROL, Steering, plain, steering_for
+from konsil.learners.torch.travelling import Choice, choose, frozen_digest, place, tensors_of, unwrapped
 
 _DIGITS = 16
 """Of the digest of what is frozen: it finds mistakes, it does not withstand an attack; 64 bits do."""
@@ -86,6 +87,33 @@ class TorchLearner:
         if self._steering is None:
             return {}
         return {CONTROL + name: tensor for name, tensor in self._steering.control.items()}
+
+    def local_state(self) -> dict[str, Array]:
+        """What stays here and a script needs that is started again; the optimiser's state, if it is known."""
+        return resuming.local_state(self._staying(), plain(self._training.optimizer))
+
+    def load_local_state(self, arrays: Mapping[str, Array]) -> None:
+        """Take it back.
+
+        Raises:
+            ConfigError: it is another model's or another optimiser's; nothing was changed.
+        """
+        resuming.load_local_state(self._staying(), plain(self._training.optimizer), arrays)
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """A copy of every tensor of the module, of any kind."""
+        return resuming.snapshot(self._module)
+
+    def restore(self, kept: Mapping[str, torch.Tensor]) -> None:
+        """Put every tensor back, bit for bit."""
+        resuming.restore(self._module, kept)
+
+    def _staying(self) -> dict[str, torch.Tensor]:
+        """What neither travels nor is frozen, and SCAFFOLD's own control."""
+        tensors = tensors_of(self._module)
+        elsewhere = {place(tensors[name]) for name in (*self._choice.travelling, *self._choice.frozen)}
+        staying = {name: tensor for name, tensor in tensors.items() if place(tensor) not in elsewhere}
+        return staying | (self._steering.own_controls() if self._steering is not None else {})
 
     @cached_property
     def _choice(self) -> Choice:

@@ -20,6 +20,9 @@ from konsil.learners.torch.host import deferred
 CONTROL = "konsil.control/"
 """Begins the name under which a parameter's control variate travels."""
 
+OWN = "konsil.own/"
+"""Begins the name under which a member's own control variate is kept; it never travels under it."""
+
 _SHOWN = 5
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -90,6 +93,10 @@ class Steering:
             CONTROL + name: deferred(tuple(own.shape), np.dtype(np.float32), self._newest(name))
             for name, own in self._own.items()
         }
+
+    def own_controls(self) -> dict[str, torch.Tensor]:
+        """SCAFFOLD's c_i of this member, which a script needs that is started again; else none."""
+        return {OWN + name: own for name, own in self._own.items()}
 
     def end(self) -> None:
         """Take the hook away."""
@@ -165,7 +172,7 @@ def steering_for(training: LocalTraining, trained: Mapping[str, torch.Tensor]) -
     asked = _asked(training)
     if not asked:
         return None
-    optimizer = _plain(training.optimizer)
+    optimizer = plain(training.optimizer)
     if optimizer is None:
         raise ConfigError(
             f"{asked} needs the optimiser that trains the model, and `konsil.join` was not told which.",
@@ -220,7 +227,7 @@ def _asked(training: LocalTraining) -> str:
     return "`reset_optimizer`" if training.reset_optimizer else ""
 
 
-def _plain(optimizer: Any) -> Any:
+def plain(optimizer: Any) -> Any:
     """The PyTorch optimiser inside of what Accelerate or Lightning wrap around it."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = inner

@@ -122,11 +122,11 @@ def _tied(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
     """The names, those of one and the same tensor together, each group in the order of the alphabet."""
     groups: dict[object, list[str]] = {}
     for name in sorted(tensors):
-        groups.setdefault(_place(tensors[name]), []).append(name)
+        groups.setdefault(place(tensors[name]), []).append(name)
     return list(groups.values())
 
 
-def _place(tensor: torch.Tensor) -> object:
+def place(tensor: torch.Tensor) -> object:
     """What two names of one tensor have in common: where its values lie, else the object itself."""
     if _is_uninitialised(tensor) or tensor.is_meta or tensor.layout != torch.strided or not tensor.numel():
         return id(tensor)

@@ -10,12 +10,14 @@ import pytest
 from msgspec.structs import replace
 
 from konsil.core.digest import is_digest
+from konsil.core.model_card import decode_card
 from konsil.core.outer import layout_of
 from konsil.core.parameters import views
 from konsil.core.round import Advance
-from konsil.core.rules import Outer, start_of
+from konsil.core.rules import Best, Outer, start_of
 from konsil.errors import NodeError, ParametersError, SchemaMismatch
 from konsil.node import outer as outer_module
+from konsil.node.shelf import card_for
 from konsil.node.store import model_of
 from konsil.wall.memory import seal_pieces
 
@@ -422,12 +424,10 @@ async def test_a_node_without_the_memory_for_a_state_says_what_to_raise(worlds):
 
 
 async def test_the_best_rounds_model_is_kept_and_can_be_had_from_peers_who_have_its_state(worlds):
-    world = await small(worlds, rounds=5, outer=ADAM)
+    # The members of these tests say 1 / round as their loss.
+    world = await small(worlds, rounds=5, outer=ADAM, best=Best("loss", "max"))
     for node in world.nodes.values():
         node.train()
-    await world.until(rounds(1))
-    best = replace(world.study, best=1)
-    world.state = replace(world.state, studies={"aml": best})
     await world.until(finished)
     await soon(lambda: all(node.seen[-1:] == [5] for node in world.nodes.values()))
     assert world.study.best == 1
@@ -440,6 +440,11 @@ async def test_the_best_rounds_model_is_kept_and_can_be_had_from_peers_who_have_
     assert await value(first, 1) == expected
     await soon(lambda: model(third) is not None)
     assert await value(third, 5) == views(third.schema, model(third).data())["bias"][0] != expected
+    chosen = third.runner.shelf.chosen()
+    handed = await third.runner.shelf.model_of(chosen)  # what members get as the final model, with its card
+    assert (chosen.round, views(third.schema, handed.data())["bias"][0]) == (1, expected)
+    card = decode_card(card_for(world.state, "aml", chosen, handed))
+    assert (card.digest, card.merge) == (handed.digest, world.study.history[0].digest)
     await second.close()
     await world.start("b", elements=ELEMENTS)
     again = world.nodes["b"]

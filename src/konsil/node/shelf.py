@@ -1,0 +1,238 @@
+"""Models that are asked for now and then: taken from the disk or from peers, and given back afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import structlog
+
+from konsil import __version__
+from konsil.core.model_card import card_of, encode_card
+from konsil.core.rules import FinalModel, State, Study, final_round, is_over
+from konsil.errors import KonsilError, StudyError
+from konsil.node.merging import Merging
+from konsil.node.site import Site
+from konsil.node.store import Model, Store
+
+LENT_S = 60.0
+"""How long a model that was asked for stays in memory: peers ask for its chunks one after the other."""
+
+CLOCK_SLACK_S = 5.0
+"""The ledger's clock may be behind this node's by so much: `konsil doctor` warns of more."""
+
+SETTLING_S = 5.0
+"""How long somebody waits at a time for the last scores before being told how things are."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Shelf:
+    """The models of one study that no open round needs, above all the best one."""
+
+    def __init__(
+        self,
+        site: Site,
+        store: Store,
+        merging: Merging,
+        study: Callable[[], Study],
+        let_go: Callable[[], None],
+        outer: Callable[[int], Awaitable[Model | None]],
+    ) -> None:
+        """``let_go`` is called when a model has not been asked for any more; ``outer`` gives, in a study with
+        an outer optimiser, the model that training went on from after a round.
+        """
+        self._site = site
+        self._store = store
+        self._merging = merging
+        self._study = study
+        self._let_go = let_go
+        self._outer = outer
+        self._lent: dict[str, float] = {}
+        self._getting: dict[tuple[str, bool], asyncio.Task[Model]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._sought = ""
+
+    @property
+    def lent(self) -> frozenset[str]:
+        """Digests of the models that stay in memory since somebody has just asked for them."""
+        return frozenset(self._lent)
+
+    def look(self) -> None:
+        """The ledger moved: of a study that is over, get the final model while peers are still there."""
+        study = self._study()
+        elsewhere = self._site.me not in study.participants or study.settings.outer is not None
+        if not is_over(study) or elsewhere or not study.history:
+            return
+        digest = final_round(study, self._site.clock()).digest
+        if digest in {study.accepted, self._sought}:
+            return
+        self._sought = digest
+        task = self._get(digest, from_peers=True)
+        task.add_done_callback(partial(self._sought_it, digest))
+
+    def _sought_it(self, digest: str, task: asyncio.Task[Model]) -> None:
+        problem = None if task.cancelled() else task.exception()
+        if problem is not None:
+            self._sought = ""  # the next look tries again
+            _log.warning("the final model is not here", digest=digest, why=str(problem))
+
+    def chosen(self, number: int = 0) -> FinalModel:
+        """The study's final model or, with a number, the merge of that round; -1 for the last one.
+
+        Raises:
+            StudyError: there is no such round, or no model yet.
+        """
+        study = self._study()
+        if not study.accepted:
+            raise StudyError(
+                f"Study {study.settings.name!r} has no model yet.",
+                safe="Nothing was changed.",
+                do="It comes with the proposer's training: wait until that has joined.",
+            )
+        final = final_round(study, self._site.clock() - CLOCK_SLACK_S)
+        last = len(study.history)
+        number = last if number < 0 else number
+        if number in {0, final.round}:
+            return final
+        if number > last:
+            raise StudyError(
+                f"Round {number} of study {study.settings.name!r} is not accepted; {last} are.",
+                safe="Nothing was changed.",
+                do=f"See `konsil study status {study.settings.name}`.",
+            )
+        why = f"It was asked for by its round, {number}; the final model is that of round {final.round}."
+        return FinalModel(number, study.history[number - 1].digest, settled=False, why=why)
+
+    async def settle(self, wait_s: float) -> bool:
+        """Wait for the choice of a study that is over to be settled; whether it is, or the study goes on."""
+        loop, ledger = asyncio.get_running_loop(), self._site.ledger
+        until_s = loop.time() + max(0.0, min(SETTLING_S, wait_s))
+        while is_over(self._study()) and not self.chosen().settled:
+            left_s = until_s - loop.time()
+            if left_s <= 0:
+                return False
+            await ledger.changed(ledger.state.height, left_s)
+        return True
+
+    @property
+    def settled_at_s(self) -> float:
+        """Unix time at which the choice of a study that is over is settled at the latest."""
+        study = self._study()
+        return study.ended_s + study.settings.silence_s + CLOCK_SLACK_S
+
+    async def model_of(self, chosen: FinalModel) -> Model:
+        """The model that stands for a round: its merge or, where an outer optimiser steps from merge to
+        merge, what training went on from.
+
+        Raises:
+            StudyError: nobody holds it any more.
+        """
+        study = self._study()
+        if study.settings.outer is None:
+            return await self.model(chosen.digest)
+        last = len(study.history)
+        found = await self._outer(chosen.round) if chosen.round in {last, study.best} else None
+        if found is None:
+            raise StudyError(
+                f"The model after round {chosen.round} of study {study.settings.name!r} is not at this node.",
+                safe="Nothing was changed.",
+                do="With an outer optimiser there are those after the last round and after the best one.",
+            )
+        return found if chosen.round == last else self._keep(found)
+
+    async def model(self, digest: str) -> Model:
+        """A model by its digest: from memory, from disk, or from peers.
+
+        Raises:
+            StudyError: nobody holds it any more.
+        """
+        try:
+            return await asyncio.shield(self._get(digest, from_peers=True))
+        except KonsilError as error:
+            name = self._study().settings.name
+            raise StudyError(
+                f"The model {digest[:12]} of study {name!r} is not at this node. {error.what}",
+                safe="Nothing was changed.",
+                do="Members keep the last merges and the best one; of others only the digests remain.",
+            ) from error
+
+    async def recall(self, digest: str) -> bool:
+        """Take a model that a peer asks for from disk into memory; whether it is there now."""
+        study = self._study()
+        if digest not in {record.digest for record in study.history[-2:]} | _best(study):
+            return False
+        try:
+            await asyncio.shield(self._get(digest, from_peers=False))
+        except StudyError:
+            return False
+        return True
+
+    def _get(self, digest: str, *, from_peers: bool) -> asyncio.Task[Model]:
+        key = digest, from_peers
+        if key not in self._getting:
+            task = asyncio.create_task(self._found(digest, from_peers=from_peers))
+            self._getting[key] = task
+            task.add_done_callback(lambda _: self._getting.pop(key, None))
+        return self._getting[key]
+
+    async def _found(self, digest: str, *, from_peers: bool) -> Model:
+        name = self._study().settings.name
+        model = self._store.model(digest) or await self._site.models.load(name, digest)
+        if model is not None:
+            return self._keep(model)
+        if not from_peers:
+            raise StudyError("It is not on this node's disk.")
+        model = self._keep(await self._merging.fetch(digest))
+        await self._site.models.save(name, model, to_keep(self._study()))
+        return model
+
+    def _keep(self, model: Model) -> Model:
+        loop = asyncio.get_running_loop()
+        self._lent[model.digest] = loop.time() + LENT_S
+        self._store.add_model(model)
+        if self._timer is None:
+            self._timer = loop.call_later(LENT_S, self._expire)
+        return self._store.model(model.digest) or model  # it may have been there already
+
+    def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        self._lent = {digest: until_s for digest, until_s in self._lent.items() if until_s > loop.time()}
+        if self._lent:
+            self._timer = loop.call_at(min(self._lent.values()), self._expire)
+        self._let_go()
+
+    async def close(self) -> None:
+        """Stop getting models."""
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = list(self._getting.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._lent.clear()
+
+
+def _best(study: Study) -> set[str]:
+    """The best merge; with an outer optimiser its model is in that optimiser's state."""
+    return {study.history[study.best - 1].digest} if study.best and study.settings.outer is None else set()
+
+
+def to_keep(study: Study) -> frozenset[str]:
+    """Models that stay on disk: the ledger may still send this node back to them, or choose them as best."""
+    current = study.open
+    keep = {study.accepted} | _best(study)
+    if current is not None:
+        keep |= {current.base, current.digest}
+    if study.settings.best is not None and study.settings.outer is None:
+        keep |= {record.digest for record in study.history[-2:]}  # their scores still count
+    return frozenset(keep)
+
+
+def card_for(state: State, study: str, chosen: FinalModel, model: Model) -> bytes:
+    """The card that goes with a model."""
+    groups = [len(group) for group in model.manifest.groups]
+    found = state.studies[study]
+    return encode_card(card_of(state, found, chosen, model.digest, groups, software=__version__))

@@ -1,0 +1,105 @@
+"""A model's card as a page for people (Markdown)."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+from konsil.core.model_card import CardRound, ModelCard
+from konsil.core.rules import mean_of, score_value
+
+_SHORT = 12
+
+
+def page_of(card: ModelCard, file_name: str) -> str:
+    """The page that goes with a model's file."""
+    return "\n".join(_lines(card, file_name)) + "\n"
+
+
+def _lines(card: ModelCard, file_name: str) -> Iterator[str]:
+    kind = "final model" if card.final else "model"
+    yield f"# {_text(card.study)}: {kind}, round {card.round}"
+    yield ""
+    if card.settings.description:
+        yield _text(card.settings.description)
+        yield ""
+    yield f"{_text(card.why)}" + (
+        "" if card.final else " **Not final:** the study's choice may still change."
+    )
+    yield ""
+    yield "| | |"
+    yield "|---|---|"
+    yield f"| file | `{_code(file_name)}` ({card.data_bytes:,} bytes of parameters) |"
+    yield f"| digest | `{card.digest}` |"
+    if card.merge != card.digest:
+        yield f"| merge of the round | `{card.merge}`, from which the study's outer optimiser made a step |"
+    yield f"| swarm (genesis) | `{card.swarm}` |"
+    yield f"| study | {_text(card.phase)}{': ' + _text(card.ended) if card.ended else ''} |"
+    if card.started_s:
+        until = f" to {_when(card.ended_s)}" if card.ended_s else ""
+        yield f"| trained | {_when(card.started_s)}{until} |"
+    yield f"| settings | `{card.settings_digest}`; merge rule {_text(card.settings.rule)} |"
+    yield f"| schema | `{card.schema}` |"
+    yield f"| ledger | height {card.height}, state `{card.state}` |"
+    yield f"| written by | Konsil {_text(card.software)} |"
+    yield ""
+    yield "## Who took part"
+    yield ""
+    yield "| round | merge | took part (examples, share of the merge) | absent |"
+    yield "|---|---|---|---|"
+    for each in card.rounds:
+        yield _round(each, chosen=each.number == card.round)
+    for metric in _metrics(card):
+        yield ""
+        yield f"## Scores: {_text(metric)}"
+        yield ""
+        yield from _scores(card, metric)
+    yield ""
+    yield "Each member measured on its own validation data; the mean is over those who took part, weighted by"
+    yield "the examples they measured on. Example counts and scores are what the members said."
+    yield f"Check the file: `konsil study check {_code(file_name)}`."
+
+
+def _round(each: CardRound, *, chosen: bool) -> str:
+    total = sum(member.weight for member in each.roster.values()) or 1
+    roster = ", ".join(
+        f"{_text(name)} ({member.examples}, {member.weight / total:.1%})"
+        for name, member in sorted(each.roster.items())
+    )
+    absent = ", ".join(f"{_text(name)} ({_text(why)})" for name, why in sorted(each.absent.items()))
+    number = f"**{each.number}**" if chosen else f"{each.number}"
+    return f"| {number} | `{each.digest[:_SHORT]}` | {roster} | {absent or 'nobody'} |"
+
+
+def _metrics(card: ModelCard) -> list[str]:
+    scores = [score for each in card.rounds for score in each.scores.values()]
+    named = sorted({name for score in scores for name in score.metrics})
+    return [*(["loss"] if any(score.loss is not None for score in scores) else []), *named]
+
+
+def _scores(card: ModelCard, metric: str) -> Iterator[str]:
+    members = sorted({name for each in card.rounds for name in (*each.roster, *each.scores)})
+    yield f"| round | {' | '.join(_text(name) for name in members)} | mean |"
+    yield "|---" * (len(members) + 2) + "|"
+    for each in card.rounds:
+        values = [
+            None if name not in each.scores else score_value(each.scores[name], metric) for name in members
+        ]
+        mean = mean_of(each.scores, each.roster, metric)
+        cells = ["-" if value is None else f"{value:.4g}" for value in (*values, mean)]
+        yield f"| {each.number} | {' | '.join(cells)} |"
+
+
+def _when(unix_s: int) -> str:
+    return dt.datetime.fromtimestamp(unix_s, tz=dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _code(text: str) -> str:
+    """A text to stand between backticks."""
+    return "".join(character for character in text if character.isprintable() and character != "`")
+
+
+def _text(text: str) -> str:
+    """What others wrote, so that it stays text: no control characters, no markup, no table cells."""
+    plain = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in plain)

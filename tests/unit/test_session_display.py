@@ -1,0 +1,103 @@
+"""What a person sees of a study: on a terminal, in a notebook, in a log."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from konsil.core.rules.state import Commitment, RoundRecord, ScoreRecord
+from konsil.core.wall import Scored
+from konsil.session.accepted import AcceptedRound
+from konsil.session.display import (
+    LINES_KEPT,
+    Log,
+    Notebook,
+    Nothing,
+    Terminal,
+    accepted_words,
+    display_for,
+    training_words,
+)
+
+
+def accepted(number, absent=(), scores=None):
+    roster = {name: Commitment("", 10, 0) for name in ("koeln", "lyon", "nantes", "oslo")}
+    record = RoundRecord(number, 1, "", "d", roster, {}, (), dict(absent), 100, 105, 112, scores=scores or {})
+    return AcceptedRound.of(record)
+
+
+def test_a_finished_round_is_one_line():
+    before = accepted(2, scores={"lyon": ScoreRecord(10, 0.3), "oslo": ScoreRecord(30, 0.4)})
+    last = accepted(3, [("bonn", "silent")])
+    assert accepted_words(last, 10, Scored(3, 10, 0.31, {"auc": 0.9}), before) == (
+        "round 3 of 10: 4 of 5 hospitals (bonn: silent), loss 0.31, auc 0.9, mean loss of round 2 0.375, 12 s"
+    )
+    assert accepted_words(accepted(1), 10, None, None) == "round 1 of 10: 4 of 4 hospitals, 12 s"
+
+
+def test_a_bar_shows_how_far_training_is():
+    assert training_words(3, 10, 0.25) == "round 3 of 10: training [#####...............]  25%"
+    assert training_words(3, 10, 1.0).endswith("[####################] 100%")
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_finished_rounds_stay_and_the_bar_is_written_over(monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    display = display_for(None)
+    assert isinstance(display, Terminal)
+    display.now("one")
+    display.now("two")
+    display.line("done")
+    display.clear()
+    assert screen.getvalue() == "\r\x1b[Kkonsil: one\r\x1b[Kkonsil: two\r\x1b[Kkonsil: done\n"
+
+
+@pytest.mark.parametrize(("progress", "kind"), [(None, Nothing), (False, Nothing), (True, Log)])
+def test_where_nobody_watches_nothing_is_shown_unless_asked_for(monkeypatch, progress, kind):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    display = display_for(progress)
+    assert type(display) is kind
+    display.now("training")
+    display.line("round 1")
+    display.clear()
+    assert log.getvalue() == ("konsil: round 1\n" if progress else "")
+
+
+def test_a_terminal_can_be_kept_quiet(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Screen())
+    assert type(display_for(False)) is Nothing
+
+
+def test_a_notebook_has_one_output_that_is_updated():
+    shown, updates = [], []
+
+    class Handle:
+        def update(self, data, *, raw):
+            assert raw
+            updates.append(data["text/plain"])
+
+    def show(data, *, raw, display_id):
+        assert raw
+        assert display_id
+        shown.append(data)
+        return Handle()
+
+    notebook = Notebook(show)
+    notebook.clear()
+    notebook.now("round 1: <training>")
+    notebook.line("round 1 is done")
+    notebook.now("round 2: training")
+    notebook.clear()
+    assert [data["text/html"] for data in shown] == ["<pre>round 1: &lt;training&gt;</pre>"]
+    assert updates == ["round 1 is done", "round 1 is done\nround 2: training", "round 1 is done"]
+    for number in range(2 * LINES_KEPT):
+        notebook.line(f"round {number}")
+    assert len(updates[-1].splitlines()) == LINES_KEPT
