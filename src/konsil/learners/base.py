@@ -182,6 +182,7 @@ class Shared:
 
 _adapters: dict[str, str | Callable[[Any], Learner]] = {
     "builtins.dict": "konsil.learners.arrays:ArraysLearner",
+    "keras.src.models.model.Model": "konsil.learners.keras:KerasLearner",
     "sklearn.base.BaseEstimator": "konsil.learners.sklearn:learner_of",
     "torch.nn.modules.module.Module": "konsil.learners.torch:TorchLearner",
 }
