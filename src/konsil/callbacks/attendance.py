@@ -6,13 +6,14 @@ import math
 import re
 import weakref
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
 from konsil.core.rules.scores import MAX_METRICS
 from konsil.errors import ConfigError, StudyError
 from konsil.learners import Shared, learner_for
-from konsil.learners.base import Array
+from konsil.learners.base import Array, Steered
 from konsil.session.swarm import Swarm, join
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_.@-]")
@@ -237,7 +238,7 @@ class Attending:
         if kind is None:
             self._attendance.close()
         else:
-            self._attendance.leave()
+            self.leave()
 
 
 def counted(examples: int | Callable[[Any], int] | None, of: Any) -> int | None:
@@ -254,6 +255,13 @@ def counted(examples: int | Callable[[Any], int] | None, of: Any) -> int | None:
             f"`examples` said that a batch has {number} examples.", do="Say how many there are."
         )
     return int(number)
+
+
+def torch_optimizer(optimizer: Any) -> dict[str, Any]:
+    """A PyTorch optimiser, or the one inside of what wraps it, as an argument of ``join``."""
+    if not issubclass(import_module("konsil.learners.torch").TorchLearner, Steered):
+        return {}  # a learner that does not reach into the training takes none
+    return {"optimizer": getattr(optimizer, "optimizer", optimizer)}
 
 
 def _metric(name: str) -> str:
