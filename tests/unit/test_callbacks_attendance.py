@@ -165,6 +165,9 @@ def test_the_place_is_given_up_at_the_end_and_another_loop_joins_anew(joined):
         _ = attendance.swarm
     attendance.begin(model, found=1)
     assert attendance.swarm is swarms[1]
+    del attendance
+    gc.collect()
+    assert [swarm.said for swarm in swarms] == [["closed"], ["left"]]  # each once, whoever is garbage then
 
 
 def test_a_loop_that_raised_is_left_when_the_next_one_begins(joined):
@@ -189,11 +192,15 @@ class Callback(Attending):
 def test_in_a_with_the_place_outlives_a_loop(joined):
     attendance, model, (swarm,) = joined(every_steps=1)
     with Callback(attendance) as callback:
+        attendance.step(10)
+        swarm.every_steps = 0
+        attendance.step(10)
         attendance.end()
         attendance.begin(model, found=1)
         assert callback.swarm is swarm
-        assert swarm.said == []
-    assert swarm.said == ["closed"]
+        assert attendance.score(5, {"loss": 1.0}) is False  # the loop before has trained the merge away
+        assert "closed" not in swarm.said
+    assert swarm.said[-1] == "closed"
 
 
 def test_an_error_in_a_with_leaves_at_once(joined):

@@ -223,6 +223,20 @@ def test_only_a_validation_of_the_merge_itself_is_scored(fitted):
     assert swarm.scored == []
 
 
+def test_a_validation_after_a_batch_that_only_collects_is_nobodys(fitted):
+    twice = torch.utils.data.TensorDataset(torch.cat([X, X]), torch.cat([Y, Y]))
+    train = torch.utils.data.DataLoader(twice, batch_size=11)
+    options = {"accumulate_grad_batches": 2, "val_check_interval": 3, "max_epochs": 1}
+    _, swarm = fitted(train=train, swarm={"every_steps": 1}, held_out=loader(9), **options)
+    assert swarm.said == [22, 22, "closed"]
+    assert swarm.scored == []
+
+
+def test_the_check_of_a_few_batches_before_training_scores_nothing(fitted):
+    _, swarm = fitted(swarm={"done": 3}, held_out=loader(9))  # this member comes late: there is a merge
+    assert swarm.scored == []
+
+
 def test_loggers_get_the_figures_of_every_merge(fitted):
     keeper = Keeper()
     fitted(swarm={"every_steps": 3}, logger=keeper)

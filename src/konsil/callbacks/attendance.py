@@ -94,7 +94,7 @@ class Attendance:
             self._learner = learner_for(model, swarm.settings.local)
             # Leaves when the callback is garbage or the interpreter ends: frameworks do not tell of errors.
             self._finalizer = weakref.finalize(self, swarm.leave)
-        self._note(loaded=True)
+            self._note(loaded=True)
 
     def step(self, examples: int, steps: int = 1) -> bool:
         """Count steps of training that are over.

@@ -94,10 +94,6 @@ class SwarmCallback(Attending, TrainerCallback):
             self._tell(state)
         self._stop_when_over(control)
 
-    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the Trainer's signature
-        """The statistics of layers have moved."""
-        self._attendance.fresh = False
-
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the Trainer's signature
         """Count the epoch."""
         examples, self._trained = self._trained, 0

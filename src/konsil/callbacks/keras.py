@@ -103,8 +103,6 @@ class SwarmCallback(Attending, keras.callbacks.Callback):  # type: ignore[misc] 
         steps, self._pending_batches = divmod(self._pending_batches + batches, self._batches_a_step)
         if steps:
             self._attendance.step(self._take_pending(), steps)
-        else:
-            self._attendance.fresh = False  # the statistics of layers have moved
         self._stop_when_over()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - Keras's signature
