@@ -270,6 +270,7 @@ class Shared:
 _adapters: dict[str, str | Callable[[Any], Learner]] = {
     "builtins.dict": "konsil.learners.arrays:ArraysLearner",
     "catboost.core.CatBoost": "konsil.learners.sklearn:learner_of",  # it says why trees cannot be merged
+    "keras.src.models.model.Model": "konsil.learners.keras:KerasLearner",
     "lightgbm.basic.Booster": "konsil.learners.sklearn:learner_of",
     "sklearn.base.BaseEstimator": "konsil.learners.sklearn:learner_of",
     "torch.nn.modules.module.Module": "konsil.learners.torch:TorchLearner",
