@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from konsil.learners.fine_tune import FineTuned, fine_tune
     from konsil.session.accepted import AcceptedRound
     from konsil.session.swarm import Swarm, join
+    from konsil.simulation.member import Member, Work
+    from konsil.simulation.swarm import simulate
 
 __all__ = [
     "AcceptedRound",
@@ -57,6 +59,7 @@ __all__ = [
     "Learner",
     "LedgerError",
     "LedgerUnreachable",
+    "Member",
     "MergeMismatch",
     "NodeBusy",
     "NodeError",
@@ -70,21 +73,26 @@ __all__ = [
     "StudyError",
     "Swarm",
     "TransportError",
+    "Work",
     "fine_tune",
     "join",
     "learner_for",
     "register",
+    "simulate",
 ]
 
 _ELSEWHERE = {
     "AcceptedRound": "konsil.session.accepted",
     "FineTuned": "konsil.learners.fine_tune",
     "Learner": "konsil.learners.base",
+    "Member": "konsil.simulation.member",
     "Swarm": "konsil.session.swarm",
+    "Work": "konsil.simulation.member",
     "fine_tune": "konsil.learners.fine_tune",
     "join": "konsil.session.swarm",
     "learner_for": "konsil.learners.base",
     "register": "konsil.learners.base",
+    "simulate": "konsil.simulation.swarm",
 }
 
 

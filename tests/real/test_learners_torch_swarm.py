@@ -149,6 +149,11 @@ def test_two_processes_of_a_hospital_are_one_member_with_one_model(site, hospita
         }
         assert set(record.scores) <= {"berlin", "bonn"}
     assert second[1]["members"] == {"berlin": 36, "bonn": 12}
+    own = [
+        [word["before"] for word in words if word["event"] == "merged"] for words in (first, second, alone)
+    ]
+    assert own[0] == own[1], "both train alike between merges, corrected by the same terms"
+    assert own[0][0] != own[2][0]
     if settings:
         means = [[word["mean"] for word in words if word["event"] == "merged"] for words in (first, alone)]
         assert means[0] != means[1], "what the study keeps local stays each hospital's own"

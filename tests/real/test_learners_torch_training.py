@@ -186,9 +186,9 @@ def test_a_step_with_a_closure_gets_the_term_too():
 def test_a_session_that_joins_again_does_not_add_the_term_twice_and_one_that_ended_adds_none():
     module = Quadratic(5.0, 2.0, begin=1.0)
     made = torch.optim.SGD(module.parameters(), lr=0.1)
-    for _ in range(3):
-        learner = learner_for(module, (), LocalTraining(made, prox=3.0))
+    learners = [learner_for(module, (), LocalTraining(made, prox=3.0)) for _ in range(3)]
     assert len(made._optimizer_step_pre_hooks) == 1
+    learner = learners[-1]
     learner.begin_round()
     train(module, made, 500)
     assert torch.allclose(module.w, torch.tensor(13 / 5), atol=1e-4)
@@ -197,7 +197,9 @@ def test_a_session_that_joins_again_does_not_add_the_term_twice_and_one_that_end
     train(module, made, 500)
     assert torch.allclose(module.w, torch.tensor(5.0), atol=1e-4)
 
-    learner = learner_for(module, (), LocalTraining(made, prox=3.0))
+    learners.append(learner_for(module, (), LocalTraining(made, prox=3.0)))
+    assert made._optimizer_step_pre_hooks
+    learners.clear()
     del learner
     gc.collect()
     assert not made._optimizer_step_pre_hooks, "a session that is forgotten holds on to nothing"
@@ -401,6 +403,19 @@ def test_an_optimiser_that_is_reset_trains_as_a_new_one_and_else_goes_on(kind):
     assert torch.equal(ends[True], new)
     if kind.__name__ not in {"ASGD", "Adafactor", "LBFGS", "Muon"}:  # one step shows nothing there
         assert not torch.equal(ends[False], new)
+
+
+def test_adagrads_sums_are_at_their_beginning_after_a_reset_and_there():
+    parameter = nn.Parameter(torch.ones(2))
+    module = nn.Module()
+    module.w = parameter
+    optimiser = torch.optim.Adagrad([parameter], lr=0.1, initial_accumulator_value=0.5)
+    learner = learner_for(module, (), LocalTraining(optimiser, reset_optimizer=True))
+    (parameter**2).sum().backward()
+    optimiser.step()
+    learner.begin_round()
+    assert torch.equal(optimiser.state[parameter]["sum"], torch.full((2,), 0.5))
+    assert optimiser.state[parameter]["step"] == 0
 
 
 # --- real training --------------------------------------------------------------------------------

@@ -68,3 +68,14 @@ def test_norm_clipping_stops_a_site_with_0_6_percent_of_the_data_that_moves_the_
     ends = [trainer.end()[-1] for trainer in trainers]
     assert [end["event"] for end in ends] == ["ended"] * 3
     assert ends[0]["value"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_members_whose_training_changes_nothing_still_come_to_the_end(site):
+    swarm = site.swarm("bonn", "lyon")
+    swarm.start()
+    swarm.propose(settings(min_members=2))
+    trainers = [site.train(swarm, "aml", name, 0.0) for name in ("bonn", "lyon")]
+    for trainer in trainers:
+        words = trainer.end()
+        assert [word["round"] for word in words if word["event"] == "merged"] == [1, 2, 3]
+        assert words[-1]["event"] == "ended"

@@ -105,6 +105,7 @@ def train(options: argparse.Namespace) -> None:
             if options.nan == steps:
                 with torch.no_grad():
                     model[2].bias.fill_(torch.nan)
+            before = trace(model)
             if swarm.step(examples=options.examples):
                 last = swarm.last
                 say(
@@ -112,6 +113,7 @@ def train(options: argparse.Namespace) -> None:
                     round=last.round,
                     digest=swarm.digest,
                     trace=trace(model),
+                    before=before,
                     members=dict(last.members),
                     mean=float(model[1].running_mean.sum()),
                 )

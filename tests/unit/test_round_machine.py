@@ -330,6 +330,18 @@ def test_an_accepted_merge_is_delivered_to_the_training_process_that_waits(ledge
     assert node.state.delivered == candidate
 
 
+def test_a_merge_with_the_digest_of_the_one_before_is_delivered_all_the_same(ledger):
+    ledger.commit().publish().accept()
+    node = trains(ledger)
+    update, before = ready(ledger), ledger.study.accepted
+    assert node.sees(update) == (commit_of(update),)
+    node.sees(Done(commit_of(update)))
+    ledger.commit().publish().accept()
+    assert ledger.study.accepted == before
+    assert Deliver(2, before) in node.sees()
+    assert node.sees(Done(Deliver(2, before))) == ()
+
+
 def test_unreachable_members_are_reported_once_and_only_those_on_the_roster(ledger):
     node = trains(ledger)
     ledger.commit("abc")

@@ -58,6 +58,13 @@ def test_another_schema_and_a_nan_are_refused_by_name():
         seal_arrays(SCHEMA, ARRAYS | {"turned": np.array([[0, 1], [2, 3], [4, np.nan]])})
 
 
+def test_a_model_that_is_not_the_studys_is_told_in_what_it_differs():
+    mine = Schema.of(ARRAYS | {"scalar": np.array(2.5), "weight": np.zeros((2, 4), np.float32)})
+    with seal_arrays(SCHEMA, ARRAYS) as sealed, pytest.raises(SchemaMismatch) as caught:
+        read_arrays(sealed, mine)
+    assert "'scalar' is F64 instead of F16. 'weight' has shape (2, 4) instead of (2, 3)." in str(caught.value)
+
+
 class MadeWhenRead:
     """An array as a learner gives it whose model is on an accelerator."""
 

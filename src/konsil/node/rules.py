@@ -180,6 +180,24 @@ def read_rule_file(file: Path) -> tuple[RuleFile, bytes]:
     return RuleFile(file.stem, bytes_digest(data, RULE_CONTEXT), file), data
 
 
+def rule_in_file(file: Path, settings: StudySettings) -> tuple[Rule, str]:
+    """A study's merge rule from a file that was not added to any node, and the file's digest.
+
+    Raises:
+        ConfigError: another name or digest than the settings have, or a file that cannot be used.
+    """
+    found, data = read_rule_file(file)
+    if found.name != settings.rule or settings.rule_digest not in {"", found.digest}:
+        raise ConfigError(
+            f"{file} holds the rule '{found.name}' with digest {found.digest}; the study's is "
+            f"'{settings.rule}'" + (f" with digest {settings.rule_digest}." if settings.rule_digest else "."),
+            safe=_SAFE,
+            do="Correct the study's `rule` and `rule_digest`, or give the other file.",
+        )
+    try_rule(lambda: _made(found, data, settings.rule_options))
+    return _guarded(_made(found, data, settings.rule_options)), found.digest
+
+
 def _bytes_of(path: Path) -> bytes:
     try:
         with path.open("rb") as file:

@@ -54,8 +54,8 @@ class Ranks:
         self._device = torch.device("cpu")
         if self._own:
             self._group = _guarded(lambda: distributed.new_group(backend="gloo"))
-        else:
-            self._device = torch.accelerator.current_accelerator() or self._device
+        elif torch.cuda.is_available():
+            self._device = torch.device("cuda", torch.cuda.current_device())
 
     # --- the first one ---------------------------------------------------------------------------
 

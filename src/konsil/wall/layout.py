@@ -38,11 +38,11 @@ def read_arrays(sealed: SealedMemory, expected: Schema | None = None) -> tuple[S
 
     Args:
         sealed: the file.
-        expected: the schema that it must have; without it, any.
+        expected: the schema of the model that it is for; without it, any.
 
     Raises:
         ParametersError: no header as Konsil writes it, or another size than the header says.
-        SchemaMismatch: another schema than expected.
+        SchemaMismatch: the model is another than the file's.
     """
     data = sealed.data
     header_bytes = _PREFIX_BYTES + int.from_bytes(data[:_PREFIX_BYTES], "little")
@@ -52,7 +52,7 @@ def read_arrays(sealed: SealedMemory, expected: Schema | None = None) -> tuple[S
     if expected is None or header != expected.header:
         schema = Schema.from_header(header)
         if expected is not None:
-            expected.require_same(schema)
+            schema.require_same(expected)  # what comes is the study's: the model here is what differs
     else:
         schema = expected
     if len(data) - header_bytes != schema.data_bytes:

@@ -12,12 +12,14 @@ from konsil.core.merge.reduce import median, trimmed_mean, weighted_mean
 from konsil.core.merge.rule import Factory, Mixing, Rule, mixing, required_members, take_options, whole_option
 from konsil.core.merge.trial import try_rule
 from konsil.core.merge.weights import WEIGHT_LIMIT, merge_weights
+from konsil.core.merge.whole import Whole, merge_whole
 
 __all__ = [
     "WEIGHT_LIMIT",
     "Factory",
     "Mixing",
     "Rule",
+    "Whole",
     "decode_gram",
     "encode_gram",
     "gram_chunk",
@@ -25,6 +27,7 @@ __all__ = [
     "median",
     "merge_chunk",
     "merge_weights",
+    "merge_whole",
     "mixing",
     "required_members",
     "rule",

@@ -94,7 +94,10 @@ def _trained_from_another(state: NodeRound, study: Study) -> bool:
 def _deliver_it(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
     if not (state.attached and state.waiting):
         return
-    has_news = not state.greeted or state.delivered != study.accepted or study.phase == "finished"
+    # A merge may have its base's digest: when training has changed nothing, it is news all the same.
+    merged = state.update is not None and state.update.round <= len(study.history)
+    other = not state.greeted or state.delivered != study.accepted
+    has_news = other or merged or study.phase == "finished"
     start = _start(state, study)
     is_here = study.accepted in state.held and start is not None
     if is_here and (has_news or study.phase == "failed"):

@@ -210,7 +210,9 @@ def forget(optimizer: torch.optim.Optimizer) -> None:
     if not isinstance(optimizer, torch.optim.Adagrad):
         optimizer.state.clear()  # it is made anew at the next step
         return
-    for group in optimizer.param_groups:  # Adagrad alone makes its state when it is made itself
+    for (
+        group
+    ) in optimizer.param_groups:  # Adagrad makes its state when it is made, in older versions only then
         for parameter in group["params"]:
             state = optimizer.state[parameter]
             state["step"].zero_()
