@@ -116,27 +116,28 @@ class Service:
                 raise PeerRefused("unknown", f"{type(request).__name__} is not asked here.")
 
     async def _model_bytes(self, peer: str, request: GetManifest | GetChunk) -> Reply:
-        runner = await self._study_of(peer, request.digest)
-        found = _held(runner, request)
-        if found is None and await runner.shelf.recall(request.digest):
+        # Two studies may begin with the same model, and only one of them hold it still.
+        for runner in await self._studies_of(peer, request.digest):
             found = _held(runner, request)
-        if found is not None:
-            return Reply(encode(Bytes()), found)
+            if found is None and await runner.shelf.recall(request.digest):
+                found = _held(runner, request)
+            if found is not None:
+                return Reply(encode(Bytes()), found)
         if request.relay and request.holder != self.me and self.peers is not None:
             return await self._relay(peer, request, self.peers)
         raise self._not_here(request.digest)
 
-    async def _study_of(self, peer: str, digest: str) -> StudyRunner:
-        """The study in which a peer may read what is behind a digest.
+    async def _studies_of(self, peer: str, digest: str) -> list[StudyRunner]:
+        """The studies in which a peer may read what is behind a digest.
 
         A peer may have heard of it from the ledger a moment before this node: that moment is waited for.
         """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + CATCH_UP_S
         while True:
-            for runner in self._runners().values():
-                if runner.may_read(peer, digest):
-                    return runner
+            found = [runner for runner in self._runners().values() if runner.may_read(peer, digest)]
+            if found:
+                return found
             left_s = until_s - loop.time()
             if self.ledger is None or left_s <= 0:
                 raise self._not_here(digest)

@@ -27,6 +27,7 @@ from konsil.core.messages import (
 from konsil.errors import LedgerError, PeerRefused, Refused, StudyError
 from konsil.node.peers import failure_reply, raised
 from konsil.node.service import join_entries, split_entries
+from konsil.node.store import Store
 
 
 async def ask(swarm, request, *, of="b", by="a", **options):
@@ -58,6 +59,21 @@ async def test_models_are_served_by_digest_and_what_is_not_here_is_said_to_be_el
         with pytest.raises(PeerRefused, match="b answered: b does not have") as caught:
             await ask(swarm, request)
         assert caught.value.code == "not_here"
+
+
+async def test_a_model_that_two_studies_begin_with_is_served_by_the_one_that_still_holds_it(swarm):
+    update, hospital = swarm.updates["b"], swarm.hospitals["b"]
+    holds = next(iter(hospital.service._runners().values()))
+
+    async def recall(_digest):
+        return False
+
+    over = SimpleNamespace(
+        may_read=holds.may_read, store=Store(), shelf=SimpleNamespace(recall=recall), name="over"
+    )
+    hospital.service._runners = lambda: {"over": over, "aml": holds}
+    _, received = await ask(swarm, GetManifest(update.digest), limit_bytes=1 << 20)
+    assert Manifest.decode(received.body).digest == update.digest
 
 
 async def test_what_is_not_here_is_relayed_only_when_asked_and_only_from_the_holder(swarm):
