@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from konsil.learners.base import Learner, learner_for, register
     from konsil.learners.fine_tune import FineTuned, fine_tune
     from konsil.session.accepted import AcceptedRound
-    from konsil.session.swarm import Swarm, join
+    from konsil.session.joining import join
+    from konsil.session.swarm import Swarm
     from konsil.simulation.member import Member, Work
     from konsil.simulation.swarm import simulate
 
@@ -89,7 +90,7 @@ _ELSEWHERE = {
     "Swarm": "konsil.session.swarm",
     "Work": "konsil.simulation.member",
     "fine_tune": "konsil.learners.fine_tune",
-    "join": "konsil.session.swarm",
+    "join": "konsil.session.joining",
     "learner_for": "konsil.learners.base",
     "register": "konsil.learners.base",
     "simulate": "konsil.simulation.swarm",

@@ -20,7 +20,7 @@ import konsil
 from konsil.core.model_card import CardRound, ModelCard, encode_card
 from konsil.core.parameters import Schema
 from konsil.core.rules import settings_digest
-from konsil.core.rules.settings import StudySettings
+from konsil.core.rules.settings import Outer, StudySettings
 from konsil.core.rules.state import Commitment, RoundRecord, ScoreRecord
 from konsil.core.wall import (
     WALL_VERSION,
@@ -53,6 +53,7 @@ from konsil.errors import (
     StudyError,
 )
 from konsil.session import connection as connection_module
+from konsil.session import place as place_module
 from konsil.session import swarm as swarm_module
 from konsil.wall.door import Door
 from konsil.wall.layout import read_arrays, seal_arrays
@@ -705,13 +706,13 @@ def test_a_training_process_that_is_killed_leaves_nothing_behind(node, tmp_path)
 def test_the_socket_is_found_by_argument_environment_or_home(monkeypatch, tmp_path):
     monkeypatch.delenv("KONSIL_SOCKET", raising=False)
     monkeypatch.delenv("KONSIL_DIR", raising=False)
-    assert swarm_module.socket_path() == Path.home() / ".konsil" / "session.sock"
+    assert place_module.socket_path() == Path.home() / ".konsil" / "session.sock"
     monkeypatch.setenv("KONSIL_DIR", "/srv/konsil")
-    assert swarm_module.socket_path() == Path("/srv/konsil/session.sock")
+    assert place_module.socket_path() == Path("/srv/konsil/session.sock")
     monkeypatch.setenv("KONSIL_SOCKET", "/run/konsil.sock")
-    assert swarm_module.socket_path() == Path("/run/konsil.sock")
-    assert swarm_module.socket_path(tmp_path) == tmp_path / "session.sock"
-    assert swarm_module.socket_path("/other.sock") == Path("/other.sock")
+    assert place_module.socket_path() == Path("/run/konsil.sock")
+    assert place_module.socket_path(tmp_path) == tmp_path / "session.sock"
+    assert place_module.socket_path("/other.sock") == Path("/other.sock")
 
 
 # --- after a merge -------------------------------------------------------------------------------
@@ -962,3 +963,58 @@ def test_a_learner_whose_parameters_cannot_be_read_is_named_before_anything_is_s
         konsil.join("aml", Unreadable(), node=node.path)
     assert "Unreadable" in caught.value.do
     assert node.said(Join) == []
+
+
+class Ended:
+    """A learner that notes when it is let go."""
+
+    def __init__(self):
+        self.arrays, self.ended = model(), 0
+
+    def parameters(self):
+        return self.arrays
+
+    def load(self, arrays):
+        for name, values in arrays.items():
+            np.copyto(self.arrays[name], values)
+
+    def end(self):
+        self.ended += 1
+
+
+@pytest.mark.parametrize("how", ["close", "leave"])
+def test_nothing_of_konsil_stays_in_the_training_once_a_session_is_over(node, how):
+    learner = Ended()
+    swarm = konsil.join("aml", learner, node=node.path)
+    assert learner.ended == 0
+    getattr(swarm, how)()
+    assert learner.ended == 1
+
+
+class Observed(Ended):
+    """A learner with one step of preprocessing, which its first merge fits."""
+
+    seen = 0
+
+    def observe(self, _data, weight):
+        self.seen += 1
+        return self.seen < 2 and weight == 1
+
+
+def test_preprocessing_is_fitted_by_merges_in_which_everyone_counts_once(node):
+    learner = Observed()
+    with konsil.join("aml", learner, node=node.path) as swarm:
+        swarm.fit_preprocessing(None)
+        assert (swarm.last.round, learner.seen) == (1, 2)
+    assert [word.examples for word in node.said(Update)] == [1]
+
+
+def test_an_outer_optimiser_does_not_step_on_sums_and_counts(node):
+    node.settings = StudySettings(name="aml", every_steps=2, rounds=5, outer=Outer())
+    learner = Observed()
+    with (
+        konsil.join("aml", learner, node=node.path) as swarm,
+        pytest.raises(ConfigError, match="would step on sums"),
+    ):
+        swarm.fit_preprocessing(None)
+    assert learner.seen == 0

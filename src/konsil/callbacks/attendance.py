@@ -14,7 +14,8 @@ from konsil.core.rules.scores import MAX_METRICS
 from konsil.errors import ConfigError, StudyError
 from konsil.learners import Shared, learner_for
 from konsil.learners.base import Array, Steered
-from konsil.session.swarm import Swarm, join
+from konsil.session.joining import join
+from konsil.session.swarm import Swarm
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_.@-]")
 """What the name of a metric on the ledger cannot have; frameworks use a slash, for one."""

@@ -6,6 +6,7 @@ This process sees patients and has no network: it speaks to its own node over a 
 from __future__ import annotations
 
 from konsil.session.accepted import AcceptedRound
-from konsil.session.swarm import Swarm, join
+from konsil.session.joining import join
+from konsil.session.swarm import Swarm
 
 __all__ = ["AcceptedRound", "Swarm", "join"]

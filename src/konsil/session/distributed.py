@@ -99,13 +99,11 @@ class Leading(Swarm):
             return
         with self._telling(), self._ranks.waiting():
             super().close()
-        self._parts()[0].end()
         self._ranks.say(Word.CLOSED)
 
     def leave(self) -> None:
         """Stop without finishing. Never raises."""
         super().leave()
-        self._parts()[0].end()
         self._ranks.part()
 
     def fit_preprocessing(self, data: Any) -> None:

@@ -1,11 +1,10 @@
-"""``join`` and what it returns: a study as the training loop sees it."""
+"""What ``join`` returns: a study as the training loop sees it."""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,17 +13,14 @@ from typing import Any, Self
 from konsil.core.parameters import Schema, views
 from konsil.core.rules.calls import Contribution
 from konsil.core.rules.settings import StudySettings
-from konsil.core.wall import Finished, Progress, Scored, Terms, Update, Waiting
+from konsil.core.wall import Finished, Progress, Scored, Terms, Update
 from konsil.errors import ConfigError, StudyError
 from konsil.learners import LocalTraining, Shared, learner_for
 from konsil.session.accepted import AcceptedRound, figures, scored
-from konsil.session.after import AfterMerge, Evaluate, OnRound
-from konsil.session.connection import CONNECT_S, LOOK_AGAIN_S, Connection, Entry, News
-from konsil.session.display import display_for
+from konsil.session.after import AfterMerge
+from konsil.session.connection import LOOK_AGAIN_S, Connection, Entry, News
 from konsil.session.final import SavedModel, save_final
 from konsil.session.pace import Pace
-from konsil.session.place import socket_path
-from konsil.session.resume import place_of
 from konsil.wall.layout import read_arrays, seal_arrays
 from konsil.wall.memory import SealedMemory
 
@@ -141,6 +137,12 @@ class Swarm:
             KonsilError: as ``step``.
         """
         self._require_open()
+        if self.settings.outer is not None:
+            raise ConfigError(
+                f"Study '{self.settings.name}' has an outer optimiser, which would step on sums too.",
+                safe="Nothing was sent.",
+                do="Fit the preprocessing in a study of its own without `outer`, then use it in this one.",
+            )
         learner, _ = self._parts()
         # One example a member: sums and counts are pooled, whatever a member's training would weigh.
         self._fitting = True  # what these rounds merge is no model yet that could be evaluated
@@ -216,12 +218,14 @@ class Swarm:
             if self.finished:
                 self._connection.say_goodbye(GOODBYE_S)
             self._connection.close()
+            self._let_go()
 
     def leave(self) -> None:
         """Stop without finishing: the study goes on without this member, who may join again. Never raises."""
         if not self._closed:
             self._closed = True
             self._connection.say_goodbye(GOODBYE_S)
+            self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -311,6 +315,11 @@ class Swarm:
     def _say(self, scores: Scored) -> None:
         self._connection.tell(scores, time.monotonic() + (self._timeout_s or SETTLE_S))
 
+    def _let_go(self) -> None:
+        """Training may go on without the swarm: nothing of Konsil stays in it."""
+        if self._learner is not None:
+            self._learner.end()
+
     def _parts(self) -> tuple[Shared, Schema]:
         if self._learner is None or self._schema is None:
             raise StudyError("The session has not joined.")
@@ -325,74 +334,6 @@ class Swarm:
     def _require_open(self) -> None:
         if self._closed:
             raise StudyError("This session is closed.", do="Join again with `konsil.join`.")
-
-
-def join(  # noqa: PLR0913 - all that a script may choose, by keyword, in one place
-    study: str,
-    model: Any,
-    *,
-    node: str | os.PathLike[str] | None = None,
-    timeout_s: float | None = None,
-    after: Contribution = "inactive",
-    evaluate: Evaluate | None = None,
-    on_round: OnRound | Iterable[OnRound] = (),
-    on_waiting: Callable[[Waiting], None] | None = None,
-    progress: bool | None = None,
-    resume: str | os.PathLike[str] | None = None,
-    optimizer: Any = None,
-    reset_optimizer: bool = False,
-) -> Swarm:
-    """Join a study with a model: afterwards the model holds the parameters that all start from.
-
-    Args:
-        study: the study's name.
-        model: a dict of numpy arrays, a scikit-learn estimator, a PyTorch module, or a ``Learner``.
-        node: the node's socket, or the directory that it is in. Without it: the environment's
-            ``KONSIL_SOCKET``, else ``KONSIL_DIR``, else ``~/.konsil``.
-        timeout_s: the longest wait for node or swarm, in seconds. Without it: 10 s for a node to be there,
-            10 minutes for one to come back, and for a merge what the study's settings allow.
-        after: what this member keeps contributing when the ``with`` ends before the study does.
-        evaluate: called with the model after each merge that was loaded, one at joining included. It
-            returns by their names ``examples``, how many it was scored on, ``loss``, if there is one, and
-            any other metrics. They go on the ledger.
-        on_round: called with the swarm after each merge, once it is evaluated; see
-            ``konsil.session.trackers``.
-        on_waiting: told of what the node waits for. Without it: ``progress`` shows it.
-        progress: show how it goes. Without it: on a terminal's stderr and in a notebook; False: nowhere;
-            True: finished rounds on stderr even where nobody watches.
-        resume: a file, or a folder for it, to which local parameters and the optimiser's state are written
-            after each merge, and from which they are read back when the script is started again.
-        optimizer: the PyTorch optimiser that trains the model; needed where the study has a local term
-            (``prox``) or control variates (``scaffold``).
-        reset_optimizer: forget the optimiser's state after each merge. Without it, it stays as it is.
-
-    Raises:
-        ConfigError: no learner for this model, it cannot be used as it is, what ``evaluate`` gave are no
-            scores, or the file of ``resume`` is damaged or another's.
-        NodeUnreachable: no node answers there.
-        SchemaMismatch: the study has other parameters than this model.
-        StudyError: the node knows no such study, or it did not start in time.
-        KonsilError: why the node refused.
-    """
-    place, display = place_of(resume), display_for(progress)
-    after_merge = AfterMerge(resume=place, evaluate=evaluate, display=display, on_round=on_round)
-    away_s = CONNECT_S if timeout_s is None else timeout_s
-    shown = on_waiting or after_merge.waiting
-    connection = Connection(socket_path(node), study, away_s=away_s, on_waiting=shown)
-    training = LocalTraining(optimizer, reset_optimizer)
-    session = _session_type()
-    return session(
-        connection, model, timeout_s=timeout_s, after=after, training=training, after_merge=after_merge
-    )
-
-
-def _session_type() -> type[Swarm]:
-    """A plain session; in a process that is one of several of a hospital, one that is in step with these."""
-    if "torch" not in sys.modules:
-        return Swarm
-    from konsil.session.distributed import session_type  # noqa: PLC0415 - PyTorch is there, if this is reached
-
-    return session_type()
 
 
 def _load(learner: Shared, schema: Schema, memory: SealedMemory) -> None:
