@@ -16,7 +16,6 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import log_loss, roc_auc_score
 
 import konsil
-from konsil.learners.sklearn import prepare
 
 
 def main() -> None:
@@ -29,18 +28,20 @@ def main() -> None:
     values = (values - values[train].mean(axis=0)) / values[train].std(axis=0)
 
     model = SGDClassifier(loss="log_loss", alpha=0.01, random_state=0)
-    prepare(model, n_features=values.shape[1], classes=[0, 1])  # its shapes, before it has seen a patient
+    konsil.prepare(model, n_features=values.shape[1], classes=[0, 1])  # its shapes, before it saw a patient
 
-    with konsil.join("tumours", model) as swarm:
+    def evaluate(merged):
+        found = merged.predict_proba(values[held_out])[:, 1]
+        loss, auc = log_loss(labels[held_out], found), roc_auc_score(labels[held_out], found)
+        return {"examples": len(held_out), "loss": loss, "auc": auc}
+
+    with konsil.join("tumours", model, evaluate=evaluate) as swarm:
         while not swarm.finished:
             order = rng.permutation(train)
             model.partial_fit(values[order], labels[order])
             if swarm.epoch(examples=len(train)):
-                found = model.predict_proba(values[held_out])[:, 1]
-                auc = roc_auc_score(labels[held_out], found)
-                swarm.score(examples=len(held_out), loss=log_loss(labels[held_out], found), auc=auc)
-                away = ", ".join(f"{name}: {why}" for name, why in swarm.last.absent.items()) or "nobody"
-                print(f"round {swarm.last.round}: auc {auc:.3f}; absent: {away}", flush=True)
+                auc, absent = swarm.figures["konsil/auc"], dict(swarm.last.absent) or "nobody"
+                print(f"round {swarm.last.round}: auc {auc:.3f}; absent: {absent}", flush=True)
         print(swarm.ended)
 
 

@@ -19,7 +19,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 import konsil
-from konsil.learners.sklearn import prepare
 
 MCHC, G_DL_BELOW = 3, 100.0  # the column of MCHC_g_L; what is below was written in g/dL
 SOMEBODY = [[60.0, 20.0, 90.0, np.nan, 20.0, 4.0, 30.0, 6.0, 10.0, 2.0, 80.0, 80.0, 4.0, 400.0]]
@@ -27,8 +26,7 @@ SOMEBODY = [[60.0, 20.0, 90.0, np.nan, 20.0, 4.0, 30.0, 6.0, 10.0, 2.0, 80.0, 80
 
 def main() -> None:
     place, hospitals = (int(word) for word in sys.argv[1:3])
-    data = Path(os.environ.get("KONSIL_DATA", "data"))
-    paths = sorted(data.glob("aipal-leukaemia/*.csv"))[place::hospitals]
+    paths = sorted(Path(os.environ.get("KONSIL_DATA", "")).glob("aipal-leukaemia/*.csv"))[place::hospitals]
     if not paths:
         sys.exit("KONSIL_DATA must name the folder that has aipal-leukaemia/*.csv. Nothing was started.")
     values = np.concatenate([np.genfromtxt(path, delimiter=",")[1:, 1:] for path in paths])
@@ -39,18 +37,20 @@ def main() -> None:
     held_out, train = np.split(rng.permutation(len(labels)), [len(labels) // 4])
     model = SGDClassifier(loss="log_loss", alpha=0.01, random_state=0)
     pipeline = make_pipeline(FunctionTransformer(np.log1p), SimpleImputer(), StandardScaler(), model)
-    prepare(pipeline, n_features=values.shape[1], classes=[0, 1])
 
-    with konsil.join("leukaemia", pipeline) as swarm:
-        swarm.fit_preprocessing(values[train])  # three rounds, in which only sums and counts travel
+    def evaluate(merged):
+        found = merged.predict_proba(values[held_out])[:, 1]
+        auc = roc_auc_score(labels[held_out], found)
+        print(f"auc {auc:.3f} on {len(held_out)} held out", flush=True)
+        return {"examples": len(held_out), "loss": log_loss(labels[held_out], found), "auc": auc}
+
+    konsil.prepare(pipeline, n_features=values.shape[1], classes=[0, 1])
+    # Gaps and scales first: three rounds, in which only sums and counts travel.
+    with konsil.join("leukaemia", pipeline, preprocessing=values[train], evaluate=evaluate) as swarm:
         scaled = pipeline[:-1].transform(values[train])
         while not swarm.finished:
             model.partial_fit(scaled, labels[train])
-            if swarm.epoch(examples=len(train)):
-                found = pipeline.predict_proba(values[held_out])[:, 1]
-                loss, auc = log_loss(labels[held_out], found), roc_auc_score(labels[held_out], found)
-                swarm.score(examples=len(held_out), loss=loss, auc=auc)
-                print(f"round {swarm.last.round}: auc {auc:.3f} on {len(held_out)} held out", flush=True)
+            swarm.epoch(examples=len(train))
         print(f"somebody, by every hospital's model: {float(pipeline.predict_proba(SOMEBODY)[0, 1])!r}")
         print(swarm.ended)
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from konsil.learners.base import Learner, learner_for, register
     from konsil.learners.fine_tune import FineTuned, fine_tune
+    from konsil.learners.sklearn import prepare
     from konsil.session.accepted import AcceptedRound
     from konsil.session.joining import join
     from konsil.session.swarm import Swarm
@@ -78,6 +79,7 @@ __all__ = [
     "fine_tune",
     "join",
     "learner_for",
+    "prepare",
     "register",
     "simulate",
 ]
@@ -92,6 +94,7 @@ _ELSEWHERE = {
     "fine_tune": "konsil.learners.fine_tune",
     "join": "konsil.session.joining",
     "learner_for": "konsil.learners.base",
+    "prepare": "konsil.learners.sklearn",
     "register": "konsil.learners.base",
     "simulate": "konsil.simulation.swarm",
 }

@@ -34,7 +34,7 @@ def test_six_hospitals_fit_gaps_scales_and_a_model_together(site, examples, data
     assert all(
         {commitment.examples for commitment in record.roster.values()} == {1} for record in study.history[:3]
     )
-    assert all(len(lines) == settings.rounds - 3 + 2 for lines in said)
+    assert all(len(lines) == settings.rounds - 3 + 2 for lines in said), said
     assert all(lines[-1] == study.ended for lines in said)
     assert len({lines[-2] for lines in said}) == 1
     last = study.history[-1].scores

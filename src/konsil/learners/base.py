@@ -95,7 +95,10 @@ class Ending(Protocol):
 
 @runtime_checkable
 class Observing(Protocol):
-    """A learner with preprocessing that is fitted together: its sums and counts travel as parameters."""
+    """A learner with preprocessing that is fitted together: its sums and counts travel as parameters.
+
+    It may say in an attribute ``fitted`` whether all of it is: until then nothing is evaluated.
+    """
 
     def observe(self, data: Any, weight: int) -> bool:
         """Put this member's sums and counts of the next step that is not fitted yet into the parameters.
@@ -230,6 +233,11 @@ class Shared:
         """The session is over: the framework's training is left alone from now on."""
         if isinstance(self._learner, Ending):
             self._learner.end()
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the model can be used: all preprocessing is fitted, or there is none."""
+        return bool(getattr(self._learner, "fitted", True))
 
     def observe(self, data: Any, weight: int) -> bool:
         """Prepare the merge that fits the next step of the preprocessing; False once all are fitted.

@@ -30,6 +30,7 @@ def join(  # noqa: PLR0913 - all that a script may choose, by keyword, in one pl
     on_waiting: Callable[[Waiting], None] | None = None,
     progress: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
+    preprocessing: Any = None,
     optimizer: Any = None,
     reset_optimizer: bool = False,
 ) -> Swarm:
@@ -37,7 +38,8 @@ def join(  # noqa: PLR0913 - all that a script may choose, by keyword, in one pl
 
     Args:
         study: the study's name.
-        model: a dict of numpy arrays, a scikit-learn estimator, a PyTorch module, or a ``Learner``.
+        model: a dict of numpy arrays, a scikit-learn estimator or Pipeline, a PyTorch module, a Keras model,
+            or a ``Learner``.
         node: the node's socket, or the directory that it is in. Without it: the environment's
             ``KONSIL_SOCKET``, else ``KONSIL_DIR``, else ``~/.konsil``.
         timeout_s: the longest wait for node or swarm, in seconds. Without it: 10 s for a node to be there,
@@ -53,6 +55,8 @@ def join(  # noqa: PLR0913 - all that a script may choose, by keyword, in one pl
             True: finished rounds on stderr even where nobody watches.
         resume: a file, or a folder for it, to which local parameters and the optimiser's state are written
             after each merge, and from which they are read back when the script is started again.
+        preprocessing: this member's own training rows, which stay here: the preprocessing of a Pipeline is
+            fitted together at once, as by ``Swarm.fit_preprocessing``.
         optimizer: the PyTorch optimiser that trains the model; needed where the study has a local term
             (``prox``) or control variates (``scaffold``).
         reset_optimizer: forget the optimiser's state after each merge. Without it, it stays as it is.
@@ -72,9 +76,16 @@ def join(  # noqa: PLR0913 - all that a script may choose, by keyword, in one pl
     connection = Connection(socket_path(node), study, away_s=away_s, on_waiting=shown)
     training = LocalTraining(optimizer, reset_optimizer)
     session = _session_type()
-    return session(
+    swarm = session(
         connection, model, timeout_s=timeout_s, after=after, training=training, after_merge=after_merge
     )
+    if preprocessing is not None:
+        try:
+            swarm.fit_preprocessing(preprocessing)
+        except BaseException:
+            swarm.leave()
+            raise
+    return swarm
 
 
 def _session_type() -> type[Swarm]:

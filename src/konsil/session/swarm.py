@@ -309,7 +309,8 @@ class Swarm:
         self._examples = 0
         self._pace.begin(news.settings, news.interval)
         if news.memory is not None:
-            self._after_merge.loaded(self, learner, joining=joining, quiet=self._fitting, tell=self._say)
+            quiet = self._fitting or not learner.fitted
+            self._after_merge.loaded(self, learner, joining=joining, quiet=quiet, tell=self._say)
         return news.memory is not None
 
     def _say(self, scores: Scored) -> None:

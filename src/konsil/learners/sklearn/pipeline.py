@@ -75,6 +75,11 @@ class PipelineLearner:
             own = {name for name in arrays if name.startswith(start) and name not in known}
             self._model.load({name.removeprefix(start): arrays[name] for name in own})
 
+    @property
+    def fitted(self) -> bool:
+        """Whether all means are known, so that the Pipeline can transform rows."""
+        return all(mean.known for _, mean in self._pooled())
+
     def observe(self, data: Any, weight: int) -> bool:
         """Put this member's sums and counts of the next mean that is not known yet into the parameters.
 
