@@ -31,7 +31,7 @@ EXPECTED = {
     "multi_krum 5": "5584ff09f9d0337ab71209a5dca56cf3dd8734c94af71a85e169a9ca33e74676",
     "nnm_trimmed_mean 1": "71c48ebcff17e6bd1bd04a8d7067858f0b83788e793c1bf8a204a07e10b0733b",
     "nnm_trimmed_mean 5": "bb0f1a0f1d980cf3d4419349eb283e36961f6482a5aed653b97d50d7d4b2b43d",
-    "norm_clipping 1": "f4c1c6f7814d48db5a5c12df5079885cf5a4104ed709d9d9bfdad92f60c26523",
+    "norm_clipping 1": "1b2c7adcdfb9ff93250f4d473b481aa85a4b5d3b3aa4a5ec0baf8af608fb8235",
     "norm_clipping 5": "91514e0bc5566a725c5419bed89fe9d82f2b2cdfcd9ee58ef40e9fad73b75897",
 }
 

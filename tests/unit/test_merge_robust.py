@@ -144,12 +144,19 @@ def test_no_update_goes_farther_than_the_factor_times_the_median(seed, n, factor
     np.testing.assert_allclose(merged("norm_clipping", rows, base=base, factor=factor), expected, 1e-9, 1e-12)
 
 
+def test_where_most_stand_still_one_that_moves_alone_moves_nobody():
+    base = [10.0, 10.0]
+    for others in (2, 3, 6):
+        updates = [base] * others + [[1e9, -1e9]]
+        assert merged("norm_clipping", updates, [1] * (others + 1), base=base).tolist() == base
+
+
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 5)), min_size=1, max_size=7))
 @settings(deadline=None)
 def test_the_bound_is_the_median_of_norms_repeated_by_weight(members):
     steps, weights = [float(step) for step, _ in members], [weight for _, weight in members]
-    repeated = [step for step, weight in members for _ in range(weight) if step]
-    bound = np.median(repeated) if repeated else 0.0
+    repeated = [step for step, weight in members for _ in range(weight)]
+    bound = np.median(repeated)
     expected = np.average([min(step, bound) for step in steps], weights=weights)
     got = merged("norm_clipping", [[10.0, 10.0 + step] for step in steps], weights, base=[10.0, 10.0])
     np.testing.assert_allclose(got, [10.0, 10.0 + expected], 1e-13)
@@ -172,10 +179,10 @@ def test_a_site_with_0_6_percent_of_the_data_that_scales_its_update_a_thousand_t
     assert np.linalg.norm(merged("norm_clipping", rows, weights, base=base) - want) < 0.02 * step
 
 
-def test_who_commits_the_model_as_it_was_has_no_say_in_how_far_others_go():
+def test_who_commits_the_model_as_it_was_holds_the_others_back():
     base = [1.0, 1.0]
-    got = merged("norm_clipping", [base, base, base, [1.0, 3.0]], base=base)
-    assert got.tolist() == [1.0, 1.5]
+    got = merged("norm_clipping", [base, base, [1.0, 2.0], [1.0, 4.0]], base=base)
+    assert got.tolist() == [1.0, 1.25]
     assert merged("norm_clipping", [base] * 3, base=base).tolist() == base
 
 

@@ -20,8 +20,9 @@ Floats = NDArray[np.float64]
 def clipping_scales(gram: Floats, weights: Sequence[int], factor: float, bound: float) -> tuple[float, ...]:
     """What each member's difference is multiplied by: min(1, bound / norm).
 
-    Without a bound it is ``factor`` times the weighted median of the norms. A norm of exactly 0 has no say in
-    it: who commits the model again as it was does not say how far training goes.
+    Without a bound it is ``factor`` times the weighted median of the norms. Who commits the model again as it
+    was counts with a norm of 0: so where more than half of the weight stands still, nobody moves
+    the model.
 
     Args:
         gram: of the differences, float64 [n, n]; only its diagonal is read.
@@ -39,8 +40,8 @@ def clipping_scales(gram: Floats, weights: Sequence[int], factor: float, bound: 
 
 
 def _weighted_median(norms: Sequence[float], weights: Sequence[int]) -> float:
-    """The norm at half of the weight, at an exact half the mean of its two neighbours; 0 if all are 0."""
-    ordered = sorted((norm, weight) for norm, weight in zip(norms, weights, strict=True) if norm > 0.0)
+    """The norm at half of the weight, at an exact half the mean of its two neighbours."""
+    ordered = sorted(zip(norms, weights, strict=True))
     total, reached, lower = sum(weight for _, weight in ordered), 0, None
     for norm, weight in ordered:
         reached += weight
