@@ -3,9 +3,9 @@
 The three lines that a training script needs::
 
     with konsil.join("aml", model) as swarm:
-        for batch in data:
-            train(model, batch)
-            swarm.step(examples=len(batch))
+        while not swarm.finished:
+            train_one_epoch(model, data)
+            swarm.epoch(examples=len(data))
 
 Names are imported when they are first used: ``import konsil`` costs next to nothing.
 """

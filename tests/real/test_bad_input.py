@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import ssl
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -121,8 +122,14 @@ def test_what_one_member_does_wrong_gets_a_clear_error_and_stops_nobody(site):
     for name in MEMBERS:  # every certificate was renewed at least twice meanwhile
         assert swarm.control(name).node().svid_expires_s > expires_s[name] + 10
         assert "Traceback" not in (swarm.directory(name) / "node.log").read_text()
-        connected = {peer.member for peer in swarm.control(name).node().peers if peer.connected}
-        assert set(MEMBERS) - {name} <= connected
+        until_s = time.monotonic() + 20
+        while not set(MEMBERS) - {name} <= connected(swarm, name):
+            assert time.monotonic() < until_s  # a connection may just be made anew with a new certificate
+            time.sleep(0.1)
+
+
+def connected(swarm, name) -> set[str]:
+    return {peer.member for peer in swarm.control(name).node().peers if peer.connected}
 
 
 def a_member_that_is_not_invited_is_told_so(site, swarm) -> None:
@@ -227,3 +234,27 @@ def a_replayed_call_is_refused(swarm, own: Own) -> None:
         assert answer.code == "replayed"
         assert "was taken before" in answer.what
     line.line.close()
+
+
+def test_another_model_that_came_before_the_study_had_one_is_turned_away_and_not_counted(site):
+    swarm = site.swarm(*MEMBERS)
+    swarm.start()
+    swarm.propose(StudySettings(name="aml", min_members=3, rounds=2, every_steps=1))
+    proposer, other, right = MEMBERS
+    wrong = site.train(swarm, "aml", other, 1.0, "--elements", "9")
+    good = site.train(swarm, "aml", right, 1.0)
+    until_s = time.monotonic() + 30
+    while any("training joined" not in swarm.log_tail(name, 200) for name in (other, right)):
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+    first = site.train(swarm, "aml", proposer, 1.0)
+    (said,) = wrong.end()
+    assert (said["event"], said["kind"]) == ("failed", "SchemaMismatch")
+    assert "weights" in said["what"]
+    state = swarm.control(proposer).state()
+    assert state.studies["aml"].phase == "proposed", "it waits for three that have its model"
+    assert not state.studies["aml"].participants[other].present
+    corrected = site.train(swarm, "aml", other, 1.0)
+    assert all(script.end()[-1]["event"] == "ended" for script in (first, good, corrected))
+    history = swarm.control(proposer).state().studies["aml"].history
+    assert [set(record.roster) for record in history] == [set(MEMBERS)] * 2

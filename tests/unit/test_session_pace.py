@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from konsil.core.rules.settings import StudySettings
-from konsil.session.pace import Pace
+from konsil.errors import ConfigError
+from konsil.session.pace import MANY_STEPS, Pace
 
 
 class Clock:
@@ -61,3 +62,24 @@ def test_the_next_round_is_as_long_as_its_own_interval_says(key):
     pace.step()
     pace.epoch()
     assert pace.due
+
+
+def test_a_script_that_counts_what_the_study_does_not_is_told():
+    by_steps = Pace(StudySettings(name="s", every_steps=5), Clock())
+    by_steps.epoch()
+    with pytest.raises(ConfigError, match="every 5 steps; two epochs went by"):
+        by_steps.epoch()
+    counted = Pace(StudySettings(name="s", every_steps=5), Clock())
+    for _ in range(3):
+        counted.step()
+        counted.epoch()
+    by_epochs = Pace(StudySettings(name="s", every_epochs=1), Clock())
+    for _ in range(MANY_STEPS - 1):
+        by_epochs.step()
+    with pytest.warns(UserWarning, match="is `swarm.epoch\\(\\)` called"):
+        by_epochs.step()
+    settled = Pace(StudySettings(name="s", every_epochs=2), Clock())
+    settled.step()
+    settled.epoch()
+    for _ in range(MANY_STEPS):
+        settled.step()  # no warning: this script does count epochs

@@ -126,6 +126,7 @@ class FakeNode:
         self.value = 10.0
         self.heard = []
         self.ends_after = 99
+        self.failed = False
         self.die_on = None  # (kind of word, how often): close that connection instead of answering
         self.answers = {}  # kind of word -> coroutine function instead of the usual
         self.wanted = False
@@ -164,6 +165,7 @@ class FakeNode:
             record=record(self.accepted, f"d{self.accepted}"),
             settings=self.settings,
             ended="rounds" if self.accepted >= self.ends_after else "",
+            failed=self.failed and self.accepted >= self.ends_after,
             before=self.record(self.accepted - 1) if self.accepted > 1 else None,
         )
 
@@ -194,6 +196,7 @@ class FakeNode:
                     round=self.accepted + 1,
                     digest=f"d{self.accepted}",
                     record=self.record(self.accepted) if self.accepted else None,
+                    failed=self.failed and self.accepted >= self.ends_after,
                 )
                 if (word.round, word.digest) == (self.accepted, f"d{self.accepted}"):
                     await visitor.send(joined)
@@ -1018,3 +1021,69 @@ def test_an_outer_optimiser_does_not_step_on_sums_and_counts(node):
     ):
         swarm.fit_preprocessing(None)
     assert learner.seen == 0
+
+
+@pytest.mark.parametrize("bad", [3.5, "4", None, -1])
+def test_what_is_no_number_of_examples_is_said_and_not_counted(node, bad):
+    with konsil.join("aml", model(), node=node.path) as swarm:
+        with pytest.raises(ConfigError, match="no whole number"):
+            swarm.step(bad)
+        assert [swarm.step(np.int64(3)), swarm.step(np.uint8(4))] == [False, True]
+    assert node.said(Update)[0].examples == 7
+
+
+def test_a_study_that_fails_raises_once_its_last_merge_is_loaded(node):
+    node.ends_after, node.failed = 1, True
+    mine = model()
+    with konsil.join("aml", mine, node=node.path) as swarm:
+        train(mine)
+        swarm.step(1)
+        with pytest.raises(StudyError, match="has failed: rounds"):
+            swarm.step(1)
+        assert np.all(mine["b"] == 12)
+        assert swarm.finished
+        assert swarm.step(1) is False
+    with pytest.raises(StudyError, match="has failed"):
+        konsil.join("aml", model(), node=node.path)
+
+
+def test_a_second_score_of_a_round_and_a_name_that_is_none_are_said_here(node):
+    with konsil.join("aml", model(), node=node.path) as swarm:
+        swarm.step(1)
+        swarm.step(1)
+        with pytest.raises(ConfigError, match="cannot name a metric"):
+            swarm.score(examples=3, **{"auc (val)": 0.6})
+        swarm.score(examples=3, loss=0.5)
+        with pytest.raises(StudyError, match="is scored already"):
+            swarm.score(examples=3, auc=0.9)
+        assert "konsil/auc" not in swarm.figures
+        swarm.step(1)
+        swarm.step(1)
+        swarm.score(examples=3, auc=0.9)
+    assert [(word.round, word.loss, word.metrics) for word in node.said(Scored)] == [
+        (1, 0.5, {}),
+        (2, None, {"auc": 0.9}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [({"after": "snapshots"}, "'snapshot'"), ({"evaluate": 3}, "cannot be called")],
+)
+def test_what_is_used_at_the_end_is_looked_at_before_the_beginning(node, options, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        konsil.join("aml", model(), node=node.path, **options)
+    assert node.heard == []
+
+
+def test_a_nan_is_said_with_the_way_back_to_the_last_merge(node):
+    mine = model()
+    with konsil.join("aml", mine, node=node.path) as swarm:
+        mine["b"][1] = np.nan
+        swarm.step(1)
+        with pytest.raises(NonFinite, match="leave the `with` and join again") as caught:
+            swarm.step(1)
+    assert caught.value.fields["name"] == "b"
+    mine = model()
+    with konsil.join("aml", mine, node=node.path):
+        assert np.all(mine["b"] == 10)

@@ -139,7 +139,8 @@ class Joined(_Word, frozen=True, tag="joined"):
     ``round``: the round to train for, i.e. the accepted one plus 1; ``digest``: of the accepted model.
     ``record``: of the accepted round; None before round 1 was accepted. ``ended``: why the study is over.
     ``interval``: how many times the set interval to train before the next update. ``before``: the record of
-    the round before the accepted one, with the scores that have come since.
+    the round before the accepted one, with the scores that have come since. ``failed``: the study has ended,
+    and not as it should.
     """
 
     settings: StudySettings
@@ -149,12 +150,14 @@ class Joined(_Word, frozen=True, tag="joined"):
     ended: str = ""
     interval: int = 1
     before: RoundRecord | None = None
+    failed: bool = False
 
 
 class Merged(_Word, frozen=True, tag="merged"):
     """A round was accepted; the descriptor holds the merge. ``round``: the accepted one.
 
-    ``ended``: why the study is over, empty while it goes on. ``interval``, ``before``: as in ``Joined``.
+    ``ended``: why the study is over, empty while it goes on. ``interval``, ``before``, ``failed``: as in
+    ``Joined``.
     """
 
     round: int
@@ -164,6 +167,7 @@ class Merged(_Word, frozen=True, tag="merged"):
     ended: str = ""
     interval: int = 1
     before: RoundRecord | None = None
+    failed: bool = False
 
 
 class Final(_Word, frozen=True, tag="final"):

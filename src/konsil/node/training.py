@@ -271,7 +271,7 @@ class _Conversation:
         """Hand a model over: the answer to ``Join`` or ``Update``."""
         ended = study.ended if study.phase in {"finished", "failed"} else ""
         before, record = (None, None, *study.history[-2:])[-2:]
-        interval = study.open.interval if study.open is not None else 1
+        interval, failed = study.open.interval if study.open is not None else 1, study.phase == "failed"
         if model is None or (self.joined and record is None):
             self.joined = True
             raise_to = StudyError(
@@ -282,13 +282,32 @@ class _Conversation:
             await self.visitor.send(failure(raise_to))
             return
         if not self.joined or record is None:
-            self.joined = True
             has_it = self.runner.state.delivered == effect.digest
-            word = Joined(study.settings, effect.round + 1, effect.digest, record, ended, interval, before)
+            if await self._turned_away(study):
+                return
+            self.joined = True
+            word = Joined(
+                study.settings, effect.round + 1, effect.digest, record, ended, interval, before, failed
+            )
             await self.visitor.send(word, None if has_it else model.memory.fd)
             return
-        merged = Merged(effect.round, effect.digest, record, study.settings, ended, interval, before)
+        merged = Merged(effect.round, effect.digest, record, study.settings, ended, interval, before, failed)
         await self.visitor.send(merged, model.memory.fd)
+
+    async def _turned_away(self, study: Study) -> bool:
+        """Whether the training process came before the study had a model, and with another one than it has.
+
+        Then it leaves here, before the others are told that it is ready.
+        """
+        if self.trainee is None or not study.schema or self.trainee.schema.digest == study.schema:
+            return False
+        try:
+            await self._refuse_schema(self.trainee.schema)
+        except SchemaMismatch as mismatch:
+            self.trainee = self.runner.trainee = None
+            self.runner.post(Detached(goodbye=False))
+            await self.visitor.send(failure(mismatch))
+        return True
 
     async def _final(self, word: Wanted) -> None:
         """Answer with the final model; of a study that is over, once nobody can change the choice."""

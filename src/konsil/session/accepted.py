@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from konsil.core.rules import mean_score
+from konsil.core.rules.agreement import is_metric
 from konsil.core.rules.state import RoundRecord, ScoreRecord
 from konsil.core.wall import Scored
 from konsil.errors import ConfigError
@@ -72,12 +74,38 @@ def mean_figures(before: AcceptedRound) -> dict[str, float]:
     return {f"{PREFIX}mean_{name}": mean for name, mean in before.means.items()}
 
 
+def counted_examples(examples: Any) -> int:
+    """How many examples a step was trained on: any whole number, numpy's and PyTorch's too.
+
+    Raises:
+        ConfigError: no whole number, or below 0.
+    """
+    try:
+        count = operator.index(examples)
+    except TypeError:
+        count = -1
+    if count < 0:
+        raise ConfigError(
+            f"A step was trained on {examples!r} examples, which is no whole number from 0 on.",
+            safe="It was not counted; nothing was sent.",
+            do="Say how many there were: `step(examples=len(batch))`.",
+        )
+    return count
+
+
 def scored(number: int, examples: int, loss: float | None, metrics: Mapping[str, float]) -> Scored:
     """A member's scores of a round's merge, to be put on the ledger.
 
     Raises:
         ConfigError: a score that is no finite number, or no examples.
     """
+    unfit = [name for name in metrics if not is_metric(name) or name == "loss"]
+    if unfit:
+        raise ConfigError(
+            f"{unfit[0][:80]!r} cannot name a metric on the ledger.",
+            safe="Nothing went on the ledger.",
+            do="Take at most 64 letters, digits and _ - . @, for example `auc` or `auc@10`.",
+        )
     values = {"loss": 0.0 if loss is None else loss, **metrics}
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad or examples < 1:

@@ -70,6 +70,7 @@ class News:
     memory: SealedMemory | None
     interval: int = 1
     before: RoundRecord | None = None
+    failed: bool = False
 
     def close(self) -> None:
         """Give up the memory, if any."""
@@ -295,6 +296,7 @@ class Connection:
             memory,
             joined.interval,
             joined.before,
+            joined.failed,
         )
         if news.round < self._join.round or (memory is None and news.digest != self._join.digest):
             news.close()
@@ -386,5 +388,13 @@ def _news(word: Merged, memory: SealedMemory | None) -> News:
             do="See the node's log.",
         )
     return News(
-        word.round, word.digest, word.record, word.settings, word.ended, memory, word.interval, word.before
+        word.round,
+        word.digest,
+        word.record,
+        word.settings,
+        word.ended,
+        memory,
+        word.interval,
+        word.before,
+        word.failed,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from konsil.core.model_card import ModelCard
@@ -33,7 +33,7 @@ class SavedModel:
     digest: str
     final: bool
     why: str
-    card: ModelCard
+    card: ModelCard = field(repr=False)
 
 
 def ask_final(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, get_args
 
 from konsil.core.rules.calls import Contribution
 from konsil.core.wall import Waiting
+from konsil.errors import ConfigError
 from konsil.learners import LocalTraining
 from konsil.session.after import AfterMerge, Evaluate, OnRound
 from konsil.session.connection import CONNECT_S, Connection
@@ -69,6 +70,7 @@ def join(  # noqa: PLR0913 - all that a script may choose, by keyword, in one pl
         StudyError: the node knows no such study, or it did not start in time.
         KonsilError: why the node refused.
     """
+    _require_sense(after, evaluate)
     place, display = place_of(resume), display_for(progress)
     after_merge = AfterMerge(resume=place, evaluate=evaluate, display=display, on_round=on_round)
     away_s = CONNECT_S if timeout_s is None else timeout_s
@@ -86,6 +88,22 @@ def join(  # noqa: PLR0913 - all that a script may choose, by keyword, in one pl
             swarm.leave()
             raise
     return swarm
+
+
+def _require_sense(after: str, evaluate: Any) -> None:
+    """See that what is only used later can be: an error after hours of training would come too late."""
+    if after not in get_args(Contribution):
+        raise ConfigError(
+            f"`after` is {after!r}; it can be {', '.join(map(repr, get_args(Contribution)))}.",
+            safe="Nothing was sent; the model is untouched.",
+            do="Correct it.",
+        )
+    if evaluate is not None and not callable(evaluate):
+        raise ConfigError(
+            f"`evaluate` is a {type(evaluate).__name__}, and cannot be called.",
+            safe="Nothing was sent; the model is untouched.",
+            do='Pass a function of the model that returns for example {"examples": 120, "auc": 0.92}.',
+        )
 
 
 def _session_type() -> type[Swarm]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 from konsil.core.rules.settings import StudySettings
+from konsil.errors import ConfigError
 
 _MINUTE_S = 60.0
+
+MANY_STEPS = 10_000
+"""More than most epochs have: a script that calls the wrong counter would train on without a word."""
 
 
 class Pace:
@@ -36,10 +41,26 @@ class Pace:
         """One more step."""
         self._steps += 1
         self._steps_of_epoch += 1
+        if self._settings.every_epochs and not self._steps_an_epoch and self._steps == MANY_STEPS:
+            warnings.warn(
+                f"The study merges by epochs, and {MANY_STEPS} steps were counted without the end of one: is"
+                " `swarm.epoch()` called after each pass over the data?",
+                stacklevel=4,
+            )
 
     def epoch(self) -> None:
-        """One more epoch."""
+        """One more epoch.
+
+        Raises:
+            ConfigError: the study counts steps, and this script counts none.
+        """
         self._epochs += 1
+        if self._settings.every_steps and not self._steps and self._epochs > 1:
+            raise ConfigError(
+                f"The study merges every {self._settings.every_steps} steps; two epochs went by without one.",
+                safe="Nothing was sent.",
+                do="Call `swarm.step(examples=len(batch))` after each batch; here `epoch` merges nothing.",
+            )
         self._steps_an_epoch, self._steps_of_epoch = self._steps_of_epoch, 0
 
     @property

@@ -14,9 +14,9 @@ from konsil.core.parameters import Schema, views
 from konsil.core.rules.calls import Contribution
 from konsil.core.rules.settings import StudySettings
 from konsil.core.wall import Finished, Progress, Scored, Terms, Update
-from konsil.errors import ConfigError, StudyError
+from konsil.errors import ConfigError, NonFinite, StudyError
 from konsil.learners import LocalTraining, Shared, learner_for
-from konsil.session.accepted import AcceptedRound, figures, scored
+from konsil.session.accepted import AcceptedRound, counted_examples, figures, scored
 from konsil.session.after import AfterMerge
 from konsil.session.connection import LOOK_AGAIN_S, Connection, Entry, News
 from konsil.session.final import SavedModel, save_final
@@ -170,8 +170,16 @@ class Swarm:
             raise StudyError(
                 "No round was accepted, so there is no merge to score.", do="Score after a merge."
             )
-        own = self._after_merge.own = scored(self.last.round, examples, loss, metrics)
+        said = self._after_merge.own
+        if said is not None and said.round == self.last.round:
+            raise StudyError(
+                f"The merge of round {self.last.round} is scored already.",
+                safe="The first score stands on the ledger.",
+                do="Give loss and metrics in one call a round; with `evaluate=`, return all of them there.",
+            )
+        own = scored(self.last.round, examples, loss, metrics)
         self._say(own)
+        self._after_merge.own = own
 
     @property
     def figures(self) -> dict[str, float]:
@@ -255,11 +263,10 @@ class Swarm:
     def _train(self, examples: int, count: Callable[[], None]) -> bool:
         self._require_open()
         self._after_merge.say_scores(self._say)
-        if examples < 0:
-            raise ConfigError(f"A step was trained on {examples} examples.", do="Say how many there were.")
+        counted = counted_examples(examples)
         if self.finished:
             return False
-        self._examples += examples
+        self._examples += counted
         count()
         if self._pace.due:
             return self._merge(self._examples)
@@ -286,6 +293,13 @@ class Swarm:
         try:
             with seal_arrays(schema, learner.parameters()) as memory:
                 news = self._connection.hand_over(update, memory, until_s)
+        except NonFinite as error:
+            raise NonFinite(
+                error.what,
+                safe="Nothing was sent. Your model still holds it; the last merge is safe at the node.",
+                do=f"{error.do} To go on from the last merge, leave the `with` and join again.",
+                **error.fields,
+            ) from None
         finally:
             self._display.clear()
         return self._take(news)
@@ -311,6 +325,12 @@ class Swarm:
         if news.memory is not None:
             quiet = self._fitting or not learner.fitted
             self._after_merge.loaded(self, learner, joining=joining, quiet=quiet, tell=self._say)
+        if news.failed:
+            raise StudyError(
+                f"Study '{self.settings.name}' has failed: {self.ended}",
+                safe=f"Your model holds the merge of round {news.round}; every accepted round is on record.",
+                do="See `konsil study status`; then propose a new study, which may start from this model.",
+            )
         return news.memory is not None
 
     def _say(self, scores: Scored) -> None:
