@@ -64,7 +64,7 @@ BAD = {
     "plateau.metric": {"plateau": Plateau(metric="")},
     "plateau.min_delta": {"plateau": Plateau(min_delta=float("nan"))},
     "local": {"local": ("",)},
-    "plain mean: take one": {"outer": Outer(), "scaffold": True},
+    "plain mean: take one": {"outer": Outer(), "scaffold": True, "weighting": "equal"},
     "outer.tau": {"outer": Outer(tau=0.0)},
     "outer.beta1` and `beta2": {"outer": Outer(beta2=1.0)},
     "outer.learning_rate": {"outer": Outer(learning_rate=float("nan"))},

@@ -57,7 +57,12 @@ def test_without_the_setting_every_round_is_as_long(swarm):
         ({"weighting": "capped"}, "cap_percent"),
         ({"cap_percent": 40}, "cap_percent"),
         ({"prox": -1.0}, "prox"),
-        ({"scaffold": True, "outer": Outer()}, "plain mean"),
+        ({"scaffold": True, "weighting": "equal", "outer": Outer()}, "plain mean"),
+        ({"scaffold": True, "weighting": "examples"}, "needs the control variates' plain mean"),
+        (
+            {"scaffold": True, "weighting": "equal", "rule": "median"},
+            "needs the control variates' plain mean",
+        ),
         ({"outer": Outer(learning_rate=0.0)}, "outer.learning_rate"),
         ({"outer": Outer(beta2=1.0)}, "beta2"),
         ({"outer": Outer(tau=0.0)}, "outer.tau"),

@@ -239,6 +239,12 @@ def _check_optimisers(settings: StudySettings) -> None:
         math.isfinite(settings.prox) and 0 <= settings.prox <= MAX_PROX,
         f"`prox` must be from 0 (no local term) to {MAX_PROX:g}.",
     )
+    if settings.scaffold:
+        _require(
+            settings.rule == "mean" and settings.weighting == "equal",
+            '`scaffold` needs the control variates\' plain mean: set `rule` to "mean" and `weighting` to '
+            '"equal".',
+        )
     outer = settings.outer
     if outer is not None:
         _require(
