@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +20,7 @@ from konsil.core.parameters import (
     header_of_file,
 )
 from konsil.errors import ConfigError, DigestMismatch, ParametersError
+from konsil.files import BY_UMASK, write_whole
 from konsil.wall.layout import read_arrays
 from konsil.wall.memory import SealedMemory
 from konsil.wall.model_page import page_of
@@ -57,8 +57,8 @@ def write_model_file(path: Path, memory: SealedMemory, card: bytes) -> ModelCard
     read = decode_card(card)
     header = annotated_header(schema, {CARD_KEY: bytes(card).decode()})
     try:
-        write_whole(path, (header, data))
-        write_whole(page_path(path), (page_of(read, path.name).encode(),))
+        write_whole(path, (header, data), mode=BY_UMASK)
+        write_whole(page_path(path), (page_of(read, path.name).encode(),), mode=BY_UMASK)
     except OSError as error:
         raise ConfigError(
             f"The model cannot be written to {path}: {error.strerror}.",
@@ -66,30 +66,6 @@ def write_model_file(path: Path, memory: SealedMemory, card: bytes) -> ModelCard
             do="Name another place.",
         ) from error
     return read
-
-
-def write_whole(path: Path, pieces: Sequence[bytes | memoryview] | Iterator[bytes | memoryview]) -> None:
-    """Write to a name beside it, fsync, rename: after a crash the old file is there, or the new one, whole.
-
-    Raises:
-        OSError: the disk refuses; what was there before is still there.
-    """
-    place = path.with_name(f".{path.name}.new")
-    try:
-        with place.open("wb") as target:
-            for piece in pieces:
-                target.write(piece)
-            target.flush()
-            os.fsync(target.fileno())
-        place.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except BaseException:
-        place.unlink(missing_ok=True)
-        raise
 
 
 def bare_header(stream: BinaryIO) -> bytes:
