@@ -5,11 +5,11 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
-from konsil.core.digest import CHUNK_BYTES, group_digest, leaf, root_from
+from konsil.core.digest import CHUNK_BYTES, chunk_count, group_digest, leaf, root_from
 from konsil.core.model_card import CARD_KEY, ModelCard, decode_card
 from konsil.core.parameters import (
     MAX_FILE_HEADER_BYTES,
@@ -122,16 +122,21 @@ def _checked(path: Path, data: memoryview) -> ModelFile:
     # Another program may have saved it again in another order: the arrays count, not where they lie.
     tensors = [Tensor(name, entry.dtype, entry.shape) for name, entry in entries.items()]
     schema = Schema.of_tensors(tensors)
+    if schema.digest != card.schema or chunk_count(schema.data_bytes) != sum(card.groups):
+        raise _other(path, card, "names, dtypes or shapes of its arrays differ")
     runs = []
     for tensor in schema.tensors:
         start, stop = entries[tensor.name].data_offsets
         if stop - start != tensor.data_bytes or begin + stop > len(data):
-            raise ParametersError(f"{path} is cut short, or its header does not fit its data.")
+            raise _misfit(path)
         runs.append((begin + start, begin + stop))
+    # Else a small file with many names for the same bytes would be digested for hours.
+    if any(
+        start < before for (_, before), (start, _) in pairwise(sorted(run for run in runs if run[0] < run[1]))
+    ):
+        raise _misfit(path)
     leaves = [leaf(chunk) for chunk in _chunks(data, runs)]
-    if schema.digest != card.schema or len(leaves) != sum(card.groups):
-        raise _other(path, card, "names, dtypes or shapes of its arrays differ")
-    ends = [sum(card.groups[: number + 1]) for number in range(len(card.groups))]
+    ends = accumulate(card.groups)
     groups = [group_digest(leaves[end - count : end]) for end, count in zip(ends, card.groups, strict=True)]
     digest = root_from(schema.digest, groups)
     if digest != card.digest:
@@ -165,6 +170,14 @@ def _chunks(data: memoryview, runs: Sequence[tuple[int, int]]) -> Iterator[bytes
                 waiting.clear()
     if waiting:
         yield bytes(waiting)
+
+
+def _misfit(path: Path) -> ParametersError:
+    return ParametersError(
+        f"{path} is cut short, its arrays overlap, or its header does not fit its data.",
+        safe="Nothing was changed.",
+        do="Do not use it. Get it again from any member: `konsil study model`.",
+    )
 
 
 def _other(path: Path, card: ModelCard, why: str) -> DigestMismatch:
