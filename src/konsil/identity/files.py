@@ -13,8 +13,8 @@ _PUBLIC_MODE = 0o644
 _OTHERS = 0o077
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Make a file that only its owner can read; an existing one is never replaced.
+def write_private(path: Path, data: bytes, *, replace: bool = False) -> None:
+    """Make a file that only its owner can read; one that is there is replaced only where that is asked for.
 
     Raises:
         IdentityError: the file exists already.
@@ -22,7 +22,7 @@ def write_private(path: Path, data: bytes) -> None:
     """
     try:
         make_private_folder(path.parent)
-        made = write_whole(path, (data,), replace=False)
+        made = write_whole(path, (data,), replace=replace)
     except OSError as error:
         raise _unwritable(path, error) from error
     if not made:
