@@ -79,7 +79,7 @@ class LocalFile:
         try:
             learner.load_local_state(arrays)
         except ConfigError as error:
-            raise self._unusable(f"does not fit the model: {error.what}") from error
+            raise self._unusable(f"does not fit the model: {error.what.rstrip('.')}") from error
         return True
 
     def _parsed(self, data: bytes) -> tuple[_Whose, dict[str, Array]]:
