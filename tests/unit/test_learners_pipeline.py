@@ -25,7 +25,7 @@ from sklearn.preprocessing import (
 
 from konsil.core import merge
 from konsil.core.parameters import pack, views
-from konsil.errors import ConfigError
+from konsil.errors import ConfigError, StudyError
 from konsil.learners import learner_for
 from konsil.learners.sklearn import prepare
 from konsil.learners.sklearn.pooled import Pooled
@@ -498,3 +498,59 @@ def test_what_a_merge_rounded_off_is_put_back():
         pooled.take(sums * (1 + deviation), counts * (1 + deviation))
         assert np.array_equal(pooled.sum, sums)
         assert np.array_equal(pooled.count, counts)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "problem"),
+    [
+        ("sum", -1.0, "a mean of squares below 0"),
+        ("sum", 1e119, "what no rows have"),
+        ("count", -1e100, "what no rows have"),
+        ("count", -1e119, "what no rows have"),
+    ],
+)
+def test_a_merge_that_gives_a_variance_which_no_rows_have_is_refused_whole(part, value, problem):
+    learners = [learner_for(model) for model in prepared(members=1)]
+    rows = np.random.default_rng(0).normal(size=(50, 5))
+    for _ in range(2):  # the imputer's mean, the scaler's
+        learners[0].observe(rows, 1)
+        merge_all(learners, [1])
+    learners[0].observe(rows, 1)
+    before = {name: array.copy() for name, array in learners[0].parameters().items()}
+    hostile = {name: array.copy() for name, array in before.items()}
+    hostile["sgdclassifier.coef_"] = hostile["sgdclassifier.coef_"] + 1.0
+    hostile[f"standardscaler.variance.{part}"][2] = value
+    if value > 1:
+        hostile["standardscaler.variance.count"][2] = 1e-250
+    with pytest.raises(
+        StudyError, match=rf"'standardscaler\.variance'.*{problem}.*counted from 0: 2\."
+    ) as caught:
+        learners[0].load(hostile)
+    assert caught.value.fields["columns"] == (2,)
+    assert all(np.array_equal(array, before[name]) for name, array in learners[0].parameters().items())
+
+
+def test_a_variance_that_was_known_cannot_become_negative():
+    (model,) = prepared(members=1)
+    learner = learner_for(model)
+    rows = np.random.default_rng(0).normal(size=(50, 5))
+    while learner.observe(rows, 1):
+        merge_all([learner], [1])
+    scale = model[1].scale_.copy()
+    hostile = {name: array.copy() for name, array in learner.parameters().items()}
+    hostile["standardscaler.variance.sum"][0] *= -1
+    with pytest.raises(StudyError, match="below 0"):
+        learner.load(hostile)
+    assert np.array_equal(model[1].scale_, scale)
+    hostile = {name: array.copy() for name, array in learner.parameters().items()}
+    hostile["standardscaler.mean.sum"][0] *= -1  # a mean may be anything
+    learner.load(hostile)
+
+
+def test_the_sums_and_means_of_any_rows_are_possible():
+    values = np.array([0.0, 1.0, -1e9, 1e-300, 1e300, -3.7e-9, 5e-324, 12345.678, np.nan])
+    pooled = Pooled.empty(len(values))
+    pooled.observe(values[None], 2**29 - 1)
+    assert pooled.impossible(pooled.sum, pooled.count) == ()
+    pooled.take(pooled.sum.copy(), pooled.count.copy())
+    assert pooled.impossible(pooled.sum, pooled.count) == ()

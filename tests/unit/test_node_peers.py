@@ -34,7 +34,7 @@ def _refusal(**fields: object) -> Failure:
     return Failure("Refused", "too_early", "Not yet.", fields=fields)
 
 
-@pytest.mark.parametrize("request_", [GetChunk("d", 0), GetManifest("d")])
+@pytest.mark.parametrize("request_", [GetChunk("aml", "d", 0), GetManifest("aml", "d")])
 async def test_a_peer_that_refuses_its_update_in_the_contracts_name_does_not_answer(request_):
     with pytest.raises(PeerRefused) as caught:
         await Peers(_Liar(_refusal(wait_s=1e9))).ask("liar", request_, timeout_s=1.0)

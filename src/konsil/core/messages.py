@@ -12,7 +12,8 @@ import msgspec
 
 from konsil.errors import FrameError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+"""Nodes of different versions refuse each other's greeting. 2: whoever asks for a model names its study."""
 
 MAX_MESSAGE_BYTES = 256 * 1024
 """The largest message: a manifest's leaves and the ledger's entries travel as raw bytes, not here."""
@@ -52,18 +53,21 @@ class Hello(_Message, frozen=True, tag="hello"):
 class GetManifest(_Message, frozen=True, tag="get_manifest"):
     """The header and leaves behind a digest. Answer: ``Bytes`` and the encoded manifest.
 
-    ``digest``: root of an update or merge, or the group digest of a part. ``holder``: who has it for sure;
-    ``relay``: whether the asked peer may fetch it from the holder.
+    ``study``: whose it is; it is looked for there and nowhere else. ``digest``: root of an update or merge,
+    or the group digest of a part. ``holder``: who has it for sure; ``relay``: whether the asked peer may
+    fetch it from the holder.
     """
 
+    study: str
     digest: str
     holder: str = ""
     relay: bool = False
 
 
 class GetChunk(_Message, frozen=True, tag="get_chunk"):
-    """One chunk of what is behind a digest. Answer: ``Bytes`` and the chunk."""
+    """One chunk of what is behind a digest of a study. Answer: ``Bytes`` and the chunk."""
 
+    study: str
     digest: str
     index: int
     holder: str = ""

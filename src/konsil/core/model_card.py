@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from konsil.core.digest import Buffer, chunk_count, is_digest
+from konsil.core.digest import MAX_GROUPS, Buffer, chunk_count, is_digest
+from konsil.core.parameters import MAX_DATA_BYTES
 from konsil.core.rules import (
     FinalModel,
     RoundRecord,
@@ -167,8 +168,7 @@ def decode_card(data: Buffer | str) -> ModelCard:
         raise _unusable("has the settings of another study")
     if not all(map(is_digest, (card.swarm, card.digest, card.merge, card.schema, card.state))):
         raise _unusable("has a digest that is none")
-    if min(card.groups, default=-1) < 0 or sum(card.groups) != chunk_count(card.data_bytes):
-        raise _unusable("names other numbers of chunks than its bytes have")
+    _require_size(card)
     if [each.number for each in card.rounds] != list(range(1, len(card.rounds) + 1)):
         raise _unusable("has rounds that do not follow each other")
     if not 0 <= card.round <= len(card.rounds):
@@ -177,6 +177,15 @@ def decode_card(data: Buffer | str) -> ModelCard:
     if expected != card.merge or (card.settings.outer is None and card.digest != card.merge):
         raise _unusable(f"has another digest than its own round {card.round}")
     return card
+
+
+def _require_size(card: ModelCard) -> None:
+    if not 0 < card.data_bytes <= MAX_DATA_BYTES:
+        raise _unusable(f"is of {card.data_bytes:.6g} bytes of parameters; it must be 1 to {MAX_DATA_BYTES}")
+    if not 0 < len(card.groups) <= MAX_GROUPS:
+        raise _unusable(f"has {len(card.groups)} groups of chunks; it must be 1 to {MAX_GROUPS}")
+    if min(card.groups) < 0 or sum(card.groups) != chunk_count(card.data_bytes):
+        raise _unusable("names other numbers of chunks than its bytes have")
 
 
 def _unusable(why: str) -> ParametersError:

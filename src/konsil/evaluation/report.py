@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from konsil.evaluation import plots
 from konsil.evaluation.compare import Comparison, compare
 from konsil.evaluation.metrics import Interval
 from konsil.evaluation.result import StudyResult
+from konsil.files import BY_UMASK, write_whole
 
 DASH = "\N{EN DASH}"
 """Stands where there is no figure."""
@@ -67,12 +67,9 @@ def write_report(path: Path, result: StudyResult) -> Comparison:
     """
     comparison = compare(result.hospitals)
     text = render(result, comparison)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        write_whole(path, (text.encode(),), mode=BY_UMASK)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise ConfigError(
             f"The report cannot be written to {path}: {error.strerror}.",
             safe="The study's result is untouched.",

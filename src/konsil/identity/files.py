@@ -1,30 +1,28 @@
-"""Private files: whole or not at all, on disk before anything relies on them, and nobody else's to read."""
+"""Files of keys, which are nobody else's to read, and files that are."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
 from konsil.errors import ConfigError, IdentityError
+from konsil.files import make_private_folder, write_whole
 
-PRIVATE_MODE = 0o600
-PRIVATE_DIRECTORY_MODE = 0o700
+_PUBLIC_MODE = 0o644
 _OTHERS = 0o077
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Make a file that only its owner can read; an existing one is never replaced.
+def write_private(path: Path, data: bytes, *, replace: bool = False) -> None:
+    """Make a file that only its owner can read; one that is there is replaced only where that is asked for.
 
     Raises:
         IdentityError: the file exists already.
         ConfigError: the folder cannot be written to.
     """
     try:
-        path.parent.mkdir(mode=PRIVATE_DIRECTORY_MODE, parents=True, exist_ok=True)
-        made = _write(path, data, PRIVATE_MODE, replace=False)
+        make_private_folder(path.parent)
+        made = write_whole(path, (data,), replace=replace)
     except OSError as error:
         raise _unwritable(path, error) from error
     if not made:
@@ -44,7 +42,7 @@ def write_public(path: Path, data: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, data, 0o644, replace=True)
+        write_whole(path, (data,), mode=_PUBLIC_MODE)
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -86,37 +84,6 @@ def _check_private(path: Path, status: os.stat_result) -> None:
             do=f"Run `chmod 600 {path}`; if somebody else may have read it, make new keys.",
             path=str(path),
         )
-
-
-def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> bool:
-    """Whether the file is there now: not, where one exists that may not be replaced."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        if replace:
-            temporary.replace(path)
-        else:
-            try:
-                path.hardlink_to(temporary)  # unlike a rename, this fails where the file exists
-            except FileExistsError:
-                return False
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-    _sync_directory(path.parent)
-    return True
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:

@@ -24,8 +24,8 @@ import grpc.aio
 import structlog
 
 from konsil.errors import ConfigError, IdentityError
+from konsil.files import PRIVATE_MODE, make_private_folder
 from konsil.identity.authority import Authority
-from konsil.identity.files import PRIVATE_DIRECTORY_MODE, PRIVATE_MODE
 from konsil.identity.svid import Svid
 from konsil.identity.workload_wire import (
     FETCH_BUNDLES,
@@ -132,7 +132,7 @@ class WorkloadApi:
         """
         parent = self._socket_path.parent
         try:
-            parent.mkdir(mode=PRIVATE_DIRECTORY_MODE, parents=True, exist_ok=True)
+            make_private_folder(parent)
             hidden = Path(tempfile.mkdtemp(prefix=".", dir=parent))
         except OSError as error:
             raise _unusable(self._socket_path, f"its folder cannot be written: {error.strerror}") from error

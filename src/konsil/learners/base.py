@@ -143,6 +143,9 @@ class Restoring(Protocol):
         ...
 
 
+_BF16_INFINITE = 0x7F80
+"""The bits of a bfloat16's exponent, all set: an infinity or a NaN."""
+
 _HELD, _STATE = "held/", "state/"
 """Before the names of arrays that stay, and of a learner's further state, in ``local_state``."""
 
@@ -216,7 +219,8 @@ class Shared:
         """
         held = {name: array for name, array in self._read().items() if not self._travels(name, array)}
         given, state = _under(_HELD, arrays), _under(_STATE, arrays)
-        wrong = different(held, given)
+        wrong = different(held, given, set(self._bf16))
+        wrong += [f"'{name}' is not expected" for name in arrays if not name.startswith((_HELD, _STATE))]
         if state and not isinstance(self._learner, Resuming):
             wrong.append(f"a {type(self._learner).__name__} has no further state")
         if wrong:
@@ -349,15 +353,45 @@ def adapted(model: Any) -> Learner:
     )
 
 
-def different(held: Mapping[str, Array], given: Mapping[str, Array]) -> list[str]:
-    """What differs between two sets of named arrays, by name, in words."""
+def different(held: Mapping[str, Array], given: Mapping[str, Array], bf16: Collection[str] = ()) -> list[str]:
+    """Why given arrays cannot take the place of those that are held, by name, in words.
+
+    They have other names, shapes or dtypes, or a NaN or an infinity where there is another value now.
+
+    Args:
+        held: named arrays as they are.
+        given: named arrays of a stranger.
+        bf16: names of uint16 arrays that hold the bits of bfloat16 values.
+    """
     found = [f"'{name}' is missing" for name in sorted(held.keys() - given.keys())]
     found += [f"'{name}' is not expected" for name in sorted(given.keys() - held.keys())]
     for name in sorted(held.keys() & given.keys()):
         mine, its = held[name], given[name]
         if (mine.shape, mine.dtype) != (its.shape, its.dtype):
             found.append(f"'{name}' is {its.dtype} {its.shape} instead of {mine.dtype} {mine.shape}")
+        elif spoils(mine, its, bf16=name in bf16):
+            found.append(f"'{name}' holds a NaN or an infinity")
     return found
+
+
+def spoils(held: Array, given: Array, *, bf16: bool = False) -> bool:
+    """Whether an array would bring a NaN or an infinity to where there is another value now.
+
+    A mask of infinities that a model is built with is no such thing.
+
+    Args:
+        held: as it is, or one value.
+        given: as it would be, any shape that broadcasts to the former.
+        bf16: both hold the bits of bfloat16 values.
+    """
+    if bf16:
+        strange = (given & _BF16_INFINITE) == _BF16_INFINITE
+    elif given.dtype.kind == "f":
+        strange = ~np.isfinite(given)
+    else:
+        return False
+    same = (given == held) | ((given != given) & (held != held))  # noqa: PLR0124 - so a NaN is told
+    return bool((strange & ~same).any())
 
 
 def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -48,7 +48,6 @@ from konsil.node.log import configure_log
 from konsil.node.models import Models
 from konsil.node.peers import Peers
 from konsil.node.process import notify, only_one, writable
-from konsil.node.pull import Puller
 from konsil.node.rules import Rules
 from konsil.node.service import Service, split_entries
 from konsil.node.site import Site, default_max_model_bytes
@@ -168,7 +167,7 @@ class Node:
             self.ledger,
             journal,
             models,
-            Puller(config.name, peers),
+            peers,
             rules=self.rules,
             max_model_bytes=int(config.node.max_model_gb * 1e9) or default_max_model_bytes(),
         )

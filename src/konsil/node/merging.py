@@ -13,6 +13,7 @@ from konsil.core.rules import OpenRound, Study, weights_of
 from konsil.errors import NodeError, SchemaMismatch, StudyError
 from konsil.node.bench import Bench
 from konsil.node.gather import Roster, UpdatesMissing, together
+from konsil.node.pull import Puller
 from konsil.node.site import Site
 from konsil.node.store import Assembly, Model, Store
 
@@ -37,12 +38,12 @@ T = TypeVar("T")
 class Merging:
     """Works on the open round of a study, as the ledger has it at each call."""
 
-    def __init__(self, site: Site, store: Store, study: Callable[[], Study]) -> None:
-        """``study``: the study as it stands on the ledger now."""
+    def __init__(self, name: str, site: Site, store: Store, study: Callable[[], Study]) -> None:
+        """``name``: the study's; ``study``: the study as it stands on the ledger now."""
         self.me = site.me
         self.max_model_bytes = site.max_model_bytes
         self._clock = site.clock
-        self.puller = site.puller
+        self.puller = Puller(site.me, site.peers, name)
         self.store = store
         self.rules = site.rules
         self.schema: Schema | None = None

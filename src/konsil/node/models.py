@@ -14,6 +14,7 @@ import structlog
 from konsil.core.digest import Manifest, chunk_range, leaf
 from konsil.core.parameters import Schema
 from konsil.errors import KonsilError, NodeError
+from konsil.files import UNFINISHED, make_private_folder, write_whole
 from konsil.node.store import Assembly, Model, StoredModel
 
 KEPT = 2
@@ -28,8 +29,8 @@ class Models:
     def __init__(self, directory: Path) -> None:
         """Use a directory that exists; what a killed node left half written there is removed."""
         self.directory = directory
-        for path in (*directory.glob("*/*.new"), *directory.glob("*/*.safetensors")):
-            if path.suffix == ".new" or not path.with_suffix(".manifest").exists():
+        for path in (*directory.glob(f"*/*{UNFINISHED}"), *directory.glob("*/*.safetensors")):
+            if path.suffix == UNFINISHED or not path.with_suffix(".manifest").exists():
                 path.unlink(missing_ok=True)
         self._saving: dict[tuple[str, str], asyncio.Task[None]] = {}
 
@@ -104,10 +105,9 @@ class Models:
         if manifest.exists():
             return
         try:
-            data.parent.mkdir(mode=0o700, exist_ok=True)
-            _write_whole(data, model.memory.data)
-            _write_whole(manifest, model.manifest.encode())
-            _sync_folder(data.parent)
+            make_private_folder(data.parent)
+            write_whole(data, (model.memory.data,))
+            write_whole(manifest, (model.manifest.encode(),))
         except OSError as error:
             _remove(manifest, data)
             raise NodeError(
@@ -145,29 +145,7 @@ class Models:
             assembly.close()
 
 
-def _write_whole(path: Path, data: memoryview | bytes) -> None:
-    """Write to a name beside it, fsync, then rename: the file is there whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError:
-        _remove(temporary)  # on a full disk above all
-        raise
-
-
 def _remove(*paths: Path) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,12 +26,15 @@ _log = structlog.get_logger(__name__)
 
 
 class Puller:
-    """Asks holders one after the other, directly or, where there is no way to them, through a relay."""
+    """Gets what is of one study: asks holders one after the other, directly or, where there is no way to
+    them, through a relay.
+    """
 
-    def __init__(self, me: str, peers: Peers) -> None:
-        """Pull as the member ``me``."""
+    def __init__(self, me: str, peers: Peers, study: str) -> None:
+        """Pull as the member ``me``; peers look in ``study`` alone."""
         self.me = me
         self.peers = peers
+        self.study = study
 
     async def manifest(self, digest: str, holders: Sequence[str], *, away_s: float = AWAY_S) -> Manifest:
         """The manifest of a model (a root digest) or of a part (a group digest), checked.
@@ -46,7 +49,7 @@ class Puller:
         """
         failures: list[str] = []
         for holder, via, timeout_s in self._ways(holders, away_s):
-            request = GetManifest(digest, holder=holder, relay=via != holder)
+            request = GetManifest(self.study, digest, holder=holder, relay=via != holder)
             try:
                 _, received = await self.peers.ask(
                     via, request, timeout_s=timeout_s, limit_bytes=MAX_MANIFEST_BYTES
@@ -84,7 +87,7 @@ class Puller:
         """
         failures: list[str] = []
         for holder, via, timeout_s in self._ways(holders, away_s):
-            request = GetChunk(digest, index, holder=holder, relay=via != holder)
+            request = GetChunk(self.study, digest, index, holder=holder, relay=via != holder)
             try:
                 await self.peers.ask(via, request, timeout_s=timeout_s, into=into)
                 await in_thread(partial(check_leaf, into, leaf, index=index))

@@ -62,7 +62,7 @@ class Rules:
         self.directory = directory
 
     def add(self, file: Path, options: Mapping[str, float]) -> RuleFile:
-        """Try a rule and put its file into this node's directory.
+        """Try a rule and put its file into this node's directory, in place of one that was changed there.
 
         Args:
             file: NAME.py with ``def rule(options) -> konsil.core.merge.Rule``.
@@ -83,8 +83,7 @@ class Rules:
             )
         try_rule(lambda: _made(found, data, options))
         stored = replace(found, path=self._path(found.name, found.digest))
-        if not stored.path.exists():
-            write_private(stored.path, data)
+        write_private(stored.path, data, replace=True)  # also where it is: its bytes may not be these
         return stored
 
     def files(self) -> list[RuleFile]:

@@ -116,31 +116,32 @@ class Service:
                 raise PeerRefused("unknown", f"{type(request).__name__} is not asked here.")
 
     async def _model_bytes(self, peer: str, request: GetManifest | GetChunk) -> Reply:
-        # Two studies may begin with the same model, and only one of them hold it still.
-        for runner in await self._studies_of(peer, request.digest):
+        runner = await self._readable_in(peer, request)
+        found = _held(runner, request)
+        if found is None and await runner.shelf.recall(request.digest):
             found = _held(runner, request)
-            if found is None and await runner.shelf.recall(request.digest):
-                found = _held(runner, request)
-            if found is not None:
-                return Reply(encode(Bytes()), found)
+        if found is not None:
+            return Reply(encode(Bytes()), found)
         if request.relay and request.holder != self.me and self.peers is not None:
             return await self._relay(peer, request, self.peers)
         raise self._not_here(request.digest)
 
-    async def _studies_of(self, peer: str, digest: str) -> list[StudyRunner]:
-        """The studies in which a peer may read what is behind a digest.
+    async def _readable_in(self, peer: str, request: GetManifest | GetChunk) -> StudyRunner:
+        """The study that a request names, once the peer may read there what is behind the digest.
 
-        A peer may have heard of it from the ledger a moment before this node: that moment is waited for.
+        Another study's word about the same digest counts for nothing: anybody may propose a study and name
+        any digest as its first model. A peer may have heard of it from the ledger a moment before this node:
+        that moment is waited for.
         """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + CATCH_UP_S
         while True:
-            found = [runner for runner in self._runners().values() if runner.may_read(peer, digest)]
-            if found:
-                return found
+            runner = self._runners().get(request.study)
+            if runner is not None and runner.may_read(peer, request.digest):
+                return runner
             left_s = until_s - loop.time()
             if self.ledger is None or left_s <= 0:
-                raise self._not_here(digest)
+                raise self._not_here(request.digest)
             await self.ledger.changed(self.ledger.state.height, left_s)
 
     def _not_here(self, digest: str) -> PeerRefused:
@@ -157,10 +158,10 @@ class Service:
                 NOT_HERE, f"{self.me} does not reach {request.holder} either.", do="Ask another peer."
             )
         if isinstance(request, GetManifest):
-            asked: Request = GetManifest(request.digest, holder=request.holder)
+            asked: Request = GetManifest(request.study, request.digest, holder=request.holder)
             limit = MAX_MANIFEST_BYTES
         else:
-            asked = GetChunk(request.digest, request.index, holder=request.holder)
+            asked = GetChunk(request.study, request.digest, request.index, holder=request.holder)
             limit = CHUNK_BYTES
         if self._relaying[peer] >= RELAYS_AT_ONCE:
             raise PeerRefused("busy", f"{self.me} relays {RELAYS_AT_ONCE} answers to {peer} already.")

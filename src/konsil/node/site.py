@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from konsil.ledger.base import Ledger
 from konsil.node.journal import Journal
 from konsil.node.models import Models
-from konsil.node.pull import Puller
+from konsil.node.peers import Peers
 from konsil.node.rules import Rules
 
 MODEL_SHARE = 8
@@ -31,7 +31,7 @@ class Site:
     ledger: Ledger
     journal: Journal
     models: Models
-    puller: Puller
+    peers: Peers
     clock: Callable[[], float] = time.time
     rules: Rules = field(default_factory=Rules)
     max_model_bytes: int = field(default_factory=default_max_model_bytes)

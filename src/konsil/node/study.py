@@ -80,7 +80,7 @@ class StudyRunner:
         self.trainee: Trainee | None = None
         self.heartbeats: dict[str, MemberProgress] = {}
         self._problems: dict[Effect | None, str] = {}
-        self.merging = Merging(site, self.store, lambda: self.study)
+        self.merging = Merging(name, site, self.store, lambda: self.study)
         self.outer = OuterStates(name, site.models, self.store, self.merging, lambda: self.study)
         self.shelf = Shelf(
             site, self.store, self.merging, lambda: self.study, self._let_go, self.outer.model_after
@@ -376,12 +376,12 @@ class StudyRunner:
             beat = Heartbeat(
                 self.name, self._round_number(), machine.stage(self.state, self.study), self.state.progress
             )
-            connected = set(self.site.puller.peers.connected()) & set(self.study.participants)
+            connected = set(self.site.peers.connected()) & set(self.study.participants)
             await asyncio.gather(*(self._beat(peer, beat) for peer in connected))
 
     async def _beat(self, peer: str, beat: Heartbeat) -> None:
         with contextlib.suppress(KonsilError):
-            await self.site.puller.peers.ask(peer, beat, timeout_s=HEARTBEAT_S)
+            await self.site.peers.ask(peer, beat, timeout_s=HEARTBEAT_S)
 
     def _round_number(self) -> int:
         return self.study.open.number if self.study.open is not None else len(self.study.history)

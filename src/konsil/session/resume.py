@@ -1,7 +1,8 @@
 """What stays at a member between two runs of its script: a file that is written after each merge.
 
 The accepted merge comes from the node. This file has the rest: parameters that stay local, counters, the
-optimiser's state. It is safetensors with a word in its metadata about whose it is; no code is ever in it.
+optimiser's state. It is safetensors with a word in its metadata about whose it is; no code is ever in it. It
+can tell of patients as the model itself can, so it is its owner's alone to read.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import msgspec
 from konsil.core.digest import bytes_digest
 from konsil.core.parameters import file_pieces, header_of_file, read_safetensors
 from konsil.errors import ConfigError, ParametersError
+from konsil.files import make_private_folder, remove_unfinished, write_whole
 from konsil.learners.base import Array, Shared
-from konsil.wall.model_file import write_whole
 
 _KEY = "konsil_resume"
 _VERSION = 1
@@ -57,6 +58,7 @@ class LocalFile:
             ConfigError: the file is damaged, or another study's, member's or history's, or does not fit the
                 model. It stays as it is.
         """
+        remove_unfinished(self.path)
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
@@ -77,7 +79,7 @@ class LocalFile:
         try:
             learner.load_local_state(arrays)
         except ConfigError as error:
-            raise self._unusable(f"does not fit the model: {error.what}") from error
+            raise self._unusable(f"does not fit the model: {error.what.rstrip('.')}") from error
         return True
 
     def _parsed(self, data: bytes) -> tuple[_Whose, dict[str, Array]]:
@@ -107,7 +109,7 @@ class LocalFile:
         metadata = {_KEY: msgspec.json.encode(whose).decode()}
         header = next(iter(file_pieces(arrays, metadata)))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self.path.parent)
             write_whole(self.path, (header, values))
         except OSError as error:
             raise ConfigError(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
-from konsil.core.digest import CHUNK_BYTES, group_digest, leaf, root_from
+from konsil.core.digest import CHUNK_BYTES, chunk_count, group_digest, leaf, root_from
 from konsil.core.model_card import CARD_KEY, ModelCard, decode_card
 from konsil.core.parameters import (
     MAX_FILE_HEADER_BYTES,
@@ -21,6 +20,7 @@ from konsil.core.parameters import (
     header_of_file,
 )
 from konsil.errors import ConfigError, DigestMismatch, ParametersError
+from konsil.files import BY_UMASK, write_whole
 from konsil.wall.layout import read_arrays
 from konsil.wall.memory import SealedMemory
 from konsil.wall.model_page import page_of
@@ -57,8 +57,8 @@ def write_model_file(path: Path, memory: SealedMemory, card: bytes) -> ModelCard
     read = decode_card(card)
     header = annotated_header(schema, {CARD_KEY: bytes(card).decode()})
     try:
-        write_whole(path, (header, data))
-        write_whole(page_path(path), (page_of(read, path.name).encode(),))
+        write_whole(path, (header, data), mode=BY_UMASK)
+        write_whole(page_path(path), (page_of(read, path.name).encode(),), mode=BY_UMASK)
     except OSError as error:
         raise ConfigError(
             f"The model cannot be written to {path}: {error.strerror}.",
@@ -66,30 +66,6 @@ def write_model_file(path: Path, memory: SealedMemory, card: bytes) -> ModelCard
             do="Name another place.",
         ) from error
     return read
-
-
-def write_whole(path: Path, pieces: Sequence[bytes | memoryview] | Iterator[bytes | memoryview]) -> None:
-    """Write to a name beside it, fsync, rename: after a crash the old file is there, or the new one, whole.
-
-    Raises:
-        OSError: the disk refuses; what was there before is still there.
-    """
-    place = path.with_name(f".{path.name}.new")
-    try:
-        with place.open("wb") as target:
-            for piece in pieces:
-                target.write(piece)
-            target.flush()
-            os.fsync(target.fileno())
-        place.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except BaseException:
-        place.unlink(missing_ok=True)
-        raise
 
 
 def bare_header(stream: BinaryIO) -> bytes:
@@ -146,16 +122,21 @@ def _checked(path: Path, data: memoryview) -> ModelFile:
     # Another program may have saved it again in another order: the arrays count, not where they lie.
     tensors = [Tensor(name, entry.dtype, entry.shape) for name, entry in entries.items()]
     schema = Schema.of_tensors(tensors)
+    if schema.digest != card.schema or chunk_count(schema.data_bytes) != sum(card.groups):
+        raise _other(path, card, "names, dtypes or shapes of its arrays differ")
     runs = []
     for tensor in schema.tensors:
         start, stop = entries[tensor.name].data_offsets
         if stop - start != tensor.data_bytes or begin + stop > len(data):
-            raise ParametersError(f"{path} is cut short, or its header does not fit its data.")
+            raise _misfit(path)
         runs.append((begin + start, begin + stop))
+    # Else a small file with many names for the same bytes would be digested for hours.
+    if any(
+        start < before for (_, before), (start, _) in pairwise(sorted(run for run in runs if run[0] < run[1]))
+    ):
+        raise _misfit(path)
     leaves = [leaf(chunk) for chunk in _chunks(data, runs)]
-    if schema.digest != card.schema or len(leaves) != sum(card.groups):
-        raise _other(path, card, "names, dtypes or shapes of its arrays differ")
-    ends = [sum(card.groups[: number + 1]) for number in range(len(card.groups))]
+    ends = accumulate(card.groups)
     groups = [group_digest(leaves[end - count : end]) for end, count in zip(ends, card.groups, strict=True)]
     digest = root_from(schema.digest, groups)
     if digest != card.digest:
@@ -189,6 +170,14 @@ def _chunks(data: memoryview, runs: Sequence[tuple[int, int]]) -> Iterator[bytes
                 waiting.clear()
     if waiting:
         yield bytes(waiting)
+
+
+def _misfit(path: Path) -> ParametersError:
+    return ParametersError(
+        f"{path} is cut short, its arrays overlap, or its header does not fit its data.",
+        safe="Nothing was changed.",
+        do="Do not use it. Get it again from any member: `konsil study model`.",
+    )
 
 
 def _other(path: Path, card: ModelCard, why: str) -> DigestMismatch:

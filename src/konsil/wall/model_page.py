@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterator
 
 from konsil.core.model_card import CardRound, ModelCard
 from konsil.core.rules import mean_of, score_value
 
 _SHORT = 12
+
+_MARKUP = re.compile(r"[\\`*_\[\]<>|#~&@]|:(?=\S)|(?<=www)\.", re.IGNORECASE)
+"""What means something wherever it stands, in CommonMark and in GitHub's form of it, which makes links of
+bare addresses, too: https://github.github.com/gfm/."""
+
+_MARKUP_AT_BEGIN = re.compile(r"^(\d{0,9})([-+=.)])")
+"""What means something at the beginning of a line: lists, rules, headings."""
 
 
 def page_of(card: ModelCard, file_name: str) -> str:
@@ -68,7 +76,7 @@ def _round(each: CardRound, *, chosen: bool) -> str:
     )
     absent = ", ".join(f"{_text(name)} ({_text(why)})" for name, why in sorted(each.absent.items()))
     number = f"**{each.number}**" if chosen else f"{each.number}"
-    return f"| {number} | `{each.digest[:_SHORT]}` | {roster} | {absent or 'nobody'} |"
+    return f"| {number} | `{_code(each.digest[:_SHORT])}` | {roster} | {absent or 'nobody'} |"
 
 
 def _metrics(card: ModelCard) -> list[str]:
@@ -95,11 +103,11 @@ def _when(unix_s: int) -> str:
 
 
 def _code(text: str) -> str:
-    """A text to stand between backticks."""
-    return "".join(character for character in text if character.isprintable() and character != "`")
+    """A text to stand between backticks, in a table's cell too."""
+    return "".join(character for character in text if character.isprintable() and character not in "`|")
 
 
 def _text(text: str) -> str:
-    """What others wrote, so that it stays text: no control characters, no markup, no table cells."""
+    """What others wrote, so that it stays text: no control characters, markup, links or table cells."""
     plain = "".join(character if character.isprintable() else "\ufffd" for character in text)
-    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in plain)
+    return _MARKUP_AT_BEGIN.sub(r"\1\\\2", _MARKUP.sub(r"\\\g<0>", plain.strip()))

@@ -73,7 +73,7 @@ class Hospital:
         self.transport = MemoryTransport(name, self.answer, network)
         self.peers = Peers(self.transport)
         self.service.peers = self.peers
-        self.puller = Puller(name, self.peers)
+        self.puller = Puller(name, self.peers, "aml")
 
     async def answer(self, peer: str, message: bytes) -> Reply:
         request = decode_request(message)

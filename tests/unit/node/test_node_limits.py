@@ -23,10 +23,10 @@ async def test_a_model_over_the_nodes_limit_is_not_fetched():
         me="b",
         clock=lambda: 0.0,
         max_model_bytes=10,
-        puller=SimpleNamespace(manifest=asked.append),
+        peers=SimpleNamespace(connected=lambda: (), ask=asked.append),
         rules=None,
     )
-    merging = Merging(site, Store(), lambda: SimpleNamespace(data_bytes=11))
+    merging = Merging("aml", site, Store(), lambda: SimpleNamespace(data_bytes=11))
     with pytest.raises(NodeError, match="max_model_gb"):
         await merging.fetch("00")
     assert not asked
@@ -48,7 +48,7 @@ def test_a_word_to_a_node_is_no_longer_than_the_longest_header():
 async def test_a_peer_that_does_not_read_what_was_relayed_gets_no_more(swarm, monkeypatch):
     monkeypatch.setattr(service, "RELAYS_AT_ONCE", 2)
     b = swarm.hospitals["b"]
-    request = encode(GetChunk(swarm.updates["c"].digest, 0, holder="c", relay=True))
+    request = encode(GetChunk("aml", swarm.updates["c"].digest, 0, holder="c", relay=True))
     unread = [await b.service.answer("a", request) for _ in range(2)]
     assert all(reply.body for reply in unread)
     refused = await b.service.answer("a", request)

@@ -84,6 +84,16 @@ def test_a_file_that_is_missing_is_an_error_that_names_both_digests(rules, write
     assert wanted.digest in rules.problem(agreed)
 
 
+def test_adding_a_rule_again_replaces_a_file_that_was_changed_since(rules, write):
+    added = rules.add(write(LARGEST), {})
+    added.path.write_text("changed = 1\n")
+    added.path.chmod(0o644)
+    assert rules.add(write(LARGEST), {}) == added
+    assert [each.is_as_added for each in rules.files()] == [True]
+    assert rules.problem(settings("largest", added.digest)) == ""
+    assert stat.S_IMODE(added.path.stat().st_mode) == 0o600
+
+
 def test_a_file_that_was_changed_later_is_not_run(rules, write):
     added = rules.add(write(LARGEST), {})
     added.path.write_text(LARGEST.replace("maximum", "minimum"))

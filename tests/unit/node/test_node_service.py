@@ -50,41 +50,46 @@ class Operator:
 
 async def test_models_are_served_by_digest_and_what_is_not_here_is_said_to_be_elsewhere(swarm):
     update = swarm.updates["b"]
-    answer, received = await ask(swarm, GetManifest(update.digest), limit_bytes=1 << 20)
+    answer, received = await ask(swarm, GetManifest("aml", update.digest), limit_bytes=1 << 20)
     assert answer == Bytes()
     assert Manifest.decode(received.body).digest == update.digest
-    _, received = await ask(swarm, GetChunk(update.digest, 2), limit_bytes=1 << 22)
+    _, received = await ask(swarm, GetChunk("aml", update.digest, 2), limit_bytes=1 << 22)
     assert received.body == bytes(update.chunk(2))
-    for request in (GetManifest("3" * 64), GetChunk(update.digest, 3), GetChunk(update.digest, -1)):
+    for request in (
+        GetManifest("aml", "3" * 64),
+        GetChunk("aml", update.digest, 3),
+        GetChunk("aml", update.digest, -1),
+    ):
         with pytest.raises(PeerRefused, match="b answered: b does not have") as caught:
             await ask(swarm, request)
         assert caught.value.code == "not_here"
 
 
-async def test_a_model_that_two_studies_begin_with_is_served_by_the_one_that_still_holds_it(swarm):
+async def test_a_study_serves_what_it_holds_itself_and_nothing_of_another(swarm):
     update, hospital = swarm.updates["b"], swarm.hospitals["b"]
     holds = next(iter(hospital.service._runners().values()))
-
-    async def recall(_digest):
-        return False
-
-    over = SimpleNamespace(
-        may_read=holds.may_read, store=Store(), shelf=SimpleNamespace(recall=recall), name="over"
-    )
-    hospital.service._runners = lambda: {"over": over, "aml": holds}
-    _, received = await ask(swarm, GetManifest(update.digest), limit_bytes=1 << 20)
+    other = SimpleNamespace(may_read=holds.may_read, store=Store(), shelf=hospital)
+    hospital.service._runners = lambda: {"other": other, "aml": holds}
+    _, received = await ask(swarm, GetManifest("aml", update.digest), limit_bytes=1 << 20)
     assert Manifest.decode(received.body).digest == update.digest
+    for study in ("other", "none"):
+        for request in (GetManifest(study, update.digest), GetChunk(study, update.digest, 0)):
+            with pytest.raises(PeerRefused, match="b does not have"):
+                await ask(swarm, request, limit_bytes=1 << 22)
 
 
 async def test_what_is_not_here_is_relayed_only_when_asked_and_only_from_the_holder(swarm):
     update = swarm.updates["c"]
     with pytest.raises(PeerRefused):
-        await ask(swarm, GetChunk(update.digest, 0, holder="c"))
-    _, received = await ask(swarm, GetChunk(update.digest, 0, holder="c", relay=True), limit_bytes=1 << 22)
+        await ask(swarm, GetChunk("aml", update.digest, 0, holder="c"))
+    _, received = await ask(
+        swarm, GetChunk("aml", update.digest, 0, holder="c", relay=True), limit_bytes=1 << 22
+    )
     assert received.body == bytes(update.chunk(0))
     assert swarm.hospitals["d"].asked == []
+    assert [request.study for _, request in swarm.hospitals["c"].asked] == ["aml"]
     with pytest.raises(PeerRefused, match="does not reach nobody either"):
-        await ask(swarm, GetChunk(update.digest, 0, holder="nobody", relay=True))
+        await ask(swarm, GetChunk("aml", update.digest, 0, holder="nobody", relay=True))
 
 
 async def test_cards_are_served_by_digest(swarm):
@@ -157,7 +162,7 @@ async def test_who_is_behind_on_the_ledger_answers_once_it_has_caught_up(swarm):
     b.service.ledger = ledger = Ledger()
     digest = swarm.updates["b"].digest
     b.hidden.add(digest)
-    asking = asyncio.create_task(ask(swarm, GetManifest(digest), limit_bytes=10_000))
+    asking = asyncio.create_task(ask(swarm, GetManifest("aml", digest), limit_bytes=10_000))
     await asyncio.sleep(0.02)
     assert not asking.done()
     b.hidden.clear()
@@ -170,9 +175,9 @@ async def test_what_a_peer_may_not_read_is_not_there_for_it(swarm):
     digest = swarm.updates["b"].digest
     swarm.hospitals["b"].hidden.add(digest)
     with pytest.raises(PeerRefused, match="not for this peer"):
-        await ask(swarm, GetChunk(digest, 0), limit_bytes=10_000)
+        await ask(swarm, GetChunk("aml", digest, 0), limit_bytes=10_000)
     with pytest.raises(PeerRefused, match="not for this peer"):
-        await ask(swarm, GetChunk(digest, 0, holder="c", relay=True), limit_bytes=10_000)
+        await ask(swarm, GetChunk("aml", digest, 0, holder="c", relay=True), limit_bytes=10_000)
 
 
 # --- errors and entries --------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from konsil.core.digest import Buffer
 from konsil.core.parameters.schema import (
     ARRAY_DTYPES,
+    MAX_DATA_BYTES,
     MAX_DIMENSIONS,
     METADATA,
     PREFIX_BYTES,
@@ -135,7 +136,9 @@ def read_safetensors(data: Buffer) -> dict[str, NDArray[Any]]:
                 f"Tensor {shown_name(name)} is {entry.dtype[:20]}, which cannot be read here."
             )
         dtype, (start, stop) = dtypes[entry.dtype], entry.data_offsets
-        if len(entry.shape) > MAX_DIMENSIONS or stop - start != math.prod(entry.shape) * dtype.itemsize:
+        # numpy multiplies the sizes of an empty array, too, leaving out the zeros.
+        reach = math.prod(size for size in entry.shape if size) if len(entry.shape) <= MAX_DIMENSIONS else -1
+        if not 0 < reach <= MAX_DATA_BYTES or stop - start != math.prod(entry.shape) * dtype.itemsize:
             raise malformed_header(f"the shape of {shown_name(name)} does not fit its bytes")
         if start != at or begin + stop > len(data):
             raise malformed_header(

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from konsil.errors import ConfigError
+from konsil.errors import ConfigError, StudyError
 from konsil.learners.base import Array
 from konsil.learners.sklearn.estimators import estimator_learner, prepare_estimator
 from konsil.learners.sklearn.pooled import Floats, Pooled
 from konsil.learners.sklearn.refusals import kinds_of, unusable
 from konsil.learners.sklearn.walk import Step, is_model, walk
+
+_COLUMNS_SHOWN = 10
 
 _COLUMNS = "_konsil_columns"
 """Where `prepare` notes on a Pipeline how many columns its rows have, or which."""
@@ -62,11 +64,22 @@ class PipelineLearner:
         }
 
     def load(self, arrays: Mapping[str, Array]) -> None:
-        """Copy the values in; steps whose means are all known are fitted afterwards."""
+        """Copy the values in; steps whose means are all known are fitted afterwards.
+
+        Raises:
+            StudyError: sums, counts or means that no honest members' merge can give; nothing was changed.
+        """
         pooled = dict(self._pooled())
-        for prefix, mean in pooled.items():
-            if f"{prefix}.sum" in arrays and f"{prefix}.count" in arrays:
-                mean.take(arrays[f"{prefix}.sum"], arrays[f"{prefix}.count"])
+        merged = {
+            prefix: (arrays[f"{prefix}.sum"], arrays[f"{prefix}.count"])
+            for prefix in pooled
+            if f"{prefix}.sum" in arrays and f"{prefix}.count" in arrays
+        }
+        for prefix, (sums, counts) in merged.items():
+            if columns := pooled[prefix].impossible(sums, counts):
+                raise _impossible(prefix, columns)
+        for prefix, (sums, counts) in merged.items():
+            pooled[prefix].take(sums, counts)
         self._in_vain = self._asked is not None and not self._asked.known
         self._refresh()
         if self._model is not None:
@@ -166,6 +179,19 @@ def prepare_pipeline(
         prepare_estimator(last, width, classes, dtype)
     setattr(pipeline, _COLUMNS, columns)
     return pipeline
+
+
+def _impossible(mean: str, columns: Sequence[int]) -> StudyError:
+    shown = ", ".join(map(str, columns[:_COLUMNS_SHOWN])) + (", ..." if len(columns) > _COLUMNS_SHOWN else "")
+    return StudyError(
+        f"The merge gives for '{mean}' what no rows have, such as a mean of squares below 0, in these"
+        f" columns, counted from 0: {shown}. A member sent sums or counts that cannot be of its rows.",
+        safe="Nothing of the merge was loaded; the model is as it was.",
+        do="Have every member look at its rows and versions; then propose a new study, with a merge rule that"
+        " bears a wrong update.",
+        mean=mean,
+        columns=tuple(columns),
+    )
 
 
 def _in_vain(step: str) -> ConfigError:

@@ -29,21 +29,29 @@ _STEPS = float(1 << MANTISSA_BITS)
 _EXPONENT_UNIT = 2048.0
 """Beyond every exponent of a float64 (-1,073 to 1,024), so that exponent - unit is always negative."""
 
+_EXPONENTS = (-1074.0, 1022.0)
+"""Of means that a merge may give; what its rounding adds cannot lead out of float64 from there."""
+
+_SLACK = 1e-6
+"""How far a merge's rounding may lead beyond a bound: far more than it does."""
+
 
 @dataclass(frozen=True)
 class Pooled:
     """The two arrays, float64 [features] each, which change in place.
 
     A column's count is 0: nothing known; above 0: sums to be merged; below 0: the mean is known.
+    ``of_squares``: what the mean is taken of is never below 0.
     """
 
     sum: Floats
     count: Floats
+    of_squares: bool = False
 
     @classmethod
-    def empty(cls, n_features: int) -> Pooled:
+    def empty(cls, n_features: int, *, of_squares: bool = False) -> Pooled:
         """Nothing known yet."""
-        return cls(np.zeros(n_features), np.zeros(n_features))
+        return cls(np.zeros(n_features), np.zeros(n_features), of_squares)
 
     @property
     def known(self) -> bool:
@@ -67,6 +75,27 @@ class Pooled:
         there = ~np.isnan(columns)
         self.sum[:] = np.where(there, columns, 0.0).sum(axis=1) / weight
         self.count[:] = there.sum(axis=1) / weight
+
+    def impossible(self, sums: Floats, counts: Floats) -> tuple[int, ...]:
+        """Columns in which no honest members' merge can be like this, whatever their rows are.
+
+        Their mean would be no number, or below 0 where it is one of squares.
+
+        Args:
+            sums: as for `take`.
+            counts: as for `take`.
+        """
+        summed, known = counts > 0, counts < 0
+        with np.errstate(all="ignore"):  # what comes of impossible values is looked at
+            _, exponent = np.frexp(sums / counts)
+            exponent = np.where(known, (counts + 1.0) * _EXPONENT_UNIT, exponent)
+            wrong = ~np.isfinite(sums) | ~np.isfinite(counts) | (summed & ~np.isfinite(sums / counts))
+        lowest, highest = _EXPONENTS
+        wrong |= (summed | known) & ((exponent < lowest - _SLACK) | (exponent > highest + _SLACK))
+        wrong |= known & (np.abs(sums) > 1.0 + _SLACK)
+        if self.of_squares:
+            wrong |= (summed | known) & (sums < 0)
+        return tuple(int(column) for column in np.flatnonzero(wrong))
 
     def take(self, sums: Floats, counts: Floats) -> None:
         """What came out of a merge: of sums, or of means that were known already."""

@@ -22,7 +22,9 @@ _CONSTANT = 2.0**-43
 
 
 class PooledKind(Protocol):
-    """A kind of step that is fitted from means over all rows."""
+    """A kind of step that is fitted from means over all rows. ``of_squares``: which means are of squares."""
+
+    of_squares: frozenset[str]
 
     def means(self, step: Any) -> tuple[str, ...]:
         """The means that it needs, in the order in which they are fitted; none if it has no state.
@@ -60,6 +62,8 @@ class PooledKind(Protocol):
 
 class Imputer:
     """``SimpleImputer``: the mean of what is not missing."""
+
+    of_squares: frozenset[str] = frozenset()
 
     def means(self, step: Any) -> tuple[str, ...]:
         """One, unless it fills in a constant."""
@@ -103,6 +107,8 @@ class Scaler:
 
     In two rounds, since a variance out of sums of squares loses its digits where a feature is far from 0.
     """
+
+    of_squares: frozenset[str] = frozenset({"variance"})
 
     def means(self, step: Any) -> tuple[str, ...]:
         """Two; one if it does not scale; none if it does nothing."""

@@ -103,7 +103,10 @@ def _walk(prefix: str, steps: Sequence[tuple[str, Any]], row: Rows, reach: Reach
         elif _is_pipeline(step):
             found += _walk(f"{prefix}{name}.", _real(step), before, reach)[0]
         elif kind := kind_of(step):
-            means = {mean: Pooled.empty(before.shape[1]) for mean in kind.means(step)}
+            means = {
+                mean: Pooled.empty(before.shape[1], of_squares=mean in kind.of_squares)
+                for mean in kind.means(step)
+            }
             found.append(Step(f"{prefix}{name}", reach, before, step, kind, means))
         reach = _then(reach, partial(_transform, step))
     return found, row

@@ -14,11 +14,21 @@ import numpy as np
 import torch
 
 from konsil.errors import ConfigError
-from konsil.learners.base import Array, different
+from konsil.learners.base import Array, different, spoils
 from konsil.learners.torch.host import on_host
 
 _STAYS, _TENSOR, _BF16, _NUMBER, _GROUP = "stays/", "tensor/", "bf16/", "number/", "group/"
 _OPTIMIZER = (_TENSOR, _BF16, _NUMBER, _GROUP)
+
+_PARTS = 3
+"""Of the name of an entry: its kind, the number of its parameter or group, and what it is."""
+
+_ONE_VALUE = frozenset({"step", "mu_product"})
+_AS_PARAMETER = frozenset({
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg",
+    "acc_delta", "sum", "prev", "step_size", "ax",
+})  # fmt: skip
+"""What the optimisers in ``torch.optim`` keep of each parameter; of others' entries the shape is theirs."""
 
 
 def local_state(
@@ -46,7 +56,9 @@ def load_local_state(
         ConfigError: it is another model's or another optimiser's; nothing was changed.
     """
     given = {name.removeprefix(_STAYS): array for name, array in arrays.items() if name.startswith(_STAYS)}
-    wrong = different({name: _copied(tensor) for name, tensor in staying.items()}, given)
+    bf16 = {name for name, tensor in staying.items() if tensor.dtype == torch.bfloat16}
+    wrong = different({name: _copied(tensor) for name, tensor in staying.items()}, given, bf16)
+    wrong += [f"'{name}' is not expected" for name in arrays if not name.startswith((_STAYS, *_OPTIMIZER))]
     state = {name: array for name, array in arrays.items() if name.startswith(_OPTIMIZER)}
     if optimizer is None and state:
         wrong.append("it has an optimiser's state, and `optimizer=` names none")
@@ -124,44 +136,69 @@ def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load_state(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Array]) -> None:
-    known = optimizer.state_dict()
-    groups = [dict(group) for group in known["param_groups"]]
-    expected = {f"{_GROUP}{number}/{key}" for number, group in enumerate(groups) for key in _numbers(group)}
-    indices = {str(index) for group in groups for index in group["params"]}
+    groups = [dict(group) for group in optimizer.state_dict()["param_groups"]]
+    settings = {
+        f"{_GROUP}{number}/{key}": (number, key, np.asarray(value))
+        for number, group in enumerate(groups)
+        for key, value in _numbers(group).items()
+    }
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    held = {str(index): parameters[index] for group in groups for index in group["params"]}
     state: dict[int, dict[str, Any]] = {}
-    strange: list[str] = []
+    wrong = [f"'{name}' is missing" for name in sorted(settings.keys() - arrays.keys())]
     for name, array in arrays.items():
-        kind, index, key = name.split("/", 2)
-        if kind + "/" == _GROUP:
-            if name in expected:
-                groups[int(index)][key] = _like(groups[int(index)][key], array)
-            else:
-                strange.append(f"'{name}' is no setting of this {type(optimizer).__name__}")
-        elif index not in indices:
-            strange.append(f"the optimiser holds no parameter {index}")
+        if name in settings:
+            number, key, value = settings[name]
+            wrong += _unlike(name, value, array)
+            if not wrong:
+                groups[number][key] = _like(groups[number][key], array)
+            continue
+        parts = name.split("/", _PARTS - 1)
+        if len(parts) != _PARTS or parts[0] + "/" == _GROUP:
+            wrong.append(f"'{name}' is no setting of this {type(optimizer).__name__}")
+        elif parts[1] not in held:
+            wrong.append(f"the optimiser holds no parameter {parts[1]}")
         else:
-            number = kind + "/" == _NUMBER
-            value = array.item() if number else _tensor(array, bf16=kind + "/" == _BF16)
-            state.setdefault(int(index), {})[key] = value
-    missing = expected - set(arrays)
-    if strange or missing:
-        raise _another([*strange, *(f"'{name}' is missing" for name in sorted(missing))])
-    _require_shapes(optimizer, state)
+            wrong += _unfit(name, tuple(held[parts[1]].shape), array)
+            if not wrong:
+                state.setdefault(int(parts[1]), {})[parts[2]] = _value(parts[0] + "/", array)
+    if wrong:
+        raise _another(wrong)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _require_shapes(optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
-    """See that each moment has its parameter's shape, where it has as many dimensions."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, entries in state.items():
-        shape = tuple(parameters[index].shape)
-        for key, value in entries.items():
-            if (
-                isinstance(value, torch.Tensor)
-                and value.ndim == len(shape) > 0
-                and tuple(value.shape) != shape
-            ):
-                raise _another([f"'{key}' of parameter {index} has shape {tuple(value.shape)}, not {shape}"])
+def _unlike(name: str, held: Array, array: Array) -> list[str]:
+    """Why an array cannot be a group's setting, in words."""
+    if array.shape != held.shape or (array.dtype.kind == "b") != (held.dtype.kind == "b"):
+        return [f"'{name}' is {array.dtype} {array.shape} instead of {held.dtype} {held.shape}"]
+    return [f"'{name}' holds a NaN or an infinity"] if spoils(held, array) else []
+
+
+def _unfit(name: str, shape: tuple[int, ...], array: Array) -> list[str]:
+    """Why an array cannot be what the optimiser keeps of a parameter of this shape, in words."""
+    kind, _, key = name.split("/", _PARTS - 1)
+    is_bf16 = kind + "/" == _BF16
+    if is_bf16 and array.dtype != np.uint16:
+        return [f"'{name}' is {array.dtype} instead of the bits of bfloat16 values"]
+    one = kind + "/" == _NUMBER or key in _ONE_VALUE
+    # A moment with as many dimensions as its parameter is factored (Adafactor's), or has its shape.
+    factored = array.ndim == len(shape) and all(
+        mine in {1, its} for mine, its in zip(array.shape, shape, strict=True)
+    )
+    if (one and array.size != 1) or (key in _AS_PARAMETER and array.shape != shape and not one):
+        return [f"'{name}' has shape {array.shape}, not {() if one else shape}"]
+    if array.ndim == len(shape) and not factored:
+        return [f"'{name}' has shape {array.shape}, not {shape}"]
+    return (
+        [f"'{name}' holds a NaN or an infinity"]
+        if spoils(np.zeros((), array.dtype), array, bf16=is_bf16)
+        else []
+    )
+
+
+def _value(kind: str, array: Array) -> Any:
+    """An entry as the optimiser keeps it."""
+    return array.item() if kind == _NUMBER else _tensor(array, bf16=kind == _BF16)
 
 
 def _like(held: Any, array: Array) -> Any:

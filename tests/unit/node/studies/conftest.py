@@ -26,7 +26,6 @@ from konsil.errors import LedgerUnreachable
 from konsil.node.journal import Journal
 from konsil.node.models import Models
 from konsil.node.peers import Peers
-from konsil.node.pull import Puller
 from konsil.node.rules import Rules
 from konsil.node.service import Service
 from konsil.node.site import Site
@@ -61,11 +60,11 @@ def record(name):
 class World:
     """The contract in this process, and every member's node."""
 
-    def __init__(self, root, settings=SETTINGS, names=NAMES):
-        self.root, self.names = root, names
+    def __init__(self, root, settings=SETTINGS, names=NAMES, outsiders=()):
+        self.root, self.names, self.members = root, names, (*names, *outsiders)
         self.network = MemoryNetwork()
         self.now_s = BEGIN_S
-        self.state = initial_state(Genesis("lungs", "local", "a", BEGIN_S, tuple(map(record, names))))
+        self.state = initial_state(Genesis("lungs", "local", "a", BEGIN_S, tuple(map(record, self.members))))
         self.moved = asyncio.Event()
         self.away: set[str] = set()
         self.put("a", ProposeStudy(settings))
@@ -138,22 +137,23 @@ class Node:
         self.world, self.name, self.number = world, name, number
         self.folder = world.root / name
         (self.folder / "merges").mkdir(parents=True, exist_ok=True)
-        self.service = Service(name, lambda: {"aml": self.runner}, lambda _digest: None)
+        self.service = Service(name, lambda: self.runners, lambda _digest: None)
         self.transport = MemoryTransport(name, self.service.answer, world.network)
         self.service.peers = peers = Peers(self.transport)
         self.service.ledger = ledger = Ledger(world, name)
         self.journal = Journal(self.folder / "journal.db")
         models = Models(self.folder / "merges")
-        site = Site(
+        self.site = Site(
             name,
             ledger,
             self.journal,
             models,
-            Puller(name, peers),
+            peers,
             clock=lambda: world.now_s,
             rules=Rules(self.folder / "rules"),
         )
-        self.runner = StudyRunner("aml", site)
+        self.runner = StudyRunner("aml", self.site)
+        self.runners = {"aml": self.runner}
         self.arrays = zeros(elements)
         self.schema = Schema.of(self.arrays)
         self.seen = []
@@ -162,7 +162,7 @@ class Node:
         self.contribution = "inactive"
 
     async def open(self):
-        known = [PeerAddress(n, f"spiffe://{n}.example/node", (f"{n}:1",), b"") for n in self.world.names]
+        known = [PeerAddress(n, f"spiffe://{n}.example/node", (f"{n}:1",), b"") for n in self.world.members]
         self.transport.set_peers(known)
         await self.runner.open()
         self.looking = asyncio.create_task(self._look())
@@ -170,8 +170,15 @@ class Node:
     async def _look(self):
         while True:
             moved = self.world.moved
-            self.runner.look()
+            await self._follow()
             await moved.wait()
+
+    async def _follow(self):
+        for study in self.world.state.studies:
+            if study not in self.runners:
+                self.runners[study] = StudyRunner(study, self.site)
+                await self.runners[study].open()
+            self.runners[study].look()
 
     def train(self):
         self.runner.trainee = Trainee(self.schema, self._told)
@@ -210,7 +217,8 @@ class Node:
         self.world.nodes.pop(self.name, None)
         self.looking.cancel()
         await asyncio.gather(self.looking, return_exceptions=True)
-        await self.runner.close()
+        for runner in self.runners.values():
+            await runner.close()
         await self.runner.site.models.close()
         await self.transport.close()
         self.journal.close()
@@ -224,8 +232,8 @@ async def worlds(tmp_path):
     """A function that makes a world, with its nodes started unless told otherwise."""
     made: list[World] = []
 
-    async def world(*, start=True, names=NAMES, **settings):
-        made.append(World(tmp_path, replace(SETTINGS, **settings), names))
+    async def world(*, start=True, names=NAMES, outsiders=(), **settings):
+        made.append(World(tmp_path, replace(SETTINGS, **settings), names, outsiders))
         if start:
             await made[-1].start()
         return made[-1]
