@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import itertools
 import os
 import subprocess
@@ -750,6 +751,49 @@ def test_a_merge_that_is_there_at_joining_is_evaluated_unless_it_was_before(node
     konsil.join("aml", model(), node=node.path, evaluate=evaluate).close()
     assert len(calls) == 1
     assert [word.round for word in node.said(Scored)] == [2]
+
+
+class Reaching:
+    """A learner that reaches into its training, and says when it lets go."""
+
+    def __init__(self):
+        self.arrays = {name: array for name, array in model().items() if name != "count"}
+        self.ended = 0
+
+    def parameters(self):
+        return self.arrays
+
+    def load(self, arrays):
+        for name, values in arrays.items():
+            np.copyto(self.arrays[name], values)
+
+    def end(self):
+        self.ended += 1
+
+
+def test_a_join_that_fails_lets_the_training_go(node):
+    node.accepted = 1
+    mine = Reaching()
+    with pytest.raises(ZeroDivisionError):
+        konsil.join("aml", mine, node=node.path, evaluate=lambda _: 1 / 0)
+    assert mine.ended == 1
+    assert len(node.said(Goodbye)) == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("way", ["close", "leave"])
+def test_a_session_that_ends_leaves_no_line_behind(node, monkeypatch, way):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    swarm = konsil.join("aml", model(), node=node.path)
+    swarm.step(1)
+    assert "training [" in terminal.getvalue().rsplit("\x1b[K", 1)[-1]
+    getattr(swarm, way)()
+    assert terminal.getvalue().endswith("\r\x1b[K")
 
 
 def test_an_evaluation_that_fails_leaves_the_study_properly(node):

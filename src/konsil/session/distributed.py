@@ -72,6 +72,8 @@ class Leading(Swarm):
         """Join, and let the others join: they get the study's parameters from here."""
         self._ranks = Ranks()
         self._told: BaseException | None = None
+        self._learner = None
+        self._display = after_merge.display
         try:
             with self._telling(), self._ranks.waiting():
                 _require_nothing_to_resume(after_merge)
@@ -86,6 +88,7 @@ class Leading(Swarm):
             self._tell(loaded=True)
         except BaseException:
             connection.say_goodbye(GOODBYE_S)
+            self._let_go()
             self._ranks.part()
             raise
 

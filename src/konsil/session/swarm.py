@@ -78,6 +78,7 @@ class Swarm:
             self._take(news, joining=True)
         except BaseException:
             connection.say_goodbye(GOODBYE_S)
+            self._let_go()
             raise
         finally:
             self._display.clear()
@@ -317,7 +318,8 @@ class Swarm:
         self._connection.tell(scores, time.monotonic() + (self._timeout_s or SETTLE_S))
 
     def _let_go(self) -> None:
-        """Training may go on without the swarm: nothing of Konsil stays in it."""
+        """Training may go on without the swarm: nothing of Konsil stays in it, nor on the screen."""
+        self._display.clear()
         if self._learner is not None:
             self._learner.end()
 
