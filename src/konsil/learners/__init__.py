@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from konsil.learners.base import Learner, LocalTraining, Shared, learner_for, register
+from konsil.learners.base import Learner, LocalTraining, Shared, learner_for, learner_in, register
 
-__all__ = ["Learner", "LocalTraining", "Shared", "learner_for", "register"]
+__all__ = ["Learner", "LocalTraining", "Shared", "learner_for", "learner_in", "register"]

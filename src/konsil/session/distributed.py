@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -21,7 +20,7 @@ from konsil.core.rules.calls import Contribution
 from konsil.core.rules.settings import StudySettings
 from konsil.core.wall import Terms
 from konsil.errors import ConfigError, KonsilError, SchemaMismatch, StudyError
-from konsil.learners import LocalTraining, Shared, learner_for
+from konsil.learners import LocalTraining, Shared, learner_in
 from konsil.learners.torch import TorchLearner
 from konsil.session.accepted import AcceptedRound
 from konsil.session.after import AfterMerge
@@ -322,9 +321,7 @@ class Following(Swarm):
         return facts.loaded
 
     def _made(self, facts: Facts) -> Shared:
-        settings = facts.settings
-        training = replace(self._training, prox=settings.prox, scaffold=settings.scaffold)
-        learner = learner_for(self.model, settings.local, training)
+        learner = learner_in(facts.settings, self.model, self._training)
         _torch_learner(learner)
         if learner.schema().digest != facts.schema:
             raise SchemaMismatch(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +14,7 @@ from konsil.core.rules.calls import Contribution
 from konsil.core.rules.settings import StudySettings
 from konsil.core.wall import Finished, Progress, Scored, Terms, Update
 from konsil.errors import ConfigError, StudyError
-from konsil.learners import LocalTraining, Shared, learner_for
+from konsil.learners import LocalTraining, Shared, learner_in
 from konsil.session.accepted import AcceptedRound, figures, scored
 from konsil.session.after import AfterMerge
 from konsil.session.connection import LOOK_AGAIN_S, Connection, Entry, News
@@ -243,9 +242,7 @@ class Swarm:
     # --- inside ----------------------------------------------------------------------------------
 
     def _prepare(self, terms: Terms) -> Entry:
-        settings = terms.settings
-        training = replace(self._training, prox=settings.prox, scaffold=settings.scaffold)
-        learner = learner_for(self.model, settings.local, training)
+        learner = learner_in(terms.settings, self.model, self._training)
         schema = learner.schema()
         if terms.wanted and self._initial is None:
             self._initial = seal_arrays(schema, learner.parameters())
