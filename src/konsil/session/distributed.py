@@ -99,9 +99,12 @@ class Leading(Swarm):
         """
         if self._closed:
             return
-        with self._telling(), self._ranks.waiting():
-            super().close()
-        self._ranks.say(Word.CLOSED)
+        try:
+            with self._telling(), self._ranks.waiting():
+                super().close()
+            self._ranks.say(Word.CLOSED)
+        finally:
+            self._ranks.part()
 
     def leave(self) -> None:
         """Stop without finishing. Never raises."""
@@ -241,9 +244,11 @@ class Following(Swarm):
             return
         self._closed = True
         self._end()
-        word, _ = self._ranks.hear()
-        if word is not Word.CLOSED:
+        try:
+            word, _ = self._ranks.hear()
+        finally:
             self._ranks.part()
+        if word is not Word.CLOSED:
             raise StudyError(
                 "This process has ended its training while the first one of this hospital still trains.",
                 safe="The other hospitals go on.",
@@ -293,7 +298,7 @@ class Following(Swarm):
             elif word is Word.GO_ON:
                 return False
             else:
-                self._closed = True
+                self.leave()
                 raise StudyError(
                     "The first process of this hospital has ended its training while this one still trains.",
                     safe="The other hospitals go on.",
