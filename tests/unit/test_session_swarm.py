@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -825,21 +826,71 @@ def test_an_evaluation_that_gives_no_scores_is_named(node, gives, complaint):
     assert node.said(Scored) == []
 
 
-def test_scores_that_a_node_which_was_away_did_not_take_are_said_again(tmp_path):
-    def evaluate(_):
-        return {"examples": 1, "loss": 0.5}
+def half(_):
+    return {"examples": 1, "loss": 0.5}
 
+
+def test_training_goes_on_while_scores_wait_for_a_node_that_is_away(tmp_path):
     with FakeNode(tmp_path / "s") as first:
         first.die_on = (Scored, 10**6)
-        swarm = konsil.join("aml", model(), node=tmp_path / "s", evaluate=evaluate, timeout_s=0.2)
-        swarm.step(1)
-        with pytest.raises(NodeUnreachable):
-            swarm.step(1)
+        swarm = konsil.join("aml", model(), node=tmp_path / "s", evaluate=half)
+        assert [swarm.step(1), swarm.step(1), swarm.step(1)] == [False, True, False]
     with FakeNode(tmp_path / "s") as second:
         second.accepted, second.value = 1, 11.0
         swarm.step(1)
-        assert second.said(Scored) == [Scored(1, 1, 0.5)]
+        assert second.said(Scored) == [Scored(1, 1, 0.5), Scored(2, 1, 0.5)]
         swarm.close()
+
+
+def test_a_step_costs_little_while_scores_wait_for_a_node_that_does_not_answer(node, monkeypatch):
+    monkeypatch.setattr(connection_module, "BRIEF_S", 0.05)
+    node.settings = StudySettings(name="aml", every_steps=1000)
+    node.accepted = 1
+    node.die_on = (Scored, 10**6)
+
+    async def nothing(visitor, word, memory):
+        return
+
+    swarm = konsil.join("aml", model(), node=node.path, evaluate=half)
+    node.answers[Knock] = nothing
+    begun_s = time.monotonic()
+    assert [swarm.step(1), swarm.step(1)] == [False, False]
+    assert time.monotonic() - begun_s < 0.8
+    node.answers.clear()
+    node.die_on = None
+    swarm.step(1)
+    assert node.said(Scored)[-1] == Scored(1, 1, 0.5)
+    swarm.close()
+
+
+@pytest.mark.parametrize("last", [Finished, Wanted])
+def test_scores_that_still_wait_at_the_end_are_said_before_the_last_words(node, tmp_path, last):
+    node.die_on = (Scored, 2)
+    with konsil.join("aml", model(), node=node.path, evaluate=half) as swarm:
+        assert [swarm.step(1), swarm.step(1)] == [False, True]
+        if last is Wanted:
+            swarm.save(tmp_path / "aml.safetensors")
+    kinds = [type(word) for word in node.heard]
+    assert kinds.count(Scored) == 3
+    assert Scored not in kinds[kinds.index(last) :]
+
+
+def test_scores_that_a_script_says_wait_for_the_node_as_long_as_everything_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(swarm_module, "SETTLE_S", 0.1)
+    with FakeNode(tmp_path / "s"):
+        swarm = konsil.join("aml", model(), node=tmp_path / "s")
+        assert [swarm.step(1), swarm.step(1)] == [False, True]
+    second = FakeNode(tmp_path / "s")
+    second.accepted, second.value = 1, 11.0
+    back = threading.Timer(0.4, second.__enter__)
+    back.start()
+    try:
+        swarm.score(examples=1, loss=0.5)
+    finally:
+        back.join()
+        swarm.close()
+        second.__exit__()
+    assert second.said(Scored) == [Scored(1, 1, 0.5)]
 
 
 def test_whoever_follows_the_rounds_is_called_with_figures_after_the_evaluation(node):

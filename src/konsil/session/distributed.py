@@ -24,8 +24,9 @@ from konsil.learners import LocalTraining, Shared, learner_in
 from konsil.learners.torch import TorchLearner
 from konsil.session.accepted import AcceptedRound
 from konsil.session.after import AfterMerge
-from konsil.session.connection import Connection, Entry
+from konsil.session.connection import Connection
 from konsil.session.final import SavedModel
+from konsil.session.news import Entry
 from konsil.session.ranks import FIRST, Ranks, Word
 from konsil.session.swarm import GOODBYE_S, Swarm
 

@@ -17,8 +17,9 @@ from konsil.errors import ConfigError, StudyError
 from konsil.learners import LocalTraining, Shared, learner_in
 from konsil.session.accepted import AcceptedRound, figures, scored
 from konsil.session.after import AfterMerge
-from konsil.session.connection import LOOK_AGAIN_S, Connection, Entry, News
+from konsil.session.connection import LOOK_AGAIN_S, Connection
 from konsil.session.final import SavedModel, save_final
+from konsil.session.news import Entry, News
 from konsil.session.pace import Pace
 from konsil.wall.layout import read_arrays, seal_arrays
 from konsil.wall.memory import SealedMemory
@@ -26,7 +27,7 @@ from konsil.wall.memory import SealedMemory
 AWAY_S = 600.0
 """How long a node may be away before a session gives up: enough for a restart of its container or host."""
 SETTLE_S = 60.0
-"""For words that the ledger answers in a block or two: terms, scores, the end."""
+"""For words that a node which is there answers in a block or two: terms, scores, the end."""
 
 GOODBYE_S = 2.0
 """For leaving after an error: what the node has not taken by then, it sees by the closed connection."""
@@ -197,6 +198,7 @@ class Swarm:
         self._require_open()
         limit_s = self._timeout_s or self.settings.silence_s + SETTLE_S
         try:
+            self._after_merge.say_scores(self._say)
             return save_final(self._connection, Path(path), limit_s, self._after_merge.waiting)
         finally:
             self._display.clear()
@@ -211,9 +213,9 @@ class Swarm:
             return
         self._closed = True
         try:
+            self._after_merge.say_scores(self._say)
             if not self.finished:
-                finished = Finished(contribution=self._after)
-                self._connection.tell(finished, time.monotonic() + (self._timeout_s or SETTLE_S))
+                self._say(Finished(contribution=self._after))
         finally:
             if self.finished:
                 self._connection.say_goodbye(GOODBYE_S)
@@ -252,7 +254,7 @@ class Swarm:
 
     def _train(self, examples: int, count: Callable[[], None]) -> bool:
         self._require_open()
-        self._after_merge.say_scores(self._say)
+        self._after_merge.say_scores(self._offer)
         if examples < 0:
             raise ConfigError(f"A step was trained on {examples} examples.", do="Say how many there were.")
         if self.finished:
@@ -308,11 +310,18 @@ class Swarm:
         self._pace.begin(news.settings, news.interval)
         if news.memory is not None:
             quiet = self._fitting or not learner.fitted
-            self._after_merge.loaded(self, learner, joining=joining, quiet=quiet, tell=self._say)
+            self._after_merge.loaded(self, learner, joining=joining, quiet=quiet, tell=self._offer)
         return news.memory is not None
 
-    def _say(self, scores: Scored) -> None:
-        self._connection.tell(scores, time.monotonic() + (self._timeout_s or SETTLE_S))
+    def _say(self, word: Scored | Finished) -> bool:
+        """Say it, however long the node is away as long as that is no error."""
+        limit_s = self._timeout_s or max(SETTLE_S, AWAY_S)
+        self._connection.tell(word, time.monotonic() + limit_s)
+        return True
+
+    def _offer(self, scores: Scored) -> bool:
+        """Say it unless the node is away, for which training does not wait."""
+        return self._connection.offer(scores, self._timeout_s or SETTLE_S)
 
     def _let_go(self) -> None:
         """Training may go on without the swarm: nothing of Konsil stays in it, nor on the screen."""
