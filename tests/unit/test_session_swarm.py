@@ -815,6 +815,8 @@ def test_an_evaluation_that_fails_leaves_the_study_properly(node):
         ({"loss": 0.5}, "not a mapping with `examples`"),
         ({"examples": 5, "loss": float("nan")}, "loss"),
         ({"examples": 0, "loss": 0.5}, "0 examples"),
+        ({"examples": 5.5, "loss": 0.5}, "5.5 examples"),
+        ({"examples": None, "loss": 0.5}, "not a mapping with `examples`"),
         ({"examples": 5, "auc": "high"}, "no number"),
     ],
 )
@@ -824,6 +826,13 @@ def test_an_evaluation_that_gives_no_scores_is_named(node, gives, complaint):
         with pytest.raises(ConfigError, match=complaint):
             swarm.step(1)
     assert node.said(Scored) == []
+
+
+def test_scores_that_are_not_defined_are_not_said_and_training_goes_on(node):
+    gives = iter([{"examples": 5, "loss": None, "auc": None}, {"examples": np.float64(5), "loss": 0.5}])
+    with konsil.join("aml", model(), node=node.path, evaluate=lambda _: next(gives)) as swarm:
+        assert [swarm.step(1) for _ in range(4)] == [False, True, False, True]
+    assert node.said(Scored) == [Scored(2, 5, 0.5)]
 
 
 def half(_):

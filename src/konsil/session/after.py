@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from konsil.core.wall import Scored, Terms, Waiting
-from konsil.learners import Shared
-from konsil.session.accepted import evaluated
+from konsil.learners import Scores, Shared, evaluated
+from konsil.session.accepted import said_of
 from konsil.session.display import Display, Nothing, accepted_words, training_words, waiting_words
 from konsil.session.resume import LocalFile
 
@@ -71,12 +71,16 @@ class AfterMerge:
         if swarm.last is None or quiet:
             return
         if self._evaluate is not None and swarm.member not in swarm.last.scores:
-            number = swarm.last.round
-            self.own = self._unsaid[number] = evaluated(number, self._evaluate(swarm.model))
+            self._keep(swarm.last.round, evaluated(self._evaluate(swarm.model)))
             self.say_scores(tell)
         self.display.line(accepted_words(swarm.last, swarm.settings.rounds, self.own, swarm.before))
         for call in self._on_round:
             call(swarm)
+
+    def _keep(self, number: int, scores: Scores) -> None:
+        """Keep a round's scores until they are said. Where none is defined there is nothing to say."""
+        if scores.named:
+            self.own = self._unsaid[number] = said_of(number, scores)
 
     def say_scores(self, tell: Callable[[Scored], bool]) -> None:
         """Put scores on the ledger, in the order of the rounds; those that were not taken stay for later."""

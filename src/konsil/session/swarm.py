@@ -14,8 +14,8 @@ from konsil.core.rules.calls import Contribution
 from konsil.core.rules.settings import StudySettings
 from konsil.core.wall import Finished, Progress, Scored, Terms, Update
 from konsil.errors import ConfigError, StudyError
-from konsil.learners import LocalTraining, Shared, learner_in
-from konsil.session.accepted import AcceptedRound, figures, scored
+from konsil.learners import LocalTraining, Shared, evaluated, learner_in
+from konsil.session.accepted import AcceptedRound, figures, said_of
 from konsil.session.after import AfterMerge
 from konsil.session.connection import LOOK_AGAIN_S, Connection
 from konsil.session.final import SavedModel, save_final
@@ -171,7 +171,8 @@ class Swarm:
             raise StudyError(
                 "No round was accepted, so there is no merge to score.", do="Score after a merge."
             )
-        own = self._after_merge.own = scored(self.last.round, examples, loss, metrics)
+        scores = evaluated({"examples": examples, "loss": loss, **metrics})
+        own = self._after_merge.own = said_of(self.last.round, scores)
         self._say(own)
 
     @property
