@@ -159,6 +159,15 @@ def test_two_processes_of_a_hospital_are_one_member_with_one_model(site, hospita
         assert means[0] != means[1], "what the study keeps local stays each hospital's own"
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_sessions_one_after_the_other_leave_nothing_behind_in_any_process(site, hospitals, size):
+    swarm = begun(site, rounds=1, min_members=1, quorum=1)
+    for words in hospitals.ends(hospitals.start(swarm, "berlin", size, "--times", "4", examples=(1, 2, 3))):
+        held = [word for word in words if word["event"] == "held"]
+        assert len(held) == 4, words[-1]
+        assert held[3] == held[0]
+
+
 def test_processes_wait_as_long_as_the_swarm_does_and_not_as_long_as_their_group_may(site, hospitals):
     swarm = begun(site, rounds=2)
     both = hospitals.start(swarm, "berlin", 2, "--impatient")
@@ -166,7 +175,7 @@ def test_processes_wait_as_long_as_the_swarm_does_and_not_as_long_as_their_group
     assert all(process.poll() is None for process, _ in both)
     other = hospitals.start(swarm, "bonn", 1)
     for words in hospitals.ends([*both, *other]):
-        assert words[-1]["event"] == "ended", words[-1]
+        assert words[-2]["event"] == "ended", words[-1]
 
 
 def test_what_fails_in_the_first_process_fails_alike_in_the_others(site, hospitals):
@@ -194,5 +203,5 @@ def test_a_process_that_fails_by_itself_ends_the_others_and_stops_no_hospital(si
         assert found["event"] == "failed"
         assert found["kind"] in {"StudyError", "RuntimeError"}, found  # ours, or of the gradients' exchange
     (words,) = hospitals.ends(hospitals.start(swarm, "bonn", 1))
-    assert words[-1]["event"] == "ended"
-    assert words[-1]["why"]
+    assert words[-2]["event"] == "ended"
+    assert words[-2]["why"]

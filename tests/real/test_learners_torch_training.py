@@ -187,9 +187,9 @@ def test_a_session_that_joins_again_does_not_add_the_term_twice_and_one_that_end
     module = Quadratic(5.0, 2.0, begin=1.0)
     made = torch.optim.SGD(module.parameters(), lr=0.1)
     learners = [learner_for(module, (), LocalTraining(made, prox=3.0)) for _ in range(3)]
+    for learner in learners:
+        learner.begin_round()
     assert len(made._optimizer_step_pre_hooks) == 1
-    learner = learners[-1]
-    learner.begin_round()
     train(module, made, 500)
     assert torch.allclose(module.w, torch.tensor(13 / 5), atol=1e-4)
     learner.end()
@@ -198,11 +198,36 @@ def test_a_session_that_joins_again_does_not_add_the_term_twice_and_one_that_end
     assert torch.allclose(module.w, torch.tensor(5.0), atol=1e-4)
 
     learners.append(learner_for(module, (), LocalTraining(made, prox=3.0)))
+    learners[-1].begin_round()
     assert made._optimizer_step_pre_hooks
     learners.clear()
     del learner
     gc.collect()
     assert not made._optimizer_step_pre_hooks, "a session that is forgotten holds on to nothing"
+
+
+def test_a_session_that_cannot_join_takes_nothing_from_the_one_that_trains():
+    module = Quadratic(5.0, 2.0, begin=1.0)
+    made, training = member(module, prox=3.0)
+    training.begin_round()
+    refused = learner_for(module, (), LocalTraining(made, prox=3.0))
+    refused.end()
+    train(module, made, 500)
+    assert torch.allclose(module.w, torch.tensor(13 / 5), atol=1e-4)
+
+
+def test_a_session_that_ends_late_takes_nothing_from_the_one_after_it():
+    module = Quadratic(5.0, 2.0, begin=1.0)
+    made, first = member(module, prox=3.0)
+    second = learner_for(module, (), LocalTraining(made, prox=3.0))
+    for learner in (first, second):
+        learner.begin_round()
+    first.begin_round()  # only its first round brings a session to the optimiser
+    first.end()
+    train(module, made, 500)
+    assert torch.allclose(module.w, torch.tensor(13 / 5), atol=1e-4)
+    second.end()
+    assert not made._optimizer_step_pre_hooks
 
 
 def test_an_optimiser_in_the_coat_of_another_library_is_found():

@@ -7,12 +7,14 @@ One JSON object a line on standard output: {"event": "joined" | "merged" | "ende
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import sys
 import time
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--away", type=float, default=0.0, help="how long the node may be away")
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--impatient", action="store_true", help="words may take 3 s only")
+    parser.add_argument("--times", type=int, default=1, help="how often the study is joined")
     options = parser.parse_args()
     if options.size > 1:
         where = f"file://{options.rendezvous}"
@@ -66,7 +69,11 @@ def main() -> None:
         distributed.new_group = partial(distributed.new_group, timeout=timedelta(seconds=3))
         ranks.STILL_WAITING_S = 0.5
     try:
-        train(options)
+        for _ in range(options.times):
+            train(options)
+            gc.collect()
+            held = [len(list(Path("/proc/self", of).iterdir())) for of in ("fd", "task")]
+            say("held", descriptors=held[0], threads=held[1])
     except Exception as error:  # noqa: BLE001 - whatever it is, the test wants to know
         kind = error.kind if isinstance(error, konsil.KonsilError) else type(error).__name__
         say("failed", kind=kind, what=str(error))

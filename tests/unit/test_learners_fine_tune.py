@@ -50,6 +50,12 @@ def test_a_rising_metric_can_decide():
     assert fine_tune(model(), trained, lambda _: {"auc": next(told)}, metric="auc", mode="max").kept
 
 
+def test_examples_are_as_for_a_session_and_may_be_left_out():
+    told = iter([{"examples": np.float64(3), "loss": 0.5, "auc": None}, {"loss": 0.4}])
+    done = fine_tune(model(), trained, lambda _: next(told))
+    assert (done.before, done.after) == ({"examples": 3.0, "loss": 0.5}, {"loss": 0.4})
+
+
 def test_training_that_raises_puts_the_model_back():
     mine = model()
     before = bits(mine)
@@ -67,7 +73,9 @@ def test_training_that_raises_puts_the_model_back():
     ("scores", "complaint"),
     [
         ([{"auc": 1}], "gave no 'loss'.*it gave: auc"),
-        ([3.0], "it gave: float"),
+        ([3.0], "gave float, not a mapping"),
+        ([{"examples": 3, "loss": None}], "it gave: nothing"),
+        ([{"examples": 3.5, "loss": 1}], "3.5 examples"),
         ([{"loss": float("nan")}], "is nan"),
         ([{"loss": 1}, {"auc": 1}], "gave no 'loss'"),
     ],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import itertools
 import os
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -755,6 +757,49 @@ def test_a_merge_that_is_there_at_joining_is_evaluated_unless_it_was_before(node
     assert [word.round for word in node.said(Scored)] == [2]
 
 
+class Reaching:
+    """A learner that reaches into its training, and says when it lets go."""
+
+    def __init__(self):
+        self.arrays = {name: array for name, array in model().items() if name != "count"}
+        self.ended = 0
+
+    def parameters(self):
+        return self.arrays
+
+    def load(self, arrays):
+        for name, values in arrays.items():
+            np.copyto(self.arrays[name], values)
+
+    def end(self):
+        self.ended += 1
+
+
+def test_a_join_that_fails_lets_the_training_go(node):
+    node.accepted = 1
+    mine = Reaching()
+    with pytest.raises(ZeroDivisionError):
+        konsil.join("aml", mine, node=node.path, evaluate=lambda _: 1 / 0)
+    assert mine.ended == 1
+    assert len(node.said(Goodbye)) == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("way", ["close", "leave"])
+def test_a_session_that_ends_leaves_no_line_behind(node, monkeypatch, way):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    swarm = konsil.join("aml", model(), node=node.path)
+    swarm.step(1)
+    assert "training [" in terminal.getvalue().rsplit("\x1b[K", 1)[-1]
+    getattr(swarm, way)()
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
 def test_an_evaluation_that_fails_leaves_the_study_properly(node):
     node.settings = StudySettings(name="aml", every_steps=1)
     with (
@@ -773,6 +818,8 @@ def test_an_evaluation_that_fails_leaves_the_study_properly(node):
         ({"loss": 0.5}, "not a mapping with `examples`"),
         ({"examples": 5, "loss": float("nan")}, "loss"),
         ({"examples": 0, "loss": 0.5}, "0 examples"),
+        ({"examples": 5.5, "loss": 0.5}, "5.5 examples"),
+        ({"examples": None, "loss": 0.5}, "not a mapping with `examples`"),
         ({"examples": 5, "auc": "high"}, "no number"),
     ],
 )
@@ -784,21 +831,78 @@ def test_an_evaluation_that_gives_no_scores_is_named(node, gives, complaint):
     assert node.said(Scored) == []
 
 
-def test_scores_that_a_node_which_was_away_did_not_take_are_said_again(tmp_path):
-    def evaluate(_):
-        return {"examples": 1, "loss": 0.5}
+def test_scores_that_are_not_defined_are_not_said_and_training_goes_on(node):
+    gives = iter([{"examples": 5, "loss": None, "auc": None}, {"examples": np.float64(5), "loss": 0.5}])
+    with konsil.join("aml", model(), node=node.path, evaluate=lambda _: next(gives)) as swarm:
+        assert [swarm.step(1) for _ in range(4)] == [False, True, False, True]
+    assert node.said(Scored) == [Scored(2, 5, 0.5)]
 
+
+def half(_):
+    return {"examples": 1, "loss": 0.5}
+
+
+def test_training_goes_on_while_scores_wait_for_a_node_that_is_away(tmp_path):
     with FakeNode(tmp_path / "s") as first:
         first.die_on = (Scored, 10**6)
-        swarm = konsil.join("aml", model(), node=tmp_path / "s", evaluate=evaluate, timeout_s=0.2)
-        swarm.step(1)
-        with pytest.raises(NodeUnreachable):
-            swarm.step(1)
+        swarm = konsil.join("aml", model(), node=tmp_path / "s", evaluate=half)
+        assert [swarm.step(1), swarm.step(1), swarm.step(1)] == [False, True, False]
     with FakeNode(tmp_path / "s") as second:
         second.accepted, second.value = 1, 11.0
         swarm.step(1)
-        assert second.said(Scored) == [Scored(1, 1, 0.5)]
+        assert second.said(Scored) == [Scored(1, 1, 0.5), Scored(2, 1, 0.5)]
         swarm.close()
+
+
+def test_a_step_costs_little_while_scores_wait_for_a_node_that_does_not_answer(node, monkeypatch):
+    monkeypatch.setattr(connection_module, "BRIEF_S", 0.05)
+    node.settings = StudySettings(name="aml", every_steps=1000)
+    node.accepted = 1
+    node.die_on = (Scored, 10**6)
+
+    async def nothing(visitor, word, memory):
+        return
+
+    swarm = konsil.join("aml", model(), node=node.path, evaluate=half)
+    node.answers[Knock] = nothing
+    begun_s = time.monotonic()
+    assert [swarm.step(1), swarm.step(1)] == [False, False]
+    assert time.monotonic() - begun_s < 0.8
+    node.answers.clear()
+    node.die_on = None
+    swarm.step(1)
+    assert node.said(Scored)[-1] == Scored(1, 1, 0.5)
+    swarm.close()
+
+
+@pytest.mark.parametrize("last", [Finished, Wanted])
+def test_scores_that_still_wait_at_the_end_are_said_before_the_last_words(node, tmp_path, last):
+    node.die_on = (Scored, 2)
+    with konsil.join("aml", model(), node=node.path, evaluate=half) as swarm:
+        assert [swarm.step(1), swarm.step(1)] == [False, True]
+        if last is Wanted:
+            swarm.save(tmp_path / "aml.safetensors")
+    kinds = [type(word) for word in node.heard]
+    assert kinds.count(Scored) == 3
+    assert Scored not in kinds[kinds.index(last) :]
+
+
+def test_scores_that_a_script_says_wait_for_the_node_as_long_as_everything_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(swarm_module, "SETTLE_S", 0.1)
+    with FakeNode(tmp_path / "s"):
+        swarm = konsil.join("aml", model(), node=tmp_path / "s")
+        assert [swarm.step(1), swarm.step(1)] == [False, True]
+    second = FakeNode(tmp_path / "s")
+    second.accepted, second.value = 1, 11.0
+    back = threading.Timer(0.4, second.__enter__)
+    back.start()
+    try:
+        swarm.score(examples=1, loss=0.5)
+    finally:
+        back.join()
+        swarm.close()
+        second.__exit__()
+    assert second.said(Scored) == [Scored(1, 1, 0.5)]
 
 
 def test_whoever_follows_the_rounds_is_called_with_figures_after_the_evaluation(node):

@@ -197,14 +197,37 @@ def test_training_that_does_not_say_on_how_many_examples_is_no_update(returned):
 
 
 @pytest.mark.parametrize(
-    "returned",
-    [{}, {"loss": 1.0}, {"examples": 3}, {"examples": 0, "auc": 0.5}, {"examples": 3, "auc": np.nan}],
+    ("returned", "complaint"),
+    [
+        (None, "gave NoneType, not a mapping"),
+        ({}, "mapping with `examples`"),
+        ({"loss": 1.0}, "mapping with `examples`"),
+        ({"examples": 0, "auc": 0.5}, "0 examples"),
+        ({"examples": 3, "auc": np.nan}, "auc"),
+        ({"examples": 3, "auc": "high"}, "no number"),
+    ],
 )
-def test_scores_that_a_session_would_refuse_end_the_member(returned):
+def test_scores_that_a_session_would_refuse_end_the_member(returned, complaint):
     run = simulated(only(0, evaluate=lambda _: returned))
-    assert "must return finite numbers" in run.problems[0].what
+    assert complaint in run.problems[0].what
     assert not run.scores
     assert run.rounds[1].absent == {"member-1": "left"}
+
+
+@pytest.mark.parametrize("examples", [5, 5.0, np.float64(5), np.int32(5)])
+def test_scores_that_a_session_takes_are_taken(examples):
+    run = simulated(
+        only(0, evaluate=lambda _: {"examples": examples, "loss": None, "auc": 0.75, "note": None})
+    )
+    assert run.problems == ()
+    score = run.rounds[0].scores["member-1"]
+    assert (score.examples, score.loss, score.metrics) == (5, None, {"auc": 0.75})
+
+
+def test_a_member_whose_scores_are_not_defined_trains_on_without():
+    run = simulated(only(0, evaluate=lambda _: {"examples": 3, "auc": None}))
+    assert run.problems == ()
+    assert not run.scores
 
 
 def test_training_that_changes_nothing_goes_on_to_the_end():

@@ -20,7 +20,7 @@ from konsil.core.rules.settings import SwarmSettings
 from konsil.core.rules.state import Proposal, State
 from konsil.core.wall import AskAdmit, AskCall, Noted
 from konsil.errors import ConfigError
-from konsil.node.config import read_settings_file
+from konsil.node.toml import read_settings_file
 
 CARD_FILE = click.Path(path_type=Path, dir_okay=False)
 

@@ -5,6 +5,16 @@
 
 from __future__ import annotations
 
-from konsil.learners.base import Learner, LocalTraining, Shared, learner_for, register
+from konsil.learners.base import Learner, LocalTraining, Shared, learner_for, learner_in, register
+from konsil.learners.scores import Scores, evaluated
 
-__all__ = ["Learner", "LocalTraining", "Shared", "learner_for", "register"]
+__all__ = [
+    "Learner",
+    "LocalTraining",
+    "Scores",
+    "Shared",
+    "evaluated",
+    "learner_for",
+    "learner_in",
+    "register",
+]

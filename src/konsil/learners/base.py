@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from konsil.core.parameters import Schema
+from konsil.core.rules.settings import StudySettings
 from konsil.errors import ConfigError, KonsilError
 
 Array = NDArray[Any]
@@ -328,6 +329,21 @@ def learner_for(
             do="These need a torch.nn.Module; take another model, or propose a study without them.",
         )
     return Shared(learner, local)
+
+
+def learner_in(settings: StudySettings, model: Any, training: LocalTraining) -> Shared:
+    """The learner for a model in a study, whose settings say what stays local and how is trained.
+
+    Args:
+        settings: the study's.
+        model: as for ``learner_for``.
+        training: what the script asks; the study's part of it is filled in here.
+
+    Raises:
+        ConfigError: as ``learner_for``.
+    """
+    asked = replace(training, prox=settings.prox, scaffold=settings.scaffold)
+    return learner_for(model, settings.local, asked)
 
 
 def adapted(model: Any) -> Learner:

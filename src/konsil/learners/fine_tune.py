@@ -12,6 +12,7 @@ import numpy as np
 
 from konsil.errors import ConfigError
 from konsil.learners.base import Learner, Restoring, adapted
+from konsil.learners.scores import evaluated
 
 _ESTIMATOR = "sklearn.base.BaseEstimator"  # by its name, so that nothing is imported for others
 
@@ -43,7 +44,8 @@ def fine_tune(
     Args:
         model: as given to ``join``.
         train: trains the model on, in place.
-        evaluate: as in ``join``: scores by name, measured on the member's own validation data.
+        evaluate: as in ``join``: scores by name, measured on the member's own validation data; here it may
+            do without ``examples``.
         metric: the score that decides.
         mode: which way it is better. Equal is not better.
 
@@ -73,14 +75,15 @@ def fine_tune(
 
 
 def _scores(found: Any, metric: str) -> dict[str, float]:
-    if not isinstance(found, Mapping) or found.get(metric) is None:
-        names = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+    scores = evaluated(found, needs_examples=False)
+    if metric not in scores.named:
         raise ConfigError(
-            f"`evaluate` gave no '{metric}', by which fine-tuning is judged; it gave: {names or 'nothing'}.",
+            f"`evaluate` gave no '{metric}', by which fine-tuning is judged; it gave:"
+            f" {', '.join(scores.named) or 'nothing'}.",
             safe="The model is as it was merged.",
             do='Return for example {"examples": len(held_out), "loss": 0.31}.',
         )
-    return {str(name): float(value) for name, value in found.items() if value is not None}
+    return ({"examples": float(scores.examples)} if scores.examples else {}) | scores.named
 
 
 def _put_back(model: Any, learner: Learner) -> Callable[[], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -36,12 +35,14 @@ from konsil.core.round import (
     Submit,
     Suspected,
 )
-from konsil.core.rules import Accept, Commit, Initialise, OpenRound, Publish, Score, Study, readable
+from konsil.core.rules import Accept, Commit, Initialise, OpenRound, Publish, Score, Study, is_over, readable
 from konsil.core.wall import MemberProgress, StudyStatus
 from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError
 from konsil.node.gather import UpdatesMissing
+from konsil.node.heartbeats import Heartbeats
 from konsil.node.merging import Merging
 from konsil.node.outer import OuterStates
+from konsil.node.rest import Rest
 from konsil.node.shelf import Shelf, to_keep
 from konsil.node.site import Site
 from konsil.node.store import Model, Store, model_of
@@ -50,9 +51,6 @@ from konsil.wall.memory import SealedMemory
 REFUSED_OFTEN = 2
 """A call that the contract refuses once or twice came too late or too early; one that it refuses again and
 again is a problem that people must see."""
-
-HEARTBEAT_S = 2.0
-"""How often a node tells its peers how far it is: often enough for a live view, nothing for the line."""
 
 SAVE_AGAIN_S = 5.0
 """Between two attempts to write the accepted model to a disk that refuses."""
@@ -78,7 +76,6 @@ class StudyRunner:
         self.store = Store()
         self.state = NodeRound(me=site.me, study=name)
         self.trainee: Trainee | None = None
-        self.heartbeats: dict[str, MemberProgress] = {}
         self._problems: dict[Effect | None, str] = {}
         self.merging = Merging(name, site, self.store, lambda: self.study)
         self.outer = OuterStates(name, site.models, self.store, self.merging, lambda: self.study)
@@ -87,7 +84,8 @@ class StudyRunner:
         )
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
-        self._heartbeat: asyncio.Task[None] | None = None
+        self._heartbeats = Heartbeats(name, site, lambda: self.study, self._progress)
+        self._rest = Rest(name, site.models, self.store, self._resting)
         self._saved = ""
         self._saves: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -131,7 +129,7 @@ class StudyRunner:
         if model is not None:
             self._keep(model)
             self.post(Held(model.digest))
-        self._heartbeat = asyncio.create_task(self._tell_peers())
+        self._heartbeats.start()
         self.post(Looked())
 
     def look(self) -> None:
@@ -144,10 +142,11 @@ class StudyRunner:
         self._closed = True
         if self._wake is not None:
             self._wake.cancel()
-        tasks = [*self._saves, *self._tasks.values(), *([self._heartbeat] if self._heartbeat else [])]
+        tasks = [*self._saves, *self._tasks.values()]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, self.shelf.close(), return_exceptions=True)
+        endings = self.shelf.close(), self._heartbeats.close(), self._rest.close()
+        await asyncio.gather(*tasks, *endings, return_exceptions=True)
         await self.outer.close()
         self.merging.close()
         self.store.close()
@@ -194,6 +193,7 @@ class StudyRunner:
             _log.error("an effect broke", study=self.name, effect=str(effect), exc_info=task.exception())
             self._problems[effect] = f"internal error: {task.exception()!r}"
             self.post(Failed(effect))
+        self._rest.look()
 
     async def _carry_out(self, effect: Effect) -> None:
         began_s = time.perf_counter()
@@ -268,7 +268,11 @@ class StudyRunner:
         self._saved = model.digest
         task = asyncio.create_task(self._save(model))
         self._saves.add(task)
-        task.add_done_callback(self._saves.discard)
+        task.add_done_callback(self._saved_it)
+
+    def _saved_it(self, task: asyncio.Task[None]) -> None:
+        self._saves.discard(task)
+        self._rest.look()
 
     async def _save(self, model: Model) -> None:
         while model.digest == self.study.accepted:
@@ -324,8 +328,11 @@ class StudyRunner:
     async def _deliver(self, effect: Deliver) -> None:
         """Hand the model to the training process; without one there is nobody to hand it to."""
         trainee = self.trainee
-        if trainee is not None:
-            await trainee.tell(effect, self.study, self.outer.model(effect.digest))
+        if trainee is None:
+            return
+        if self.store.stored(effect.digest) is not None:
+            await self.shelf.model(effect.digest)  # a study that is over lies on disk
+        await trainee.tell(effect, self.study, self.outer.model(effect.digest))
 
     # --- models --------------------------------------------------------------------------------
 
@@ -355,6 +362,15 @@ class StudyRunner:
             keep.add(mine.digest if mine else "")
         self.merging.let_go()
         self.store.keep_only(keep, self.merging.assembly)
+        self._rest.look()
+
+    def _resting(self) -> str:
+        """The model that nobody here has to hold in memory any more, "" if there is none (yet)."""
+        study = self.study
+        busy = self.trainee is not None or self._tasks or self._saves or study.accepted in self.shelf.lent
+        if busy or not is_over(study) or study.settings.outer is not None:
+            return ""
+        return study.accepted if self.store.model(study.accepted) is not None else ""
 
     # --- peers ---------------------------------------------------------------------------------
 
@@ -363,37 +379,19 @@ class StudyRunner:
         return digest in readable(self.study, peer)
 
     def heard(self, peer: str, beat: Heartbeat) -> None:
-        """A peer's heartbeat; one that takes no part in the study is not heard."""
-        if peer not in self.study.participants:
-            return
-        self.heartbeats[peer] = MemberProgress(peer, beat.round, beat.stage, beat.progress, self.site.clock())
-
-    async def _tell_peers(self) -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT_S)  # a heartbeat is a rhythm: there is no event to wait for
-            if self.study.phase in {"finished", "failed"} or self.site.me not in self.study.participants:
-                continue
-            beat = Heartbeat(
-                self.name, self._round_number(), machine.stage(self.state, self.study), self.state.progress
-            )
-            connected = set(self.site.peers.connected()) & set(self.study.participants)
-            await asyncio.gather(*(self._beat(peer, beat) for peer in connected))
-
-    async def _beat(self, peer: str, beat: Heartbeat) -> None:
-        with contextlib.suppress(KonsilError):
-            await self.site.peers.ask(peer, beat, timeout_s=HEARTBEAT_S)
+        """A peer's heartbeat."""
+        self._heartbeats.heard(peer, beat)
 
     def _round_number(self) -> int:
         return self.study.open.number if self.study.open is not None else len(self.study.history)
 
     def status(self) -> StudyStatus:
         """What this node does in the study, for people."""
-        members = tuple(self.heartbeats[name] for name in sorted(self.heartbeats))
-        mine = MemberProgress(
-            self.site.me,
-            self._round_number(),
-            machine.stage(self.state, self.study),
-            self.state.progress,
-            self.site.clock(),
+        mine = self._progress()
+        return StudyStatus(self.name, mine.stage, mine.round, (mine, *self._heartbeats.peers), self.problem)
+
+    def _progress(self) -> MemberProgress:
+        stage = machine.stage(self.state, self.study)
+        return MemberProgress(
+            self.site.me, self._round_number(), stage, self.state.progress, self.site.clock()
         )
-        return StudyStatus(self.name, mine.stage, mine.round, (mine, *members), self.problem)

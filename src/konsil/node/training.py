@@ -92,13 +92,14 @@ class Training:
         study = runner.study
         wanted = not study.initial and study.proposer == self.me
         swarm = runner.site.ledger.state.genesis
-        await visitor.send(Terms(self.me, study.settings, wanted, swarm))
         if runner.trainee is not None:
+            # before any terms, so that a second script does not even prepare its model
             raise NodeBusy(
                 f"Another training process of this hospital takes part in study {word.study!r} already.",
                 safe="It goes on undisturbed.",
                 do="Wait until it has ended, or end it.",
             )
+        await visitor.send(Terms(self.me, study.settings, wanted, swarm))
         await _Conversation(visitor, runner, self.me, word.pid).run()
 
     def _runner(self, name: str) -> StudyRunner:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from konsil.core.rules.agreement import is_metric
 from konsil.core.rules.state import RoundRecord, ScoreRecord
 from konsil.core.wall import Scored
 from konsil.errors import ConfigError
+from konsil.learners import Scores
 
 PREFIX = "konsil/"
 """Before every figure's name, so that it stands apart from the script's own."""
@@ -93,59 +93,18 @@ def counted_examples(examples: Any) -> int:
     return count
 
 
-def scored(number: int, examples: int, loss: float | None, metrics: Mapping[str, float]) -> Scored:
+def said_of(number: int, scores: Scores) -> Scored:
     """A member's scores of a round's merge, to be put on the ledger.
 
     Raises:
         ConfigError: a score that is no finite number, or no examples.
     """
-    unfit = [name for name in metrics if not is_metric(name) or name == "loss"]
+    unfit = [name for name in scores.metrics if not is_metric(name) or name == "loss"]
     if unfit:
         raise ConfigError(
             f"{unfit[0][:80]!r} cannot name a metric on the ledger.",
             safe="Nothing went on the ledger.",
             do="Take at most 64 letters, digits and _ - . @, for example `auc` or `auc@10`.",
         )
-    values = {"loss": 0.0 if loss is None else loss, **metrics}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad or examples < 1:
-        raise ConfigError(
-            "Scores must be finite numbers from at least one example, and this is not so:"
-            f" {', '.join(bad) or f'{examples} examples'}.",
-            safe="Nothing went on the ledger.",
-            do="Leave a metric out where it is not defined, for example an AUC with one class only.",
-        )
-    return Scored(
-        round=number,
-        examples=int(examples),
-        loss=None if loss is None else float(loss),
-        metrics={name: float(value) for name, value in metrics.items()},
-    )
-
-
-def evaluated(number: int, found: Any) -> Scored:
-    """What ``evaluate`` gave, as scores.
-
-    Raises:
-        ConfigError: no mapping with ``examples``, or a score that is no finite number.
-    """
-    if not isinstance(found, Mapping) or "examples" not in found:
-        raise ConfigError(
-            f"`evaluate` gave {type(found).__name__}, not a mapping with `examples`.",
-            safe="Nothing went on the ledger; the merge is in your model.",
-            do='Return for example {"examples": len(held_out), "loss": 0.31, "auc": 0.92}.',
-        )
-    values = {str(name): value for name, value in found.items() if value is not None}
-    examples, loss = values.pop("examples"), values.pop("loss", None)
-    try:
-        return scored(number, int(examples), None if loss is None else float(loss), _floats(values))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"`evaluate` gave what is no number: {error}.",
-            safe="Nothing went on the ledger; the merge is in your model.",
-            do="Give each score as a number, by its name.",
-        ) from error
-
-
-def _floats(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in values.items()}
+    scores.require_sayable()
+    return Scored(round=number, examples=scores.examples, loss=scores.loss, metrics=dict(scores.metrics))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from konsil.core.wall import Scored, Terms, Waiting
-from konsil.learners import Shared
-from konsil.session.accepted import evaluated
+from konsil.learners import Scores, Shared, evaluated
+from konsil.session.accepted import said_of
 from konsil.session.display import Display, Nothing, accepted_words, training_words, waiting_words
 from konsil.session.resume import LocalFile
 
@@ -37,7 +37,7 @@ class AfterMerge:
         self._evaluate = evaluate
         self._on_round = (on_round,) if callable(on_round) else tuple(on_round)
         self._local: LocalFile | None = None
-        self._unsaid: Scored | None = None
+        self._unsaid: dict[int, Scored] = {}
 
     @property
     def resumes(self) -> bool:
@@ -51,7 +51,7 @@ class AfterMerge:
             self._local = LocalFile(self._resume, swarm=terms.swarm, study=study, member=terms.member)
 
     def loaded(
-        self, swarm: Swarm, learner: Shared, *, joining: bool, quiet: bool, tell: Callable[[Scored], None]
+        self, swarm: Swarm, learner: Shared, *, joining: bool, quiet: bool, tell: Callable[[Scored], bool]
     ) -> None:
         """A model was loaded.
 
@@ -60,7 +60,7 @@ class AfterMerge:
             learner: it holds the model.
             joining: this is the first model: a script that is started again gets its local state back.
             quiet: what is merged is no model yet that could be evaluated.
-            tell: puts scores on the ledger.
+            tell: puts scores on the ledger; False if the node is away.
         """
         self.own = None
         if self._local is not None:
@@ -71,17 +71,24 @@ class AfterMerge:
         if swarm.last is None or quiet:
             return
         if self._evaluate is not None and swarm.member not in swarm.last.scores:
-            self.own = self._unsaid = evaluated(swarm.last.round, self._evaluate(swarm.model))
+            self._keep(swarm.last.round, evaluated(self._evaluate(swarm.model)))
             self.say_scores(tell)
         self.display.line(accepted_words(swarm.last, swarm.settings.rounds, self.own, swarm.before))
         for call in self._on_round:
             call(swarm)
 
-    def say_scores(self, tell: Callable[[Scored], None]) -> None:
-        """Put scores on the ledger; those that a node which was away did not take, once more."""
-        if self._unsaid is not None:
-            tell(self._unsaid)
-            self._unsaid = None
+    def _keep(self, number: int, scores: Scores) -> None:
+        """Keep a round's scores until they are said. Where none is defined there is nothing to say."""
+        if scores.named:
+            self.own = self._unsaid[number] = said_of(number, scores)
+
+    def say_scores(self, tell: Callable[[Scored], bool]) -> None:
+        """Put scores on the ledger, in the order of the rounds; those that were not taken stay for later."""
+        while self._unsaid:
+            number = min(self._unsaid)
+            if not tell(self._unsaid[number]):
+                return
+            del self._unsaid[number]
 
     def waiting(self, waiting: Waiting) -> None:
         """Show what the node waits for."""

@@ -6,12 +6,9 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from konsil.core.rules.settings import StudySettings
-from konsil.core.rules.state import RoundRecord
 from konsil.core.wall import (
     WALL_VERSION,
     Failed,
@@ -32,6 +29,7 @@ from konsil.core.wall import (
     Wanted,
 )
 from konsil.errors import FrameError, KonsilError, NodeBusy, NodeError, NodeUnreachable, StudyError
+from konsil.session.news import Entry, News, news_of
 from konsil.wall.frames import raised
 from konsil.wall.line import Line
 from konsil.wall.memory import SealedMemory, open_sealed
@@ -53,38 +51,6 @@ NODE_AWAY = "this hospital's own node, which does not answer"
 
 Answer = TypeVar("Answer", Terms, Joined, Merged, Noted, Final)
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class News:
-    """An accepted round. ``memory``: the sealed merge, the receiver's to close; None if held already.
-
-    ``before``: the round before it, with the scores that have come since.
-    """
-
-    round: int
-    digest: str
-    record: RoundRecord | None
-    settings: StudySettings
-    ended: str
-    memory: SealedMemory | None
-    interval: int = 1
-    before: RoundRecord | None = None
-    failed: bool = False
-
-    def close(self) -> None:
-        """Give up the memory, if any."""
-        if self.memory is not None:
-            self.memory.close()
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a session enters with. ``until_s``: when it gives up, on the monotonic clock."""
-
-    header: bytes
-    initial: SealedMemory | None
-    until_s: float
 
 
 class Connection:
@@ -159,7 +125,7 @@ class Connection:
             while news is None or (news.round < update.round and not news.ended):
                 if news is not None:
                     news.close()
-                news = _news(*self._answer(line, Merged, until_s))
+                news = news_of(*self._answer(line, Merged, until_s))
             return news
 
         news = self._persist(attempt, until_s)
@@ -196,25 +162,37 @@ class Connection:
         Raises:
             KonsilError: why the node cannot go on with this study; never that it is away.
         """
-        now_s = time.monotonic()
-        if self._line is None and now_s < self._look_at_s:
+
+        def talk(line: Line) -> None:
+            line.send(word, timeout_s=BRIEF_S)
+            self._read_arrived(line)
+
+        if not self._unless_away(talk):
             return None
-        self._look_at_s = now_s + LOOK_AGAIN_S
-        while True:
-            had_line = self._line is not None
-            try:
-                line = self._connected(now_s + BRIEF_S)
-                line.send(word, timeout_s=BRIEF_S)
-                self._read_arrived(line)
-                break
-            except (NodeUnreachable, NodeBusy, _NoAnswer):
-                self._drop()
-                if not had_line:
-                    break  # it is away; a line that only broke is made anew at once
         news = self._take_news()
         if news is not None:
             self._hold(news)
         return news
+
+    def offer(self, word: Scored, answer_s: float) -> bool:
+        """Say something that the node puts on the ledger, unless the node is away.
+
+        Args:
+            word: what to say.
+            answer_s: how long a node that is there may take to answer.
+
+        Returns:
+            Whether the node has it; if not, it is to be offered another time.
+
+        Raises:
+            KonsilError: as ``progress``.
+        """
+
+        def talk(line: Line) -> None:
+            line.send(word, timeout_s=BRIEF_S)
+            self._answer(line, Noted, time.monotonic() + answer_s)
+
+        return self._unless_away(talk)
 
     def say_goodbye(self, timeout_s: float) -> None:
         """Leave without finishing. Never raises: who leaves has reasons of his own."""
@@ -263,6 +241,27 @@ class Connection:
             except FrameError:
                 self._drop()  # where the next word would begin is not known any more
                 raise
+
+    def _unless_away(self, talk: Callable[[Line], None]) -> bool:
+        """Talk to the node if it is there. One that is away is looked for briefly, and seldom.
+
+        Returns:
+            Whether all was said.
+        """
+        now_s = time.monotonic()
+        if self._line is None and now_s < self._look_at_s:
+            return False
+        self._look_at_s = now_s + LOOK_AGAIN_S
+        while True:
+            had_line = self._line is not None
+            try:
+                talk(self._connected(time.monotonic() + BRIEF_S))
+            except (NodeUnreachable, NodeBusy, _NoAnswer):
+                self._drop()
+                if not had_line:
+                    return False  # it is away; a line that only broke is made anew at once
+            else:
+                return True
 
     def _connected(self, until_s: float) -> Line:
         """The line; after a loss a new one, on which the session has joined again."""
@@ -337,7 +336,7 @@ class Connection:
 
     def _unasked(self, word: FromNode, memory: SealedMemory | None) -> None:
         if isinstance(word, Merged):
-            self._keep(_news(word, memory))
+            self._keep(news_of(word, memory))
             return
         if memory is not None:
             memory.close()
@@ -378,23 +377,3 @@ class Connection:
 
 class _NoAnswer(StudyError):
     """The node is there, but had no answer before the deadline."""
-
-
-def _news(word: Merged, memory: SealedMemory | None) -> News:
-    if memory is None:
-        raise NodeError(
-            f"The node told of the merge of round {word.round} but did not hand it over.",
-            safe="The model is untouched.",
-            do="See the node's log.",
-        )
-    return News(
-        word.round,
-        word.digest,
-        word.record,
-        word.settings,
-        word.ended,
-        memory,
-        word.interval,
-        word.before,
-        word.failed,
-    )

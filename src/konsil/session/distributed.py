@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -21,12 +20,13 @@ from konsil.core.rules.calls import Contribution
 from konsil.core.rules.settings import StudySettings
 from konsil.core.wall import Terms
 from konsil.errors import ConfigError, KonsilError, SchemaMismatch, StudyError
-from konsil.learners import LocalTraining, Shared, learner_for
+from konsil.learners import LocalTraining, Shared, learner_in
 from konsil.learners.torch import TorchLearner
 from konsil.session.accepted import AcceptedRound
 from konsil.session.after import AfterMerge
-from konsil.session.connection import Connection, Entry
+from konsil.session.connection import Connection
 from konsil.session.final import SavedModel
+from konsil.session.news import Entry
 from konsil.session.ranks import FIRST, Ranks, Word
 from konsil.session.swarm import GOODBYE_S, Swarm
 
@@ -72,6 +72,8 @@ class Leading(Swarm):
         """Join, and let the others join: they get the study's parameters from here."""
         self._ranks = Ranks()
         self._told: BaseException | None = None
+        self._learner = None
+        self._display = after_merge.display
         try:
             with self._telling(), self._ranks.waiting():
                 _require_nothing_to_resume(after_merge)
@@ -86,6 +88,7 @@ class Leading(Swarm):
             self._tell(loaded=True)
         except BaseException:
             connection.say_goodbye(GOODBYE_S)
+            self._let_go()
             self._ranks.part()
             raise
 
@@ -97,9 +100,12 @@ class Leading(Swarm):
         """
         if self._closed:
             return
-        with self._telling(), self._ranks.waiting():
-            super().close()
-        self._ranks.say(Word.CLOSED)
+        try:
+            with self._telling(), self._ranks.waiting():
+                super().close()
+            self._ranks.say(Word.CLOSED)
+        finally:
+            self._ranks.part()
 
     def leave(self) -> None:
         """Stop without finishing. Never raises."""
@@ -239,9 +245,11 @@ class Following(Swarm):
             return
         self._closed = True
         self._end()
-        word, _ = self._ranks.hear()
-        if word is not Word.CLOSED:
+        try:
+            word, _ = self._ranks.hear()
+        finally:
             self._ranks.part()
+        if word is not Word.CLOSED:
             raise StudyError(
                 "This process has ended its training while the first one of this hospital still trains.",
                 safe="The other hospitals go on.",
@@ -291,7 +299,7 @@ class Following(Swarm):
             elif word is Word.GO_ON:
                 return False
             else:
-                self._closed = True
+                self.leave()
                 raise StudyError(
                     "The first process of this hospital has ended its training while this one still trains.",
                     safe="The other hospitals go on.",
@@ -319,9 +327,7 @@ class Following(Swarm):
         return facts.loaded
 
     def _made(self, facts: Facts) -> Shared:
-        settings = facts.settings
-        training = replace(self._training, prox=settings.prox, scaffold=settings.scaffold)
-        learner = learner_for(self.model, settings.local, training)
+        learner = learner_in(facts.settings, self.model, self._training)
         _torch_learner(learner)
         if learner.schema().digest != facts.schema:
             raise SchemaMismatch(

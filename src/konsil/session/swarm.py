@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,11 +14,12 @@ from konsil.core.rules.calls import Contribution
 from konsil.core.rules.settings import StudySettings
 from konsil.core.wall import Finished, Progress, Scored, Terms, Update
 from konsil.errors import ConfigError, NonFinite, StudyError
-from konsil.learners import LocalTraining, Shared, learner_for
-from konsil.session.accepted import AcceptedRound, counted_examples, figures, scored
+from konsil.learners import LocalTraining, Shared, evaluated, learner_in
+from konsil.session.accepted import AcceptedRound, counted_examples, figures, said_of
 from konsil.session.after import AfterMerge
-from konsil.session.connection import LOOK_AGAIN_S, Connection, Entry, News
+from konsil.session.connection import LOOK_AGAIN_S, Connection
 from konsil.session.final import SavedModel, save_final
+from konsil.session.news import Entry, News
 from konsil.session.pace import Pace
 from konsil.wall.layout import read_arrays, seal_arrays
 from konsil.wall.memory import SealedMemory
@@ -27,7 +27,7 @@ from konsil.wall.memory import SealedMemory
 AWAY_S = 600.0
 """How long a node may be away before a session gives up: enough for a restart of its container or host."""
 SETTLE_S = 60.0
-"""For words that the ledger answers in a block or two: terms, scores, the end."""
+"""For words that a node which is there answers in a block or two: terms, scores, the end."""
 
 GOODBYE_S = 2.0
 """For leaving after an error: what the node has not taken by then, it sees by the closed connection."""
@@ -78,6 +78,7 @@ class Swarm:
             self._take(news, joining=True)
         except BaseException:
             connection.say_goodbye(GOODBYE_S)
+            self._let_go()
             raise
         finally:
             self._display.clear()
@@ -177,7 +178,7 @@ class Swarm:
                 safe="The first score stands on the ledger.",
                 do="Give loss and metrics in one call a round; with `evaluate=`, return all of them there.",
             )
-        own = scored(self.last.round, examples, loss, metrics)
+        own = said_of(self.last.round, evaluated({"examples": examples, "loss": loss, **metrics}))
         self._say(own)
         self._after_merge.own = own
 
@@ -205,6 +206,7 @@ class Swarm:
         self._require_open()
         limit_s = self._timeout_s or self.settings.silence_s + SETTLE_S
         try:
+            self._after_merge.say_scores(self._say)
             return save_final(self._connection, Path(path), limit_s, self._after_merge.waiting)
         finally:
             self._display.clear()
@@ -219,9 +221,9 @@ class Swarm:
             return
         self._closed = True
         try:
+            self._after_merge.say_scores(self._say)
             if not self.finished:
-                finished = Finished(contribution=self._after)
-                self._connection.tell(finished, time.monotonic() + (self._timeout_s or SETTLE_S))
+                self._say(Finished(contribution=self._after))
         finally:
             if self.finished:
                 self._connection.say_goodbye(GOODBYE_S)
@@ -250,9 +252,7 @@ class Swarm:
     # --- inside ----------------------------------------------------------------------------------
 
     def _prepare(self, terms: Terms) -> Entry:
-        settings = terms.settings
-        training = replace(self._training, prox=settings.prox, scaffold=settings.scaffold)
-        learner = learner_for(self.model, settings.local, training)
+        learner = learner_in(terms.settings, self.model, self._training)
         schema = learner.schema()
         if terms.wanted and self._initial is None:
             self._initial = seal_arrays(schema, learner.parameters())
@@ -262,7 +262,7 @@ class Swarm:
 
     def _train(self, examples: int, count: Callable[[], None]) -> bool:
         self._require_open()
-        self._after_merge.say_scores(self._say)
+        self._after_merge.say_scores(self._offer)
         counted = counted_examples(examples)
         if self.finished:
             return False
@@ -324,7 +324,7 @@ class Swarm:
         self._pace.begin(news.settings, news.interval)
         if news.memory is not None:
             quiet = self._fitting or not learner.fitted
-            self._after_merge.loaded(self, learner, joining=joining, quiet=quiet, tell=self._say)
+            self._after_merge.loaded(self, learner, joining=joining, quiet=quiet, tell=self._offer)
         if news.failed:
             raise StudyError(
                 f"Study '{self.settings.name}' has failed: {self.ended}",
@@ -333,11 +333,19 @@ class Swarm:
             )
         return news.memory is not None
 
-    def _say(self, scores: Scored) -> None:
-        self._connection.tell(scores, time.monotonic() + (self._timeout_s or SETTLE_S))
+    def _say(self, word: Scored | Finished) -> bool:
+        """Say it, however long the node is away as long as that is no error."""
+        limit_s = self._timeout_s or max(SETTLE_S, AWAY_S)
+        self._connection.tell(word, time.monotonic() + limit_s)
+        return True
+
+    def _offer(self, scores: Scored) -> bool:
+        """Say it unless the node is away, for which training does not wait."""
+        return self._connection.offer(scores, self._timeout_s or SETTLE_S)
 
     def _let_go(self) -> None:
-        """Training may go on without the swarm: nothing of Konsil stays in it."""
+        """Training may go on without the swarm: nothing of Konsil stays in it, nor on the screen."""
+        self._display.clear()
         if self._learner is not None:
             self._learner.end()
 

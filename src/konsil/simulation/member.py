@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from konsil.core.rules import Contribution
+from konsil.learners import Scores, evaluated
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Member:
 
     ``model``: as for ``konsil.join``; of its own, no other member may have the same object.
     ``train``: trains the model for a round and returns on how many examples.
-    ``evaluate``: scores the model on the member's own validation data: what ``Swarm.score`` takes, by name:
+    ``evaluate``: scores the model on the member's own validation data, as for ``konsil.join``:
     ``{"examples": 120, "loss": 0.31, "auc": 0.94}``.
     ``optimizer``, ``reset_optimizer``, ``after``: as for ``konsil.join``. ``rounds``: after so many the
     member finishes; None for one that stays to the end. ``preprocessing``: this member's training rows, where
@@ -40,7 +41,7 @@ class Member:
 
     model: Any
     train: Callable[[Any, Work], int]
-    evaluate: Callable[[Any], Mapping[str, float]] | None = None
+    evaluate: Callable[[Any], Mapping[str, Any]] | None = None
     optimizer: Any = None
     reset_optimizer: bool = False
     rounds: int | None = None
@@ -75,12 +76,13 @@ class Turn:
 class Taken:
     """What came of a turn. ``member``: the same, or what came back from another process.
 
-    ``examples`` and ``scores``: what the member's code returned. ``what``: why it broke, "" if it did not.
+    ``examples``: what its ``train`` returned; ``scores``: what its ``evaluate`` did. ``what``: why it broke,
+    "" if it did not.
     """
 
     member: Member
     examples: Any = None
-    scores: Mapping[str, float] | None = None
+    scores: Scores | None = None
     what: str = ""
     trace: str = ""
 
@@ -90,7 +92,8 @@ def take(turn: Turn) -> Taken:
     member, scores, examples = turn.member, None, None
     try:
         if turn.score and member.evaluate is not None:
-            scores = dict(member.evaluate(member.model))
+            scores = evaluated(member.evaluate(member.model))
+            scores.require_sayable()
         if turn.work is not None:
             examples = member.train(member.model, turn.work)
     except Exception as error:  # noqa: BLE001 - it is the member's code: whatever it raises is the member's

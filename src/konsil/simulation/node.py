@@ -9,7 +9,7 @@ from typing import Any
 from konsil.core.parameters import Schema
 from konsil.core.round import NodeRound
 from konsil.core.rules import StudySettings
-from konsil.learners import LocalTraining, Shared, learner_for
+from konsil.learners import LocalTraining, Shared, learner_in
 from konsil.simulation.member import Member
 from konsil.simulation.update import Layout, Parcel
 
@@ -52,10 +52,8 @@ class Node:
             ConfigError: no learner for this model, or it cannot do what the study asks.
             ParametersError: an array that cannot be merged.
         """
-        asked = LocalTraining(
-            self.member.optimizer, self.member.reset_optimizer, settings.prox, settings.scaffold
-        )
-        self._learner = learner_for(self.member.model, settings.local, asked)
+        asked = LocalTraining(self.member.optimizer, self.member.reset_optimizer)
+        self._learner = learner_in(settings, self.member.model, asked)
         return self._learner.schema()
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import index
 from typing import Any, TypeVar, cast
@@ -10,6 +9,7 @@ from typing import Any, TypeVar, cast
 from konsil.core.round import Attached, Detached, FinishWanted, Offered, ScoreReady, UpdateReady
 from konsil.core.rules import RoundRecord, Score
 from konsil.errors import ConfigError, StudyError
+from konsil.learners import Scores
 from konsil.simulation.member import Problem, Taken, Turn, Work, described
 from konsil.simulation.node import Node
 from konsil.simulation.turns import TakeAll
@@ -19,7 +19,6 @@ from konsil.simulation.world import World
 T = TypeVar("T")
 
 _MINUTE_S = 60.0
-_SHOWN = 300
 
 
 class Run:
@@ -171,9 +170,7 @@ class Run:
             self._came_back(node, taken)
         try:
             if taken.scores is not None:
-                score = _score(self.world.study.settings.name, node.handed, taken.scores)
-                node.trained, node.scored = False, node.handed
-                self.world.post(node, ScoreReady(score))
+                self._score(node, taken.scores)
             if taken.what:
                 self._leave(node, taken.what, taken.trace)
             elif turn.work is not None:
@@ -181,6 +178,14 @@ class Run:
                 node.trained = True
         except ConfigError as error:
             self._leave(node, error.what)
+
+    def _score(self, node: Node, scores: Scores) -> None:
+        """Put a member's scores on the ledger. Where none is defined there is nothing to say."""
+        node.trained, node.scored = False, node.handed
+        if scores.named:
+            study = self.world.study.settings.name
+            score = Score(study, node.handed, scores.examples, scores.loss, dict(scores.metrics))
+            self.world.post(node, ScoreReady(score))
 
     def _came_back(self, node: Node, taken: Taken) -> None:
         """The member was in another process, and what came back is a copy: its learner is made anew."""
@@ -207,22 +212,6 @@ class Run:
         self.world.settle()
         for node in nodes:
             self.world.post(node, Detached(goodbye=True))
-
-
-def _score(study: str, number: int, scores: Mapping[str, float]) -> Score:
-    """What ``evaluate`` returned, as a call; a session checks the same before it sends a score."""
-    values: dict[str, Any] = dict(scores)
-    try:
-        examples = index(values.pop("examples"))
-        metrics = {name: float(value) for name, value in values.items()}
-    except (KeyError, TypeError, ValueError):
-        metrics, examples = {}, 0
-    if examples < 1 or not metrics or not all(map(math.isfinite, metrics.values())):
-        raise ConfigError(
-            "`evaluate` must return finite numbers by name, among them on how many `examples`; it returned "
-            f"{repr(dict(scores))[:_SHOWN]}."
-        )
-    return Score(study, number, examples, metrics.pop("loss", None), metrics)
 
 
 def _count(examples: Any) -> int:

@@ -28,7 +28,7 @@ _SHOWN = 5
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 _hooks: weakref.WeakKeyDictionary[torch.optim.Optimizer, Any] = weakref.WeakKeyDictionary()
-"""An optimiser's one hook: a session that joins again takes the place of the one before."""
+"""The one hook that steers an optimiser: a session that begins takes the place of one that never ended."""
 
 
 class Steering:
@@ -68,11 +68,15 @@ class Steering:
         self._steps = 0
         self._begun = False
         self._given = False
-        if training.prox > 0 or training.scaffold:
-            _hook(optimizer, self)
+        self._hook: Any = None
 
     def begin_round(self) -> None:
-        """Training starts from what the parameters hold now, and from the control that was loaded."""
+        """Training starts from what the parameters hold now, and from the control that was loaded.
+
+        The first one takes the optimiser over: until then the session has not joined, and may never.
+        """
+        if not self._begun and (self._prox > 0 or self.control):
+            self._hook = _hook(self._optimizer, self)
         if self._reset:
             forget(self._optimizer)
         if self._prox > 0:
@@ -99,10 +103,13 @@ class Steering:
         return {OWN + name: own for name, own in self._own.items()}
 
     def end(self) -> None:
-        """Take the hook away."""
-        handle = _hooks.pop(self._optimizer, None)
-        if handle is not None:
-            handle.remove()
+        """Take this session's hook away, and no other's."""
+        if self._hook is None:
+            return
+        self._hook.remove()
+        if _hooks.get(self._optimizer) is self._hook:
+            del _hooks[self._optimizer]
+        self._hook = None
 
     def before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         """Correct the gradients of the step that is about to be made.
@@ -234,8 +241,8 @@ def plain(optimizer: Any) -> Any:
     return optimizer
 
 
-def _hook(optimizer: torch.optim.Optimizer, steering: Steering) -> None:
-    """Register the one hook. It does not keep the session alive, and goes with it."""
+def _hook(optimizer: torch.optim.Optimizer, steering: Steering) -> Any:
+    """Register the one hook; what takes it away. It does not keep the session alive, and goes with it."""
     former = _hooks.pop(optimizer, None)
     if former is not None:
         former.remove()
@@ -250,6 +257,7 @@ def _hook(optimizer: torch.optim.Optimizer, steering: Steering) -> None:
     handle = optimizer.register_step_pre_hook(before_step)
     _hooks[optimizer] = handle
     weakref.finalize(steering, handle.remove)
+    return handle
 
 
 def _zeros(trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

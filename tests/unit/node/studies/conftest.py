@@ -196,6 +196,7 @@ class Node:
 
     async def _told(self, effect, study, model):
         self.seen.append(effect.round)
+        self.handed = model
         if model is None or study.phase in {"finished", "failed"}:
             return
         self.arrays = {name: array + self.number for name, array in views(self.schema, model.data()).items()}

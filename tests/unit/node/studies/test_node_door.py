@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 import konsil
-from konsil.core.wall import WALL_VERSION, AskNode, Join, Knock, Terms, Update, Waiting
+from konsil.core.wall import WALL_VERSION, AskNode, Failed, Join, Knock, Terms, Update, Waiting
 from konsil.errors import ConfigError, FrameError, KonsilError, NodeBusy, SchemaMismatch, StudyError
 from konsil.node.training import Training
 from konsil.wall.door import Door
@@ -128,6 +128,8 @@ async def test_a_second_script_is_told_that_the_first_goes_on(doors):
     await doors.world.until(lambda world: world.study.initial)
     with pytest.raises(NodeBusy, match="It goes on undisturbed"):
         await doors.script("a", trains(1))
+    (answer,) = await doors.says("a", (Knock(WALL_VERSION, "aml", 1), None))
+    assert isinstance(answer, Failed), "a second script hears no terms, for which it would prepare its model"
     others = [doors.script(name, trains(1)) for name in "bc"]
     await asyncio.gather(first, *others)
 

@@ -209,7 +209,7 @@ async def test_a_member_whose_training_has_finished_contributes_what_it_chose(wo
     for node in world.nodes.values():
         node.train()
     await world.until(finished)
-    await soon(lambda: all(model(world.nodes[name]) is not None for name in "ac"))
+    await soon(lambda: all(model(node) is not None for node in world.nodes.values()))
     last = world.study.history[-1]
     if contribution == "snapshot":
         assert last.roster["c"].digest == world.study.history[0].roster["c"].digest

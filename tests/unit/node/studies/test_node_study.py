@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from konsil.core.parameters import views
+from konsil.core.round import Detached
 from konsil.errors import NodeError, StudyError
 from konsil.node.bench import Bench
 from konsil.node.study import StudyRunner
@@ -47,6 +48,37 @@ async def test_a_study_runs_to_its_end_and_all_hold_the_same_model(worlds):
         assert node.runner.store.model(update) is None  # of a study that is over only its model stays
     assert world.study.history[0].scores.keys() == set(NAMES)
     assert world.study.history[0].attempt == 1
+
+
+def at_rest(node):
+    digest, store = node.world.study.accepted, node.runner.store
+    return store.model(digest) is None and store.stored(digest) is not None
+
+
+async def test_a_study_that_is_over_takes_no_memory_and_is_still_served_and_handed_over(worlds):
+    world = await worlds()
+    for node in world.nodes.values():
+        node.train()
+    await world.until(finished)
+    await soon(lambda: all(node.seen[-1:] == [3] for node in world.nodes.values()))
+    first, *others = world.nodes.values()
+    for node in others:
+        node.runner.trainee = None
+        node.runner.post(Detached(goodbye=True))
+    await soon(lambda: all(map(at_rest, others)))
+    assert not at_rest(first), "its training process may still need it"
+    fetched = await first.runner.merging.fetch(world.study.accepted)
+    assert np.all(views(first.schema, fetched.data())["weights"] == 3.0)
+    fetched.close()
+
+    late = others[0].train()
+    await soon(lambda: late.seen == [0, 1, 2, 3, 3])
+    assert late.handed.digest == world.study.accepted
+    assert not at_rest(late)
+
+    await others[1].close()
+    await world.start(others[1].name)
+    await soon(lambda: at_rest(world.nodes[others[1].name]))
 
 
 @pytest.mark.parametrize("contribution", ["snapshot", "active", "inactive"])
