@@ -1009,12 +1009,22 @@ def test_preprocessing_is_fitted_by_merges_in_which_everyone_counts_once(node):
     assert [word.examples for word in node.said(Update)] == [1]
 
 
-def test_an_outer_optimiser_does_not_step_on_sums_and_counts(node):
-    node.settings = StudySettings(name="aml", every_steps=2, rounds=5, outer=Outer())
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"outer": Outer()}, "would step on sums"),
+        ({"rule": "norm_clipping"}, "merges by 'norm_clipping', which limits how far"),
+        ({"rule": "bounded", "rule_digest": "a" * 64}, "the rule 'bounded' from a file"),
+    ],
+    ids=["outer", "around the base", "from a file"],
+)
+def test_preprocessing_is_not_fitted_where_sums_would_not_be_merged_as_sums(node, settings, complaint):
+    node.settings = StudySettings(name="aml", every_steps=2, rounds=5, **settings)
     learner = Observed()
     with (
         konsil.join("aml", learner, node=node.path) as swarm,
-        pytest.raises(ConfigError, match="would step on sums"),
+        pytest.raises(ConfigError, match=complaint),
     ):
         swarm.fit_preprocessing(None)
     assert learner.seen == 0
+    assert node.said(Update) == []

@@ -409,6 +409,27 @@ def test_preprocessing_is_fitted_together_before_training_begins():
     assert [len(record.scores) for record in run.rounds] == [0, 0, 2, 2]
 
 
+@pytest.mark.parametrize("settings", [{"rule": "norm_clipping"}, {"outer": Outer()}])
+def test_preprocessing_is_not_fitted_where_sums_would_not_be_merged_as_sums(settings):
+    def make(place):
+        return konsil.Member(Observing(), lambda *_: 100, preprocessing=[1, place])
+
+    with pytest.raises(ConfigError, match="cannot be fitted together in it"):
+        simulated(make, rounds=4, members=2, **settings)
+
+
+def test_preprocessing_is_not_fitted_by_a_rule_from_a_file(tmp_path):
+    file = tmp_path / "largest.py"
+    file.write_text(RULE)
+    with pytest.raises(ConfigError, match="the rule 'largest' from a file, of which Konsil cannot know"):
+        konsil.simulate(
+            lambda place: konsil.Member(Observing(), lambda *_: 100, preprocessing=[1, place]),
+            members=2,
+            study={**STUDY, "rule": "largest"},
+            rule_file=file,
+        )
+
+
 # --- what simulate refuses --------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from konsil.core.parameters import Schema, views
 from konsil.core.rules.calls import Contribution
+from konsil.core.rules.pooling import check_pooling
 from konsil.core.rules.settings import StudySettings
 from konsil.core.wall import Finished, Progress, Scored, Terms, Update
 from konsil.errors import ConfigError, StudyError
@@ -133,16 +134,12 @@ class Swarm:
             data: this member's own training rows; they stay in this process.
 
         Raises:
-            ConfigError: the model has no preprocessing that can be fitted together.
+            ConfigError: the model has no preprocessing that can be fitted together, or the study's rule or
+                outer optimiser would not leave sums right.
             KonsilError: as ``step``.
         """
         self._require_open()
-        if self.settings.outer is not None:
-            raise ConfigError(
-                f"Study '{self.settings.name}' has an outer optimiser, which would step on sums too.",
-                safe="Nothing was sent.",
-                do="Fit the preprocessing in a study of its own without `outer`, then use it in this one.",
-            )
+        check_pooling(self.settings)
         learner, _ = self._parts()
         # One example a member: sums and counts are pooled, whatever a member's training would weigh.
         self._fitting = True  # what these rounds merge is no model yet that could be evaluated

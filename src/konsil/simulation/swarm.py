@@ -20,6 +20,7 @@ from konsil.core.rules import (
     RoundRecord,
     StudySettings,
     check_against_rule,
+    check_pooling,
     check_study_settings,
     state_digest,
 )
@@ -87,6 +88,8 @@ def simulate(
             safe="Nothing was trained.",
             do="`make_member` must make a new model each time it is called.",
         )
+    if any(member.preprocessing is not None for member in made.values()):
+        check_pooling(settings)
     world = World(Ledger(names, settings), [Node(name, settings.name, made[name]) for name in names], rule)
     with turns(jobs) as take_all, closing(world):
         Run(world, take_all, round_s, on_round).run()
