@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import ensemble, linear_model, svm, tree
 from sklearn.base import BaseEstimator
@@ -211,6 +212,41 @@ def test_a_linear_model_is_prepared_anew_whatever_it_held():
     prepare(model, 6, ["a", "b", "c"])
     assert model.coef_.shape == (3, 6)
     assert not model.coef_.any()
+
+
+@pytest.mark.parametrize(
+    "make", [linear_model.SGDClassifier, lambda: make_pipeline(StandardScaler(), MLPClassifier())]
+)
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        (np.ones((50, 6)), r"is a ndarray of shape \(50, 6\)"),
+        (pd.DataFrame(np.ones((50, 6)), columns=list("abcdef")), r"DataFrame of shape \(50, 6\)"),
+        (np.ones(6), "is a ndarray of float"),
+        ([[1.0, 2.0], [3.0, 4.0]], "is a list of list"),
+        ("abcdef", "is a str, and no number"),
+        (6.0, "is a float, and no number"),
+        (None, "is a NoneType, and no number"),
+        (0, "without any column"),
+        ([], "without any column"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_rows_are_not_taken_for_their_number_of_columns(make, columns, complaint):
+    with pytest.raises(ConfigError, match=complaint) as refusal:
+        prepare(make(), columns, [0, 1])
+    assert "`X.shape[1]`" in refusal.value.do
+    assert "`X.columns`" in refusal.value.do
+
+
+@pytest.mark.parametrize(
+    "columns", [6, np.int64(6), list("abcdef"), np.array(list("abcdef")), pd.Index(list("abcdef"))]
+)
+def test_columns_are_a_whole_number_or_names(columns):
+    model = prepare(linear_model.SGDClassifier(), columns, [0, 1])
+    assert model.coef_.shape == (1, 6)
+    pipeline = prepare(make_pipeline(StandardScaler(), linear_model.SGDClassifier()), columns, [0, 1])
+    assert learner_for(pipeline).schema()
 
 
 def test_the_optimisers_moments_stay_where_they_are():

@@ -13,6 +13,7 @@ import numpy as np
 
 from konsil.errors import ConfigError
 from konsil.learners.base import Array
+from konsil.learners.sklearn.columns import Columns
 from konsil.learners.sklearn.refusals import (
     REFUSED_ESTIMATORS,
     REFUSED_SOLVERS,
@@ -106,7 +107,7 @@ def estimator_learner(model: Any) -> LinearLearner | PerceptronsLearner:
     return PerceptronsLearner(model) if _has_layers(model) else LinearLearner(model)
 
 
-def prepare_estimator(model: Any, n_features: int, classes: Sequence[Any] | None, dtype: Any) -> Any:
+def prepare_estimator(model: Any, columns: Columns, classes: Sequence[Any] | None, dtype: Any) -> Any:
     """`konsil.learners.sklearn.prepare` for a single estimator.
 
     Raises:
@@ -120,6 +121,7 @@ def prepare_estimator(model: Any, n_features: int, classes: Sequence[Any] | None
             "prepare(model, n_features, classes=[0, 1])",
         )
     labels = None if classes is None else np.unique(np.asarray(classes))
+    n_features = columns if isinstance(columns, int) else len(columns)
     if _has_layers(model):
         _prepare_perceptrons(model, n_features, labels, dtype)
         return model

@@ -14,6 +14,7 @@ import numpy as np
 
 from konsil.errors import ConfigError
 from konsil.learners.base import Array
+from konsil.learners.sklearn.columns import Columns
 from konsil.learners.sklearn.estimators import estimator_learner, prepare_estimator
 from konsil.learners.sklearn.pooled import Floats, Pooled
 from konsil.learners.sklearn.refusals import kinds_of, unusable
@@ -151,15 +152,12 @@ def is_pipeline(model: Any) -> bool:
     return "Pipeline" in kinds_of(model)
 
 
-def prepare_pipeline(
-    pipeline: Any, columns: int | Sequence[str], classes: Sequence[Any] | None, dtype: Any
-) -> Any:
+def prepare_pipeline(pipeline: Any, columns: Columns, classes: Sequence[Any] | None, dtype: Any) -> Any:
     """`konsil.learners.sklearn.prepare` for a Pipeline.
 
     Raises:
         ConfigError: a step that cannot be fitted together, or as for its last step alone.
     """
-    columns = columns if isinstance(columns, int) else tuple(columns)
     _, width = walk(pipeline, columns)
     _, last = pipeline.steps[-1]
     if is_model(last):
