@@ -189,7 +189,9 @@ def test_a_pipeline_is_not_fitted_before_the_swarm_has_fitted_it():
 
 def test_what_travels_is_named_after_the_steps():
     learner = learner_for(prepared(members=1)[0])
-    assert sorted(learner.parameters()) == [
+    mark, *names = sorted(learner.parameters())
+    assert mark.startswith("konsil.classes:")
+    assert names == [
         "sgdclassifier.coef_",
         "sgdclassifier.intercept_",
         "simpleimputer.mean.count",
@@ -420,6 +422,15 @@ def test_a_data_frames_columns_are_known_to_the_fitted_pipeline():
     pipeline.predict(frame)  # every warning is an error here
     with pytest.raises(ValueError, match="feature names"):
         pipeline.predict(frame.rename(columns={"a": "z"}))
+
+
+def test_rows_whose_columns_are_in_another_order_than_was_prepared_are_refused():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(hospitals()[2], columns=list("abcde"))
+    learner = learner_for(prepared(members=1, features=frame.columns)[0])
+    with pytest.raises(ConfigError, match=r"Column 1 of the rows, counted from 0, is 'c'; .* for 'b' there"):
+        learner.observe(frame[list("acbde")], 1)
+    assert learner.observe(frame, 1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from konsil.errors import ConfigError
+from konsil.core.parameters import is_mark
+from konsil.errors import ConfigError, SchemaMismatch
 from konsil.learners import learner_for
 from konsil.learners.sklearn import prepare
 
@@ -249,6 +250,65 @@ def test_columns_are_a_whole_number_or_names(columns):
     assert learner_for(pipeline).schema()
 
 
+def joined_by(make, columns, classes):
+    return learner_for(prepare(make(), columns, classes)).schema()
+
+
+MAKES = [
+    linear_model.SGDClassifier,
+    lambda: linear_model.LogisticRegression(warm_start=True),
+    lambda: MLPClassifier((3,)),
+    lambda: make_pipeline(StandardScaler(), linear_model.SGDClassifier()),
+    lambda: make_pipeline(StandardScaler(), MLPClassifier((3,))),
+]
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_columns_in_another_order_are_another_models(make):
+    study = joined_by(make, list("abcdef"), [0, 1])
+    study.require_same(joined_by(make, pd.Index(list("abcdef")), [0, 1]))
+    for columns in (list("fedcba"), list("abcdeg"), 6):
+        with pytest.raises(SchemaMismatch, match="The columns of the rows differ, or their order"):
+            study.require_same(joined_by(make, columns, [0, 1]))
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_other_classes_are_another_models(make):
+    study = joined_by(make, 6, [0, 1])
+    for same in ([1, 0], [True, False], np.array([0.0, 1.0]), np.array([0, 1], np.int8)):
+        study.require_same(joined_by(make, 6, same))
+    for classes in ([1, 2], ["0", "1"], ["AML", "other"]):
+        with pytest.raises(SchemaMismatch, match="The classes differ: every member must give"):
+            study.require_same(joined_by(make, 6, classes))
+
+
+def test_classes_are_compared_where_a_model_was_not_prepared_but_trained():
+    rows, values = hospitals()[0]
+    model = linear_model.SGDClassifier().partial_fit(rows, classes_of(values), classes=[0, 1])
+    assert learner_for(model).schema() == joined_by(linear_model.SGDClassifier, 6, [0, 1])
+
+
+def test_what_a_fit_finds_in_a_hospitals_own_rows_does_not_change_the_schema():
+    rows, values = hospitals()[0]
+    model = prepare(linear_model.LogisticRegression(warm_start=True, max_iter=2), 6, [0, 1])
+    learner = learner_for(model)
+    before = learner.schema()
+    fit_quietly(model, rows, np.where(classes_of(values) == 1, "AML", "other"))
+    assert learner.schema() == before
+    learner.load({name: array + 1 for name, array in learner.parameters().items()})
+    assert model.coef_.shape == (1, 6)
+
+
+def test_scikit_learn_compares_the_columns_of_the_rows_that_are_trained_on():
+    frame = pd.DataFrame(hospitals()[0][0], columns=list("abcdef"))
+    labels = classes_of(hospitals()[0][1])
+    model = prepare(linear_model.SGDClassifier(), frame.columns, [0, 1])
+    model.partial_fit(frame, labels)
+    with pytest.raises(ValueError, match="same order"):
+        model.partial_fit(frame[frame.columns[::-1]], labels)
+    prepare(model, 6, [0, 1]).partial_fit(frame.to_numpy(), labels)  # every warning is an error here
+
+
 def test_the_optimisers_moments_stay_where_they_are():
     rows, values = hospitals()[0]
     model = prepare(MLPClassifier((4,), random_state=1), 6, [0, 1])
@@ -257,7 +317,8 @@ def test_the_optimisers_moments_stay_where_they_are():
     moments = [moment.copy() for moment in model._optimizer.ms]
     learner.load({name: array * 0 for name, array in learner.parameters().items()})
     assert all(np.array_equal(now, old) for now, old in zip(model._optimizer.ms, moments, strict=True))
-    assert sorted(learner.parameters()) == ["coefs_.0", "coefs_.1", "intercepts_.0", "intercepts_.1"]
+    travelling = [name for name in learner.parameters() if not is_mark(name)]
+    assert sorted(travelling) == ["coefs_.0", "coefs_.1", "intercepts_.0", "intercepts_.1"]
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from konsil.core.parameters import is_mark
 from konsil.errors import ConfigError
 from konsil.learners.base import Array
 from konsil.learners.sklearn.columns import Columns
+from konsil.learners.sklearn.meaning import marks_of, note_columns
 from konsil.learners.sklearn.refusals import (
     REFUSED_ESTIMATORS,
     REFUSED_SOLVERS,
@@ -53,14 +55,19 @@ class LinearLearner:
         _require_mergeable(model)
         _require_shapes(model, "coef_")
         self._model = model
+        self._marks = marks_of(model)  # of now: what a `fit` finds in a hospital's own rows is not asked
 
     def parameters(self) -> dict[str, Array]:
-        """``coef_`` [classes or outputs, features] or [features], ``intercept_`` [classes or outputs]."""
-        return {name: np.asarray(getattr(self._model, name)) for name in self._names}
+        """``coef_`` [classes or outputs, features] or [features], ``intercept_`` [classes or outputs]; and
+        names that stand for columns and classes.
+        """
+        return {name: np.asarray(getattr(self._model, name)) for name in self._names} | self._marks
 
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Copy the values in."""
         for name, values in arrays.items():
+            if is_mark(name):
+                continue
             held = getattr(self._model, name)
             if isinstance(held, np.ndarray):
                 np.copyto(held, values)
@@ -82,20 +89,25 @@ class PerceptronsLearner:
         _require_steps(model)
         _require_shapes(model, "coefs_")
         self._model = model
+        self._marks = marks_of(model)
 
     def parameters(self) -> dict[str, Array]:
-        """The layers' own arrays."""
+        """The layers' own arrays; and names that stand for columns and classes."""
+        return self._own() | self._marks
+
+    def load(self, arrays: Mapping[str, Array]) -> None:
+        """Copy the values in, in place: the optimiser holds references to these very arrays."""
+        own = self._own()
+        for name, values in arrays.items():
+            if not is_mark(name):
+                np.copyto(own[name], values)
+
+    def _own(self) -> dict[str, Array]:
         return {
             f"{name}.{number}": array
             for name in self._names
             for number, array in enumerate(getattr(self._model, name))
         }
-
-    def load(self, arrays: Mapping[str, Array]) -> None:
-        """Copy the values in, in place: the optimiser holds references to these very arrays."""
-        own = self.parameters()
-        for name, values in arrays.items():
-            np.copyto(own[name], values)
 
 
 def estimator_learner(model: Any) -> LinearLearner | PerceptronsLearner:
@@ -122,9 +134,18 @@ def prepare_estimator(model: Any, columns: Columns, classes: Sequence[Any] | Non
         )
     labels = None if classes is None else np.unique(np.asarray(classes))
     n_features = columns if isinstance(columns, int) else len(columns)
+    vars(model).pop("feature_names_in_", None)
     if _has_layers(model):
         _prepare_perceptrons(model, n_features, labels, dtype)
-        return model
+    else:
+        _prepare_linear(model, n_features, labels, dtype)
+    if not isinstance(columns, int):  # from now on scikit-learn, too, compares each data frame's columns
+        model.feature_names_in_ = np.array(columns, dtype=object)
+    note_columns(model, columns)
+    return model
+
+
+def _prepare_linear(model: Any, n_features: int, labels: Array | None, dtype: Any) -> None:
     if hasattr(model, "partial_fit"):
         _train_on_nothing(model, n_features, labels, dtype)
         model.t_ = 1.0
@@ -132,7 +153,6 @@ def prepare_estimator(model: Any, columns: Columns, classes: Sequence[Any] | Non
         _prepare_by_hand(model, n_features, labels, dtype)
     model.coef_ = np.zeros_like(model.coef_)
     model.intercept_ = np.zeros_like(model.intercept_)
-    return model
 
 
 def _prepare_perceptrons(model: Any, n_features: int, labels: Array | None, dtype: Any) -> None:

@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from konsil.core.parameters import is_mark
 from konsil.errors import ConfigError
 from konsil.learners.base import Array
 from konsil.learners.sklearn.columns import Columns
 from konsil.learners.sklearn.estimators import estimator_learner, prepare_estimator
+from konsil.learners.sklearn.meaning import marks_of, note_columns, noted_columns
 from konsil.learners.sklearn.pooled import Floats, Pooled
 from konsil.learners.sklearn.refusals import kinds_of, unusable
 from konsil.learners.sklearn.walk import Step, is_model, walk
-
-_COLUMNS = "_konsil_columns"
-"""Where `prepare` notes on a Pipeline how many columns its rows have, or which."""
 
 
 class PipelineLearner:
@@ -37,7 +36,7 @@ class PipelineLearner:
         Raises:
             ConfigError: not prepared, or a step that cannot be merged or fitted together.
         """
-        columns = getattr(pipeline, _COLUMNS, None)
+        columns = noted_columns(pipeline)
         if columns is None:
             raise unusable(
                 pipeline,
@@ -45,22 +44,25 @@ class PipelineLearner:
                 "konsil.learners.sklearn.prepare(pipeline, n_features, classes)",
             )
         self._pipeline = pipeline
-        self._width = columns if isinstance(columns, int) else len(columns)
+        self._columns = columns
         self._steps, _ = walk(pipeline, columns)
         self._last, last = pipeline.steps[-1]
         self._model = estimator_learner(last) if is_model(last) else None
+        self._marks = marks_of(pipeline)  # a Pipeline has the classes of the model at its end
         self._asked: Pooled | None = None
         self._in_vain = False
         self._refresh()
 
     def parameters(self) -> dict[str, Array]:
-        """Sums and counts, and the model's own arrays."""
+        """Sums and counts, the model's own arrays, and names that stand for columns and classes."""
         model = {} if self._model is None else self._model.parameters()
-        return {f"{self._last}.{name}": array for name, array in model.items()} | {
+        sums = {
             f"{prefix}.{part}": getattr(pooled, part)
             for prefix, pooled in self._pooled()
             for part in ("sum", "count")
         }
+        own = {f"{self._last}.{name}": array for name, array in model.items() if not is_mark(name)}
+        return own | sums | self._marks
 
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Copy the values in; steps whose means are all known are fitted afterwards."""
@@ -124,11 +126,22 @@ class PipelineLearner:
     def _rows(self, data: Any) -> Any:
         """A copy, since some steps work in place."""
         rows = deepcopy(data) if hasattr(data, "columns") else np.array(data)
-        if len(rows.shape) != 2 or rows.shape[1] != self._width:  # noqa: PLR2004 - rows and columns
+        names = self._columns
+        width = names if isinstance(names, int) else len(names)
+        if len(rows.shape) != 2 or rows.shape[1] != width:  # noqa: PLR2004 - rows and columns
             raise ConfigError(
-                f"The rows have shape {rows.shape}, and the Pipeline was prepared for {self._width} columns.",
+                f"The rows have shape {rows.shape}, and the Pipeline was prepared for {width} columns.",
                 safe="Nothing was sent.",
                 do="Pass a dense array or data frame [patients, features] with the columns of the study.",
+            )
+        found = [str(name) for name in getattr(rows, "columns", ())]
+        if not isinstance(names, int) and found and found != list(names):
+            at = next(place for place, name in enumerate(names) if found[place] != name)
+            raise ConfigError(
+                f"Column {at} of the rows, counted from 0, is '{found[at]}'; the Pipeline was prepared for"
+                f" '{names[at]}' there.",
+                safe="Nothing was sent.",
+                do="Bring the columns into the order that `konsil.prepare` was given: `X = X[columns]`.",
             )
         return rows
 
@@ -162,7 +175,7 @@ def prepare_pipeline(pipeline: Any, columns: Columns, classes: Sequence[Any] | N
     _, last = pipeline.steps[-1]
     if is_model(last):
         prepare_estimator(last, width, classes, dtype)
-    setattr(pipeline, _COLUMNS, columns)
+    note_columns(pipeline, columns)
     return pipeline
 
 
