@@ -1028,3 +1028,48 @@ def test_preprocessing_is_not_fitted_where_sums_would_not_be_merged_as_sums(node
         swarm.fit_preprocessing(None)
     assert learner.seen == 0
     assert node.said(Update) == []
+
+
+class Counting(Observed):
+    """A learner that says how many rounds its preprocessing takes."""
+
+    needs = 3
+
+    @property
+    def rounds_to_fit(self):
+        return self.needs - self.seen
+
+    @property
+    def fitted(self):
+        return self.rounds_to_fit == 0
+
+    def observe(self, _data, _weight):
+        if self.fitted:
+            return False
+        self.seen += 1
+        return True
+
+
+def test_preprocessing_that_takes_more_rounds_than_are_left_is_not_begun(node):
+    node.settings = StudySettings(name="aml", every_steps=2, rounds=5)
+    node.accepted = 3
+    with pytest.raises(StudyError, match="takes 3 rounds more, one for each mean, and the study has 2 left"):
+        konsil.join("aml", Counting(), node=node.path, preprocessing=[1])
+    assert node.said(Update) == []
+
+
+def test_preprocessing_may_take_all_rounds_that_are_left(node):
+    node.settings = StudySettings(name="aml", every_steps=2, rounds=3)
+    node.ends_after = 3
+    with konsil.join("aml", Counting(), node=node.path, preprocessing=[1]) as swarm:
+        assert (swarm.finished, swarm.last.round) == (True, 3)
+
+
+def test_a_study_that_ends_before_the_preprocessing_is_fitted_says_so(node):
+    node.ends_after = 2
+    with pytest.raises(
+        StudyError, match="over before the preprocessing was fitted together: rounds"
+    ) as caught:
+        konsil.join("aml", Counting(), node=node.path, preprocessing=[1])
+    assert "cannot be used" in caught.value.safe
+    assert len(node.said(Update)) == 2

@@ -409,6 +409,34 @@ def test_preprocessing_is_fitted_together_before_training_begins():
     assert [len(record.scores) for record in run.rounds] == [0, 0, 2, 2]
 
 
+class Counting(Observing):
+    """Says how many rounds it needs."""
+
+    @property
+    def rounds_to_fit(self):
+        return max(0, 2 - self.step)
+
+    @property
+    def fitted(self):
+        return self.rounds_to_fit == 0
+
+
+def fitting(_place):
+    return konsil.Member(Counting(), lambda *_: 100, preprocessing=[1, 2])
+
+
+def test_preprocessing_that_takes_more_rounds_than_there_are_is_not_begun():
+    with pytest.raises(StudyError, match="has no result") as caught:
+        simulated(fitting, rounds=1, members=2)
+    assert "takes 2 rounds more, one for each mean, and the study has 1 left" in caught.value.safe
+
+
+def test_a_study_that_ends_before_the_preprocessing_is_fitted_is_a_problem():
+    run = simulated(fitting, rounds=5, members=2, stop_minutes=1, round_s=61.0)
+    assert len(run.rounds) == 1
+    assert ["over before the preprocessing was fitted" in each.what for each in run.problems] == [True, True]
+
+
 @pytest.mark.parametrize("settings", [{"rule": "norm_clipping"}, {"outer": Outer()}])
 def test_preprocessing_is_not_fitted_where_sums_would_not_be_merged_as_sums(settings):
     def make(place):

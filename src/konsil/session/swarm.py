@@ -136,11 +136,14 @@ class Swarm:
         Raises:
             ConfigError: the model has no preprocessing that can be fitted together, or the study's rule or
                 outer optimiser would not leave sums right.
+            StudyError: the study has fewer rounds than that takes, or ended before.
             KonsilError: as ``step``.
         """
         self._require_open()
         check_pooling(self.settings)
         learner, _ = self._parts()
+        if not self.finished:
+            learner.require_rounds(self.settings.rounds - self.round + 1)
         # One example a member: sums and counts are pooled, whatever a member's training would weigh.
         self._fitting = True  # what these rounds merge is no model yet that could be evaluated
         try:
@@ -148,6 +151,8 @@ class Swarm:
                 self._merge(1)
         finally:
             self._fitting = False
+        if self.finished:
+            learner.require_fitted(self.ended)
 
     def score(self, *, examples: int, loss: float | None = None, **metrics: float) -> None:
         """Say how well the last merge does on this member's own validation data. It goes on the ledger.

@@ -81,7 +81,12 @@ class PipelineLearner:
     @property
     def fitted(self) -> bool:
         """Whether all means are known, so that the Pipeline can transform rows."""
-        return all(mean.known for _, mean in self._pooled())
+        return self.rounds_to_fit == 0
+
+    @property
+    def rounds_to_fit(self) -> int:
+        """How many merges more it takes until then: one for each mean."""
+        return sum(not mean.known for _, mean in self._pooled())
 
     def observe(self, data: Any, weight: int) -> bool:
         """Put this member's sums and counts of the next mean that is not known yet into the parameters.
