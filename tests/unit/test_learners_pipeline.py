@@ -187,6 +187,15 @@ def test_a_pipeline_is_not_fitted_before_the_swarm_has_fitted_it():
         pipeline.predict(rows)
 
 
+def test_a_pipeline_that_was_fitted_alone_is_told_so():
+    rows = hospitals(missing=0)[2]
+    pipeline = scaled_pipeline().fit(rows, np.arange(len(rows)) % 2)
+    with pytest.raises(ConfigError, match="was fitted on this hospital's own rows alone") as refusal:
+        learner_for(pipeline)
+    assert "not known" not in refusal.value.what
+    assert refusal.value.do.startswith("Use `konsil.prepare(pipeline, n_features, classes)`, which forgets")
+
+
 def test_what_travels_is_named_after_the_steps():
     learner = learner_for(prepared(members=1)[0])
     mark, *names = sorted(learner.parameters())

@@ -120,7 +120,7 @@ def estimator_learner(model: Any) -> LinearLearner | PerceptronsLearner:
 
 
 def prepare_estimator(model: Any, columns: Columns, classes: Sequence[Any] | None, dtype: Any) -> Any:
-    """`konsil.learners.sklearn.prepare` for a single estimator.
+    """`konsil.prepare` for a single estimator.
 
     Raises:
         ConfigError: a classifier without classes, or not a kind that can be merged.
@@ -130,7 +130,7 @@ def prepare_estimator(model: Any, columns: Columns, classes: Sequence[Any] | Non
         raise unusable(
             model,
             "is a classifier, and its classes are not known",
-            "prepare(model, n_features, classes=[0, 1])",
+            "`konsil.prepare(model, n_features, classes=[0, 1])`",
         )
     labels = None if classes is None else np.unique(np.asarray(classes))
     n_features = columns if isinstance(columns, int) else len(columns)
@@ -241,5 +241,5 @@ def _require_shapes(model: Any, name: str) -> None:
         raise unusable(
             model,
             "was never fitted, so the shapes of its parameters are not known",
-            "konsil.learners.sklearn.prepare(model, n_features, classes), or call `partial_fit` once",
+            "`konsil.prepare(model, n_features, classes)`, or call `partial_fit` once",
         )

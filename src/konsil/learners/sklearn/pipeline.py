@@ -20,7 +20,8 @@ from konsil.learners.sklearn.estimators import estimator_learner, prepare_estima
 from konsil.learners.sklearn.meaning import marks_of, note_columns, noted_columns
 from konsil.learners.sklearn.pooled import Floats, Pooled
 from konsil.learners.sklearn.refusals import kinds_of, unusable
-from konsil.learners.sklearn.walk import Step, is_model, walk
+from konsil.learners.sklearn.steps import is_fitted
+from konsil.learners.sklearn.walk import Step, is_model, passes, walk
 
 
 class PipelineLearner:
@@ -38,11 +39,7 @@ class PipelineLearner:
         """
         columns = noted_columns(pipeline)
         if columns is None:
-            raise unusable(
-                pipeline,
-                "was not prepared, so the shapes of its parameters are not known",
-                "konsil.learners.sklearn.prepare(pipeline, n_features, classes)",
-            )
+            raise _not_prepared(pipeline)
         self._pipeline = pipeline
         self._columns = columns
         self._steps, _ = walk(pipeline, columns)
@@ -171,7 +168,7 @@ def is_pipeline(model: Any) -> bool:
 
 
 def prepare_pipeline(pipeline: Any, columns: Columns, classes: Sequence[Any] | None, dtype: Any) -> Any:
-    """`konsil.learners.sklearn.prepare` for a Pipeline.
+    """`konsil.prepare` for a Pipeline.
 
     Raises:
         ConfigError: a step that cannot be fitted together, or as for its last step alone.
@@ -182,6 +179,23 @@ def prepare_pipeline(pipeline: Any, columns: Columns, classes: Sequence[Any] | N
         prepare_estimator(last, width, classes, dtype)
     note_columns(pipeline, columns)
     return pipeline
+
+
+def _not_prepared(pipeline: Any) -> ConfigError:
+    steps = [step for _, step in pipeline.steps if not passes(step)]
+    if any(is_fitted(step) for step in steps):
+        why = (
+            "was fitted on this hospital's own rows alone; in a swarm its preprocessing is fitted on all"
+            " members' rows together, and its model starts from what all start from"
+        )
+    else:
+        why = "was not prepared, so the shapes of its parameters are not known"
+    return unusable(
+        pipeline,
+        why,
+        "`konsil.prepare(pipeline, n_features, classes)`, which forgets what it learned, and then"
+        " `konsil.join(..., preprocessing=X)`",
+    )
 
 
 def _in_vain(step: str) -> ConfigError:
