@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import konsil
-from konsil.core.rules import Adaptive, Outer, Plateau, StudySettings
+from konsil.core.rules import Adaptive, Best, Outer, Plateau, StudySettings
 from konsil.errors import ConfigError, StudyError
 from konsil.evaluation import experiment, models
 from konsil.evaluation.datasets import load
@@ -521,6 +521,33 @@ def test_the_summary_says_how_it_ended_how_it_went_and_what_went_wrong():
     assert len(lines) < 16
     assert lines[-1] == "  member-1, round 2: ZeroDivisionError: no patients today"
     assert lines[-2].startswith("  merge ")
+
+
+def test_the_summary_names_the_best_merge_where_it_is_the_final_model():
+    run = simulated(lambda place: scoring(place, lambda here: abs(here - 5)), rounds=4, best=Best())
+    losses = np.nanmean(run.scores["loss"], axis=1)
+    best = int(np.argmin(losses))
+    assert best < 3  # so that it is not the last one
+    lines = run.summary().splitlines()
+    assert lines[-2] == f"  last merge {run.digest}"
+    assert lines[-1].startswith(
+        f"  final model: round {best + 1}, merge {run.rounds[best].digest}. Of 4 merges"
+    )
+
+
+def test_the_summary_shows_the_interval_where_it_adapts():
+    run = simulated(lambda place: scoring(place, lambda here: -here), rounds=5, adaptive=Adaptive(most=4))
+    shown = [line for line in run.summary().splitlines() if line.startswith("  round ")]
+    assert [line.split("; ")[0] for line in shown] == [
+        f"  round {number}: interval {interval}" for number, interval in enumerate((1, 1, 1, 2, 4), start=1)
+    ]
+
+
+@pytest.mark.parametrize("more", [{}, {"rule_digest": "a" * 64}])
+def test_a_rule_of_ones_own_without_its_file_is_asked_for(more):
+    with pytest.raises(ConfigError, match="'largest' does not come with Konsil") as refusal:
+        simulated(rule="largest", **more)
+    assert "`rule_file='largest.py'`" in refusal.value.do
 
 
 def test_an_outer_optimiser_steps_as_the_paper_says():

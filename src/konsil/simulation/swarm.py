@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from konsil.core.merge import Rule
 from konsil.core.rules import (
+    BUILT_IN_RULES,
     RoundRecord,
     StudySettings,
     check_against_rule,
@@ -26,7 +27,7 @@ from konsil.core.rules import (
 )
 from konsil.errors import ConfigError
 from konsil.node.config import read_study_file
-from konsil.node.rules import Rules, rule_in_file
+from konsil.node.rules import built_in, rule_in_file
 from konsil.simulation.ledger import Ledger
 from konsil.simulation.member import Member
 from konsil.simulation.node import Node
@@ -120,7 +121,15 @@ def _settings(study: StudySettings | Mapping[str, Any] | str | Path) -> StudySet
 
 def _rule(settings: StudySettings, rule_file: str | Path | None) -> tuple[Rule, StudySettings]:
     if rule_file is None:
-        return Rules().rule(settings), settings
+        if settings.rule not in BUILT_IN_RULES:
+            raise ConfigError(
+                f"The merge rule '{settings.rule[:80]}' does not come with Konsil, which has"
+                f" {', '.join(sorted(BUILT_IN_RULES))}.",
+                safe="Nothing was trained.",
+                do="If it is one of your own, give its file with `rule_file=`, for example"
+                f" `rule_file='{settings.rule[:80]}.py'`; else correct the study's `rule`.",
+            )
+        return built_in(settings), settings
     made, digest = rule_in_file(Path(rule_file), settings)
     return made, replace(settings, rule_digest=digest)
 
