@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn import ensemble, linear_model, svm, tree
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
@@ -18,6 +18,7 @@ from konsil.core.parameters import is_mark
 from konsil.errors import ConfigError, SchemaMismatch
 from konsil.learners import learner_for
 from konsil.learners.sklearn import prepare
+from konsil.session.resume import LocalFile
 
 SLOPES = np.array([3.0, -2.0, 1.0, 0.0, 0.0, 0.0])
 
@@ -319,6 +320,77 @@ def test_the_optimisers_moments_stay_where_they_are():
     assert all(np.array_equal(now, old) for now, old in zip(model._optimizer.ms, moments, strict=True))
     travelling = [name for name in learner.parameters() if not is_mark(name)]
     assert sorted(travelling) == ["coefs_.0", "coefs_.1", "intercepts_.0", "intercepts_.1"]
+
+
+RESUMED = {
+    "adam": lambda: MLPClassifier((4,), random_state=1, learning_rate_init=0.02),
+    "momentum": lambda: MLPRegressor(
+        hidden_layer_sizes=(4,), random_state=1, solver="sgd", learning_rate="invscaling"
+    ),
+    "adaptive": lambda: MLPClassifier((4,), random_state=1, solver="sgd", learning_rate="adaptive", tol=9.0),
+    "optimal": lambda: linear_model.SGDClassifier(random_state=1),
+    "invscaling": lambda: linear_model.SGDRegressor(random_state=1),
+    "pipeline": lambda: make_pipeline(MLPClassifier((4,), random_state=1)),
+}
+
+
+def stepped(model, steps):
+    rows, values = hospitals()[0]
+    last = model[-1] if hasattr(model, "steps") else model
+    for _ in range(steps):
+        last.partial_fit(rows, values if isinstance(last, RegressorMixin) else classes_of(values))
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_script_that_is_started_again_trains_on_as_if_it_had_never_stopped(name, tmp_path):
+    first, again, without = (
+        prepare(RESUMED[name](), 6, [0, 1] if "inv" not in name and name != "momentum" else None)
+        for _ in range(3)
+    )
+    stepped(first, 30)
+    before = learner_for(first)
+    kept = {key: array.copy() for key, array in before.parameters().items()}
+    file = LocalFile(tmp_path, swarm="5" * 64, study="aml", member="bonn")
+    file.save(before, 3, "d3")
+    resumed, other = learner_for(again), learner_for(without)
+    resumed.load(kept)
+    assert file.load(resumed, 3, "d3")
+    other.load(kept)
+    for model in (first, again, without):
+        stepped(model, 3)
+    for key, array in before.parameters().items():
+        np.testing.assert_array_equal(resumed.parameters()[key], array)
+    assert any(
+        not np.array_equal(other.parameters()[key], array) for key, array in before.parameters().items()
+    )
+
+
+def test_the_state_of_another_optimiser_is_refused_and_nothing_is_changed():
+    first = prepare(MLPClassifier((4,), random_state=1), 6, [0, 1])
+    stepped(first, 2)
+    state = learner_for(first).local_state()
+    for other in (
+        MLPClassifier((4,), solver="sgd"),
+        MLPClassifier((5,)),
+        linear_model.SGDClassifier(),
+        linear_model.LogisticRegression(warm_start=True),
+    ):
+        prepare(other, 6, [0, 1])
+        before = dict(vars(other))
+        with pytest.raises(ConfigError, match="state is another model's"):
+            learner_for(other).load_local_state(state)
+        assert vars(other).keys() == before.keys()
+        assert all(vars(other)[name] is value for name, value in before.items())
+
+
+def test_a_perceptron_that_had_made_no_step_makes_its_first_one_anew(tmp_path):
+    file = LocalFile(tmp_path, swarm="5" * 64, study="aml", member="bonn")
+    file.save(learner_for(prepare(MLPClassifier((4,), random_state=1), 6, [0, 1])), 3, "d3")
+    model = prepare(MLPClassifier((4,), random_state=1), 6, [0, 1])
+    stepped(model, 2)
+    assert file.load(learner_for(model), 3, "d3")
+    assert not hasattr(model, "_optimizer")
+    assert model.t_ == 0
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Linear models and multi-layer perceptrons.
 
 Only coefficients and intercepts travel. What an optimiser keeps (momenta, the step counter of a learning-rate
-schedule) stays at each member.
+schedule) stays at each member, where `resume` keeps it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ from konsil.learners.sklearn.refusals import (
     kinds_of,
     refuse_trees,
     unusable,
+)
+from konsil.learners.sklearn.resuming import (
+    linear_state,
+    load_linear_state,
+    load_perceptron_state,
+    perceptron_state,
 )
 
 _BY_STEPS = ("BaseSGD",)  # partial_fit: SGD, Perceptron, PassiveAggressive
@@ -74,6 +80,18 @@ class LinearLearner:
             else:  # some models hold a single intercept as a number
                 setattr(self._model, name, values.dtype.type(values))
 
+    def local_state(self) -> dict[str, Array]:
+        """The step counter of the learning-rate schedule, if there is one."""
+        return linear_state(self._model)
+
+    def load_local_state(self, arrays: Mapping[str, Array]) -> None:
+        """Take it back.
+
+        Raises:
+            ConfigError: it is another model's; nothing was changed.
+        """
+        load_linear_state(self._model, arrays)
+
 
 class PerceptronsLearner:
     """A multi-layer perceptron: ``coefs_.0`` [features, units] ..., ``intercepts_.0`` [units] ..."""
@@ -101,6 +119,18 @@ class PerceptronsLearner:
         for name, values in arrays.items():
             if not is_mark(name):
                 np.copyto(own[name], values)
+
+    def local_state(self) -> dict[str, Array]:
+        """Counters, and the optimiser's moments and numbers."""
+        return perceptron_state(self._model)
+
+    def load_local_state(self, arrays: Mapping[str, Array]) -> None:
+        """Take them back.
+
+        Raises:
+            ConfigError: they are another model's or another optimiser's; nothing was changed.
+        """
+        load_perceptron_state(self._model, arrays)
 
     def _own(self) -> dict[str, Array]:
         return {

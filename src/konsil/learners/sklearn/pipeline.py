@@ -75,6 +75,19 @@ class PipelineLearner:
             own = {name for name in arrays if name.startswith(start) and name not in known}
             self._model.load({name.removeprefix(start): arrays[name] for name in own})
 
+    def local_state(self) -> dict[str, Array]:
+        """What the model at the end keeps beside its parameters."""
+        return {} if self._model is None else self._model.local_state()
+
+    def load_local_state(self, arrays: Mapping[str, Array]) -> None:
+        """Take it back.
+
+        Raises:
+            ConfigError: it is another model's or another optimiser's; nothing was changed.
+        """
+        if self._model is not None:
+            self._model.load_local_state(arrays)
+
     @property
     def fitted(self) -> bool:
         """Whether all means are known, so that the Pipeline can transform rows."""
