@@ -57,11 +57,11 @@ def test_all_end_with_the_statistics_of_those_that_fitted_them(site):
         late = members[place] == "lyon"
         assert not late or fitted.wait(WAIT_S)
         with konsil.join("aml", pipeline, node=swarm.directory(members[place])) as session:
-            before = session.round
             if late:
                 joined.set()
             session.fit_preprocessing(rows)
-            assert session.round == (before if late else 4)
+            # Its own node may be a round behind those that have fitted everything.
+            assert session.round >= 4 if late else session.round == 4
             fitted.set()
             while not session.finished:
                 pipeline[-1].partial_fit(pipeline[:-1].transform(rows), labels)
