@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 import konsil
 from konsil.core.rules import StudySettings
+from konsil.errors import SchemaMismatch
 from konsil.learners.sklearn import prepare
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
@@ -56,11 +57,11 @@ def test_all_end_with_the_statistics_of_those_that_fitted_them(site):
         late = members[place] == "lyon"
         assert not late or fitted.wait(WAIT_S)
         with konsil.join("aml", pipeline, node=swarm.directory(members[place])) as session:
-            before = session.round
             if late:
                 joined.set()
             session.fit_preprocessing(rows)
-            assert session.round == (before if late else 4)
+            # Its own node may be a round behind those that have fitted everything.
+            assert session.round >= 4 if late else session.round == 4
             fitted.set()
             while not session.finished:
                 pipeline[-1].partial_fit(pipeline[:-1].transform(rows), labels)
@@ -80,3 +81,27 @@ def test_all_end_with_the_statistics_of_those_that_fitted_them(site):
             for name in ("statistics_", "mean_", "var_", "scale_", "coef_", "intercept_"):
                 assert np.array_equal(getattr(ours, name, ()), getattr(first, name, ()))
     assert set(swarm.control("bonn").state().studies["aml"].history[-1].roster) == set(members)
+
+
+def test_a_hospital_with_its_columns_in_another_order_is_told_so_and_not_merged(site):
+    members = ("berlin", "bonn")
+    swarm = site.swarm(*members)
+    swarm.start()
+    settings = StudySettings(name="aml", members=members, every_epochs=1, silence_s=30, merge_s=10)
+    swarm.propose(settings)
+
+    def model(columns, classes=(0, 1)):
+        return prepare(make_pipeline(StandardScaler(), SGDClassifier()), columns, classes)
+
+    def join(place, columns, classes=(0, 1)):
+        node = swarm.directory(members[place])
+        return konsil.join("aml", model(columns, classes), node=node, timeout_s=WAIT_S)
+
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(join, 0, ["age", "blasts"])
+        with pytest.raises(SchemaMismatch, match="The columns of the rows differ, or their order"):
+            join(1, ["blasts", "age"])
+        with pytest.raises(SchemaMismatch, match="The classes differ"):
+            join(1, ["age", "blasts"], ("AML", "other"))
+        with join(1, ["age", "blasts"]) as session, first.result(WAIT_S) as other:
+            assert session.digest == other.digest

@@ -187,9 +187,20 @@ def test_a_pipeline_is_not_fitted_before_the_swarm_has_fitted_it():
         pipeline.predict(rows)
 
 
+def test_a_pipeline_that_was_fitted_alone_is_told_so():
+    rows = hospitals(missing=0)[2]
+    pipeline = scaled_pipeline().fit(rows, np.arange(len(rows)) % 2)
+    with pytest.raises(ConfigError, match="was fitted on this hospital's own rows alone") as refusal:
+        learner_for(pipeline)
+    assert "not known" not in refusal.value.what
+    assert refusal.value.do.startswith("Use `konsil.prepare(pipeline, n_features, classes)`, which forgets")
+
+
 def test_what_travels_is_named_after_the_steps():
     learner = learner_for(prepared(members=1)[0])
-    assert sorted(learner.parameters()) == [
+    mark, *names = sorted(learner.parameters())
+    assert mark.startswith("konsil.classes:")
+    assert names == [
         "sgdclassifier.coef_",
         "sgdclassifier.intercept_",
         "simpleimputer.mean.count",
@@ -420,6 +431,15 @@ def test_a_data_frames_columns_are_known_to_the_fitted_pipeline():
     pipeline.predict(frame)  # every warning is an error here
     with pytest.raises(ValueError, match="feature names"):
         pipeline.predict(frame.rename(columns={"a": "z"}))
+
+
+def test_rows_whose_columns_are_in_another_order_than_was_prepared_are_refused():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(hospitals()[2], columns=list("abcde"))
+    learner = learner_for(prepared(members=1, features=frame.columns)[0])
+    with pytest.raises(ConfigError, match=r"Column 1 of the rows, counted from 0, is 'c'; .* for 'b' there"):
+        learner.observe(frame[list("acbde")], 1)
+    assert learner.observe(frame, 1)
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import ensemble, linear_model, svm, tree
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from konsil.errors import ConfigError
+from konsil.core.parameters import is_mark
+from konsil.errors import ConfigError, SchemaMismatch
 from konsil.learners import learner_for
 from konsil.learners.sklearn import prepare
+from konsil.session.resume import LocalFile
 
 SLOPES = np.array([3.0, -2.0, 1.0, 0.0, 0.0, 0.0])
 
@@ -213,6 +216,100 @@ def test_a_linear_model_is_prepared_anew_whatever_it_held():
     assert not model.coef_.any()
 
 
+@pytest.mark.parametrize(
+    "make", [linear_model.SGDClassifier, lambda: make_pipeline(StandardScaler(), MLPClassifier())]
+)
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        (np.ones((50, 6)), r"is a ndarray of shape \(50, 6\)"),
+        (pd.DataFrame(np.ones((50, 6)), columns=list("abcdef")), r"DataFrame of shape \(50, 6\)"),
+        (np.ones(6), "is a ndarray of float"),
+        ([[1.0, 2.0], [3.0, 4.0]], "is a list of list"),
+        ("abcdef", "is a str, and no number"),
+        (6.0, "is a float, and no number"),
+        (None, "is a NoneType, and no number"),
+        (0, "without any column"),
+        ([], "without any column"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_rows_are_not_taken_for_their_number_of_columns(make, columns, complaint):
+    with pytest.raises(ConfigError, match=complaint) as refusal:
+        prepare(make(), columns, [0, 1])
+    assert "`X.shape[1]`" in refusal.value.do
+    assert "`X.columns`" in refusal.value.do
+
+
+@pytest.mark.parametrize(
+    "columns", [6, np.int64(6), list("abcdef"), np.array(list("abcdef")), pd.Index(list("abcdef"))]
+)
+def test_columns_are_a_whole_number_or_names(columns):
+    model = prepare(linear_model.SGDClassifier(), columns, [0, 1])
+    assert model.coef_.shape == (1, 6)
+    pipeline = prepare(make_pipeline(StandardScaler(), linear_model.SGDClassifier()), columns, [0, 1])
+    assert learner_for(pipeline).schema()
+
+
+def joined_by(make, columns, classes):
+    return learner_for(prepare(make(), columns, classes)).schema()
+
+
+MAKES = [
+    linear_model.SGDClassifier,
+    lambda: linear_model.LogisticRegression(warm_start=True),
+    lambda: MLPClassifier((3,)),
+    lambda: make_pipeline(StandardScaler(), linear_model.SGDClassifier()),
+    lambda: make_pipeline(StandardScaler(), MLPClassifier((3,))),
+]
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_columns_in_another_order_are_another_models(make):
+    study = joined_by(make, list("abcdef"), [0, 1])
+    study.require_same(joined_by(make, pd.Index(list("abcdef")), [0, 1]))
+    for columns in (list("fedcba"), list("abcdeg"), 6):
+        with pytest.raises(SchemaMismatch, match="The columns of the rows differ, or their order"):
+            study.require_same(joined_by(make, columns, [0, 1]))
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_other_classes_are_another_models(make):
+    study = joined_by(make, 6, [0, 1])
+    for same in ([1, 0], [True, False], np.array([0.0, 1.0]), np.array([0, 1], np.int8)):
+        study.require_same(joined_by(make, 6, same))
+    for classes in ([1, 2], ["0", "1"], ["AML", "other"]):
+        with pytest.raises(SchemaMismatch, match="The classes differ: every member must give"):
+            study.require_same(joined_by(make, 6, classes))
+
+
+def test_classes_are_compared_where_a_model_was_not_prepared_but_trained():
+    rows, values = hospitals()[0]
+    model = linear_model.SGDClassifier().partial_fit(rows, classes_of(values), classes=[0, 1])
+    assert learner_for(model).schema() == joined_by(linear_model.SGDClassifier, 6, [0, 1])
+
+
+def test_what_a_fit_finds_in_a_hospitals_own_rows_does_not_change_the_schema():
+    rows, values = hospitals()[0]
+    model = prepare(linear_model.LogisticRegression(warm_start=True, max_iter=2), 6, [0, 1])
+    learner = learner_for(model)
+    before = learner.schema()
+    fit_quietly(model, rows, np.where(classes_of(values) == 1, "AML", "other"))
+    assert learner.schema() == before
+    learner.load({name: array + 1 for name, array in learner.parameters().items()})
+    assert model.coef_.shape == (1, 6)
+
+
+def test_scikit_learn_compares_the_columns_of_the_rows_that_are_trained_on():
+    frame = pd.DataFrame(hospitals()[0][0], columns=list("abcdef"))
+    labels = classes_of(hospitals()[0][1])
+    model = prepare(linear_model.SGDClassifier(), frame.columns, [0, 1])
+    model.partial_fit(frame, labels)
+    with pytest.raises(ValueError, match="same order"):
+        model.partial_fit(frame[frame.columns[::-1]], labels)
+    prepare(model, 6, [0, 1]).partial_fit(frame.to_numpy(), labels)  # every warning is an error here
+
+
 def test_the_optimisers_moments_stay_where_they_are():
     rows, values = hospitals()[0]
     model = prepare(MLPClassifier((4,), random_state=1), 6, [0, 1])
@@ -221,7 +318,79 @@ def test_the_optimisers_moments_stay_where_they_are():
     moments = [moment.copy() for moment in model._optimizer.ms]
     learner.load({name: array * 0 for name, array in learner.parameters().items()})
     assert all(np.array_equal(now, old) for now, old in zip(model._optimizer.ms, moments, strict=True))
-    assert sorted(learner.parameters()) == ["coefs_.0", "coefs_.1", "intercepts_.0", "intercepts_.1"]
+    travelling = [name for name in learner.parameters() if not is_mark(name)]
+    assert sorted(travelling) == ["coefs_.0", "coefs_.1", "intercepts_.0", "intercepts_.1"]
+
+
+RESUMED = {
+    "adam": lambda: MLPClassifier((4,), random_state=1, learning_rate_init=0.02),
+    "momentum": lambda: MLPRegressor(
+        hidden_layer_sizes=(4,), random_state=1, solver="sgd", learning_rate="invscaling"
+    ),
+    "adaptive": lambda: MLPClassifier((4,), random_state=1, solver="sgd", learning_rate="adaptive", tol=9.0),
+    "optimal": lambda: linear_model.SGDClassifier(random_state=1),
+    "invscaling": lambda: linear_model.SGDRegressor(random_state=1),
+    "pipeline": lambda: make_pipeline(MLPClassifier((4,), random_state=1)),
+}
+
+
+def stepped(model, steps):
+    rows, values = hospitals()[0]
+    last = model[-1] if hasattr(model, "steps") else model
+    for _ in range(steps):
+        last.partial_fit(rows, values if isinstance(last, RegressorMixin) else classes_of(values))
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_script_that_is_started_again_trains_on_as_if_it_had_never_stopped(name, tmp_path):
+    first, again, without = (
+        prepare(RESUMED[name](), 6, [0, 1] if "inv" not in name and name != "momentum" else None)
+        for _ in range(3)
+    )
+    stepped(first, 30)
+    before = learner_for(first)
+    kept = {key: array.copy() for key, array in before.parameters().items()}
+    file = LocalFile(tmp_path, swarm="5" * 64, study="aml", member="bonn")
+    file.save(before, 3, "d3")
+    resumed, other = learner_for(again), learner_for(without)
+    resumed.load(kept)
+    assert file.load(resumed, 3, "d3")
+    other.load(kept)
+    for model in (first, again, without):
+        stepped(model, 3)
+    for key, array in before.parameters().items():
+        np.testing.assert_array_equal(resumed.parameters()[key], array)
+    assert any(
+        not np.array_equal(other.parameters()[key], array) for key, array in before.parameters().items()
+    )
+
+
+def test_the_state_of_another_optimiser_is_refused_and_nothing_is_changed():
+    first = prepare(MLPClassifier((4,), random_state=1), 6, [0, 1])
+    stepped(first, 2)
+    state = learner_for(first).local_state()
+    for other in (
+        MLPClassifier((4,), solver="sgd"),
+        MLPClassifier((5,)),
+        linear_model.SGDClassifier(),
+        linear_model.LogisticRegression(warm_start=True),
+    ):
+        prepare(other, 6, [0, 1])
+        before = dict(vars(other))
+        with pytest.raises(ConfigError, match="state is another model's"):
+            learner_for(other).load_local_state(state)
+        assert vars(other).keys() == before.keys()
+        assert all(vars(other)[name] is value for name, value in before.items())
+
+
+def test_a_perceptron_that_had_made_no_step_makes_its_first_one_anew(tmp_path):
+    file = LocalFile(tmp_path, swarm="5" * 64, study="aml", member="bonn")
+    file.save(learner_for(prepare(MLPClassifier((4,), random_state=1), 6, [0, 1])), 3, "d3")
+    model = prepare(MLPClassifier((4,), random_state=1), 6, [0, 1])
+    stepped(model, 2)
+    assert file.load(learner_for(model), 3, "d3")
+    assert not hasattr(model, "_optimizer")
+    assert model.t_ == 0
 
 
 @pytest.mark.parametrize(

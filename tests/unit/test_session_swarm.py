@@ -1116,15 +1116,25 @@ def test_preprocessing_is_fitted_by_merges_in_which_everyone_counts_once(node):
     assert [word.examples for word in node.said(Update)] == [1]
 
 
-def test_an_outer_optimiser_does_not_step_on_sums_and_counts(node):
-    node.settings = StudySettings(name="aml", every_steps=2, rounds=5, outer=Outer())
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"outer": Outer()}, "would step on sums"),
+        ({"rule": "norm_clipping"}, "merges by 'norm_clipping', which limits how far"),
+        ({"rule": "bounded", "rule_digest": "a" * 64}, "the rule 'bounded' from a file"),
+    ],
+    ids=["outer", "around the base", "from a file"],
+)
+def test_preprocessing_is_not_fitted_where_sums_would_not_be_merged_as_sums(node, settings, complaint):
+    node.settings = StudySettings(name="aml", every_steps=2, rounds=5, **settings)
     learner = Observed()
     with (
         konsil.join("aml", learner, node=node.path) as swarm,
-        pytest.raises(ConfigError, match="would step on sums"),
+        pytest.raises(ConfigError, match=complaint),
     ):
         swarm.fit_preprocessing(None)
     assert learner.seen == 0
+    assert node.said(Update) == []
 
 
 @pytest.mark.parametrize("bad", [3.5, "4", None, -1])
@@ -1191,3 +1201,48 @@ def test_a_nan_is_said_with_the_way_back_to_the_last_merge(node):
     mine = model()
     with konsil.join("aml", mine, node=node.path):
         assert np.all(mine["b"] == 10)
+
+
+class Counting(Observed):
+    """A learner that says how many rounds its preprocessing takes."""
+
+    needs = 3
+
+    @property
+    def rounds_to_fit(self):
+        return self.needs - self.seen
+
+    @property
+    def fitted(self):
+        return self.rounds_to_fit == 0
+
+    def observe(self, _data, _weight):
+        if self.fitted:
+            return False
+        self.seen += 1
+        return True
+
+
+def test_preprocessing_that_takes_more_rounds_than_are_left_is_not_begun(node):
+    node.settings = StudySettings(name="aml", every_steps=2, rounds=5)
+    node.accepted = 3
+    with pytest.raises(StudyError, match="takes 3 rounds more, one for each mean, and the study has 2 left"):
+        konsil.join("aml", Counting(), node=node.path, preprocessing=[1])
+    assert node.said(Update) == []
+
+
+def test_preprocessing_may_take_all_rounds_that_are_left(node):
+    node.settings = StudySettings(name="aml", every_steps=2, rounds=3)
+    node.ends_after = 3
+    with konsil.join("aml", Counting(), node=node.path, preprocessing=[1]) as swarm:
+        assert (swarm.finished, swarm.last.round) == (True, 3)
+
+
+def test_a_study_that_ends_before_the_preprocessing_is_fitted_says_so(node):
+    node.ends_after = 2
+    with pytest.raises(
+        StudyError, match="over before the preprocessing was fitted together: rounds"
+    ) as caught:
+        konsil.join("aml", Counting(), node=node.path, preprocessing=[1])
+    assert "cannot be used" in caught.value.safe
+    assert len(node.said(Update)) == 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import konsil
-from konsil.core.rules import Adaptive, Outer, Plateau, StudySettings
+from konsil.core.rules import Adaptive, Best, Outer, Plateau, StudySettings
 from konsil.errors import ConfigError, StudyError
 from konsil.evaluation import experiment, models
 from konsil.evaluation.datasets import load
@@ -432,6 +432,55 @@ def test_preprocessing_is_fitted_together_before_training_begins():
     assert [len(record.scores) for record in run.rounds] == [0, 0, 2, 2]
 
 
+class Counting(Observing):
+    """Says how many rounds it needs."""
+
+    @property
+    def rounds_to_fit(self):
+        return max(0, 2 - self.step)
+
+    @property
+    def fitted(self):
+        return self.rounds_to_fit == 0
+
+
+def fitting(_place):
+    return konsil.Member(Counting(), lambda *_: 100, preprocessing=[1, 2])
+
+
+def test_preprocessing_that_takes_more_rounds_than_there_are_is_not_begun():
+    with pytest.raises(StudyError, match="has no result") as caught:
+        simulated(fitting, rounds=1, members=2)
+    assert "takes 2 rounds more, one for each mean, and the study has 1 left" in caught.value.safe
+
+
+def test_a_study_that_ends_before_the_preprocessing_is_fitted_is_a_problem():
+    run = simulated(fitting, rounds=5, members=2, stop_minutes=1, round_s=61.0)
+    assert len(run.rounds) == 1
+    assert ["over before the preprocessing was fitted" in each.what for each in run.problems] == [True, True]
+
+
+@pytest.mark.parametrize("settings", [{"rule": "norm_clipping"}, {"outer": Outer()}])
+def test_preprocessing_is_not_fitted_where_sums_would_not_be_merged_as_sums(settings):
+    def make(place):
+        return konsil.Member(Observing(), lambda *_: 100, preprocessing=[1, place])
+
+    with pytest.raises(ConfigError, match="cannot be fitted together in it"):
+        simulated(make, rounds=4, members=2, **settings)
+
+
+def test_preprocessing_is_not_fitted_by_a_rule_from_a_file(tmp_path):
+    file = tmp_path / "largest.py"
+    file.write_text(RULE)
+    with pytest.raises(ConfigError, match="the rule 'largest' from a file, of which Konsil cannot know"):
+        konsil.simulate(
+            lambda place: konsil.Member(Observing(), lambda *_: 100, preprocessing=[1, place]),
+            members=2,
+            study={**STUDY, "rule": "largest"},
+            rule_file=file,
+        )
+
+
 # --- what simulate refuses --------------------------------------------------------------------------
 
 
@@ -495,6 +544,33 @@ def test_the_summary_says_how_it_ended_how_it_went_and_what_went_wrong():
     assert len(lines) < 16
     assert lines[-1] == "  member-1, round 2: ZeroDivisionError: no patients today"
     assert lines[-2].startswith("  merge ")
+
+
+def test_the_summary_names_the_best_merge_where_it_is_the_final_model():
+    run = simulated(lambda place: scoring(place, lambda here: abs(here - 5)), rounds=4, best=Best())
+    losses = np.nanmean(run.scores["loss"], axis=1)
+    best = int(np.argmin(losses))
+    assert best < 3  # so that it is not the last one
+    lines = run.summary().splitlines()
+    assert lines[-2] == f"  last merge {run.digest}"
+    assert lines[-1].startswith(
+        f"  final model: round {best + 1}, merge {run.rounds[best].digest}. Of 4 merges"
+    )
+
+
+def test_the_summary_shows_the_interval_where_it_adapts():
+    run = simulated(lambda place: scoring(place, lambda here: -here), rounds=5, adaptive=Adaptive(most=4))
+    shown = [line for line in run.summary().splitlines() if line.startswith("  round ")]
+    assert [line.split("; ")[0] for line in shown] == [
+        f"  round {number}: interval {interval}" for number, interval in enumerate((1, 1, 1, 2, 4), start=1)
+    ]
+
+
+@pytest.mark.parametrize("more", [{}, {"rule_digest": "a" * 64}])
+def test_a_rule_of_ones_own_without_its_file_is_asked_for(more):
+    with pytest.raises(ConfigError, match="'largest' does not come with Konsil") as refusal:
+        simulated(rule="largest", **more)
+    assert "`rule_file='largest.py'`" in refusal.value.do
 
 
 def test_an_outer_optimiser_steps_as_the_paper_says():

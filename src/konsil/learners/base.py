@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from konsil.core.parameters import Schema
 from konsil.core.rules.settings import StudySettings
-from konsil.errors import ConfigError, KonsilError
+from konsil.errors import ConfigError, KonsilError, StudyError
 
 Array = NDArray[Any]
 
@@ -98,7 +98,8 @@ class Ending(Protocol):
 class Observing(Protocol):
     """A learner with preprocessing that is fitted together: its sums and counts travel as parameters.
 
-    It may say in an attribute ``fitted`` whether all of it is: until then nothing is evaluated.
+    It may say in an attribute ``fitted`` whether all of it is: until then nothing is evaluated; and in one
+    ``rounds_to_fit`` how many merges more that takes.
     """
 
     def observe(self, data: Any, weight: int) -> bool:
@@ -243,6 +244,36 @@ class Shared:
     def fitted(self) -> bool:
         """Whether the model can be used: all preprocessing is fitted, or there is none."""
         return bool(getattr(self._learner, "fitted", True))
+
+    def require_rounds(self, left: int) -> None:
+        """See that a study has as many rounds left as fitting the preprocessing takes.
+
+        Raises:
+            StudyError: it has not, so nobody could ever use what came out.
+        """
+        needed = int(getattr(self._learner, "rounds_to_fit", 0))
+        if needed > left:
+            raise StudyError(
+                f"Fitting the preprocessing takes {needed} rounds more, one for each mean, and the study has"
+                f" {left} left.",
+                safe="Nothing was sent.",
+                do="Give the study more `rounds`: those of the preprocessing, and then those in which the"
+                " model is trained.",
+            )
+
+    def require_fitted(self, ended: str) -> None:
+        """See that the preprocessing is fitted, now that a study is over. ``ended``: why it is.
+
+        Raises:
+            StudyError: it is not.
+        """
+        if not self.fitted:
+            raise StudyError(
+                f"The study is over before the preprocessing was fitted together: {ended}",
+                safe="Nothing more was sent. The model cannot be used: its preprocessing is not fitted.",
+                do="Take part in a study with more rounds, and one that ends neither on a score nor on time"
+                " before that.",
+            )
 
     def observe(self, data: Any, weight: int) -> bool:
         """Prepare the merge that fits the next step of the preprocessing; False once all are fitted.

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from konsil.core.parameters import Schema, views
 from konsil.core.rules.calls import Contribution
+from konsil.core.rules.pooling import check_pooling
 from konsil.core.rules.settings import StudySettings
 from konsil.core.wall import Finished, Progress, Scored, Terms, Update
 from konsil.errors import ConfigError, NonFinite, StudyError
@@ -134,17 +135,16 @@ class Swarm:
             data: this member's own training rows; they stay in this process.
 
         Raises:
-            ConfigError: the model has no preprocessing that can be fitted together.
+            ConfigError: the model has no preprocessing that can be fitted together, or the study's rule or
+                outer optimiser would not leave sums right.
+            StudyError: the study has fewer rounds than that takes, or ended before.
             KonsilError: as ``step``.
         """
         self._require_open()
-        if self.settings.outer is not None:
-            raise ConfigError(
-                f"Study '{self.settings.name}' has an outer optimiser, which would step on sums too.",
-                safe="Nothing was sent.",
-                do="Fit the preprocessing in a study of its own without `outer`, then use it in this one.",
-            )
+        check_pooling(self.settings)
         learner, _ = self._parts()
+        if not self.finished:
+            learner.require_rounds(self.settings.rounds - self.round + 1)
         # One example a member: sums and counts are pooled, whatever a member's training would weigh.
         self._fitting = True  # what these rounds merge is no model yet that could be evaluated
         try:
@@ -152,6 +152,8 @@ class Swarm:
                 self._merge(1)
         finally:
             self._fitting = False
+        if self.finished:
+            learner.require_fitted(self.ended)
 
     def score(self, *, examples: int, loss: float | None = None, **metrics: float) -> None:
         """Say how well the last merge does on this member's own validation data. It goes on the ledger.

@@ -8,7 +8,7 @@ from typing import Any
 
 from konsil.core.parameters import Schema
 from konsil.core.round import NodeRound
-from konsil.core.rules import StudySettings
+from konsil.core.rules import Study, StudySettings, is_over
 from konsil.learners import LocalTraining, Shared, learner_in
 from konsil.simulation.member import Member
 from konsil.simulation.update import Layout, Parcel
@@ -71,11 +71,21 @@ class Node:
         self.learner.load(arrays)
         self.learner.begin_round()
 
-    def observe(self, weight: int) -> bool:
-        """Take the next step of fitting the preprocessing together; False once there is none (any more)."""
+    def observe(self, study: Study) -> bool:
+        """Take the next step of fitting the preprocessing together; False once there is none (any more).
+
+        Raises:
+            StudyError: the study has fewer rounds than that takes, or ended before.
+            ConfigError: the rows cannot be used.
+        """
         if self.member.preprocessing is None:
             return False
-        if self.learner.observe(self.member.preprocessing, weight):
+        if is_over(study):
+            self.learner.require_fitted(study.ended)
+            return False
+        if self.handed == 0:
+            self.learner.require_rounds(study.settings.rounds)
+        if self.learner.observe(self.member.preprocessing, study.settings.given.get(self.name, 1)):
             return True
         self.member = replace(self.member, preprocessing=None)
         return False

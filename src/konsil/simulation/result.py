@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from konsil.core.rules import RoundRecord, ScoreRecord, Study
+from konsil.core.rules import RoundRecord, ScoreRecord, Study, final_round
 from konsil.simulation.member import Problem
 
 _ROUNDS_SHOWN = 12
@@ -63,11 +63,22 @@ class Simulated:
         shown = [record for record in rounds[:-1] if (record.number - 1) % every == 0] + list(rounds[-1:])
         lines += [f"  round {record.number}: {'; '.join(self._of(record))}" for record in shown]
         if rounds:
-            lines.append(f"  merge {self.digest}")
+            lines += self._merges()
         lines += [f"  {each.member}, round {each.round}: {each.what}" for each in self.problems]
         return "\n".join(lines)
 
+    def _merges(self) -> Iterator[str]:
+        """The last merge, which the models hold; and the best one, where the settings choose by a score."""
+        if self.study.settings.best is None:
+            yield f"  merge {self.digest}"
+            return
+        final = final_round(self.study, math.inf)  # all scores that there will be are there
+        yield f"  last merge {self.digest}"
+        yield f"  final model: round {final.round}, merge {final.digest}. {final.why}"
+
     def _of(self, record: RoundRecord) -> Iterator[str]:
+        if self.study.settings.adaptive is not None:
+            yield f"interval {record.interval}"
         yield f"{len(record.roster)} updates"
         for metric, table in self.scores.items():
             row = table[record.number - 1]

@@ -146,8 +146,7 @@ class Run:
     def _load(self, node: Node, arrays: Mapping[str, Any]) -> bool:
         """Load the merge; whether the next update is a step of fitting the preprocessing."""
         node.load(arrays)
-        weight = self.world.study.settings.given.get(node.name, 1)
-        return not self.world.over and node.observe(weight)
+        return node.observe(self.world.study)
 
     def _work(self, number: int) -> Work:
         settings, current = self.world.study.settings, self.world.study.open

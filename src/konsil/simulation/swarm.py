@@ -17,15 +17,17 @@ from msgspec.structs import replace
 
 from konsil.core.merge import Rule
 from konsil.core.rules import (
+    BUILT_IN_RULES,
     RoundRecord,
     StudySettings,
     check_against_rule,
+    check_pooling,
     check_study_settings,
     state_digest,
 )
 from konsil.errors import ConfigError
 from konsil.node.config import read_study_file
-from konsil.node.rules import Rules, rule_in_file
+from konsil.node.rules import built_in, rule_in_file
 from konsil.simulation.ledger import Ledger
 from konsil.simulation.member import Member
 from konsil.simulation.node import Node
@@ -87,6 +89,8 @@ def simulate(
             safe="Nothing was trained.",
             do="`make_member` must make a new model each time it is called.",
         )
+    if any(member.preprocessing is not None for member in made.values()):
+        check_pooling(settings)
     world = World(Ledger(names, settings), [Node(name, settings.name, made[name]) for name in names], rule)
     with turns(jobs) as take_all, closing(world):
         Run(world, take_all, round_s, on_round).run()
@@ -117,7 +121,15 @@ def _settings(study: StudySettings | Mapping[str, Any] | str | Path) -> StudySet
 
 def _rule(settings: StudySettings, rule_file: str | Path | None) -> tuple[Rule, StudySettings]:
     if rule_file is None:
-        return Rules().rule(settings), settings
+        if settings.rule not in BUILT_IN_RULES:
+            raise ConfigError(
+                f"The merge rule '{settings.rule[:80]}' does not come with Konsil, which has"
+                f" {', '.join(sorted(BUILT_IN_RULES))}.",
+                safe="Nothing was trained.",
+                do="If it is one of your own, give its file with `rule_file=`, for example"
+                f" `rule_file='{settings.rule[:80]}.py'`; else correct the study's `rule`.",
+            )
+        return built_in(settings), settings
     made, digest = rule_in_file(Path(rule_file), settings)
     return made, replace(settings, rule_digest=digest)
 

@@ -7,9 +7,9 @@ safetensors library writes for floating-point arrays are in this order already.
 """
 
 from konsil.core.parameters.files import annotated_header, file_pieces, header_of_file
+from konsil.core.parameters.marks import CLASSES, COLUMNS, FROZEN, is_mark, mark
 from konsil.core.parameters.schema import (
     ARRAY_DTYPES,
-    FROZEN,
     MAX_DATA_BYTES,
     MAX_HEADER_BYTES,
     PREFIX_BYTES,
@@ -28,6 +28,8 @@ from konsil.core.parameters.values import (
 
 __all__ = [
     "ARRAY_DTYPES",
+    "CLASSES",
+    "COLUMNS",
     "FROZEN",
     "LARGEST_F64",
     "MAX_DATA_BYTES",
@@ -41,6 +43,8 @@ __all__ = [
     "check_finite",
     "file_pieces",
     "header_of_file",
+    "is_mark",
+    "mark",
     "pack",
     "read_safetensors",
     "views",

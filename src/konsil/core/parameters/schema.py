@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from konsil.core.digest import Buffer, Digest, schema_digest
+from konsil.core.parameters.marks import differing_marks, is_mark
 from konsil.errors import ParametersError, SchemaMismatch
 
 MAX_HEADER_BYTES = 8 * 1024 * 1024
@@ -29,10 +30,6 @@ PREFIX_BYTES = 8
 
 METADATA = "__metadata__"
 """The one name in a header that is no tensor's."""
-
-FROZEN = "konsil.frozen:"
-"""Begins the name of an empty tensor that stands for what does not travel but must be the same everywhere:
-the digest of a model's frozen parts follows. So another base model is another schema."""
 
 MAX_DIMENSIONS = 32
 """The least that the numpy versions we run with can hold."""
@@ -51,10 +48,6 @@ Run = tuple[str, int, int]
 _RANK = {code: rank for rank, code in enumerate(ARRAY_DTYPES)}
 _CODES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _DIFFERENCES_SHOWN = 5
-_FROZEN_DIFFER = (
-    "The frozen parts of the model differ: they do not travel, so every member must load the same ones, and"
-    " freeze the same ones, before it joins."
-)
 _NAME_SHOWN = 80
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters and halves of surrogate pairs: names go into headers, messages and reports."""
@@ -238,9 +231,10 @@ class Schema:
 
     def differences(self, other: Schema) -> list[str]:
         """What is different in another schema, in sentences, by the tensors' names; empty if equal."""
-        ours = {tensor.name: tensor for tensor in self.tensors if not tensor.name.startswith(FROZEN)}
-        theirs = {tensor.name: tensor for tensor in other.tensors if not tensor.name.startswith(FROZEN)}
-        first = [_FROZEN_DIFFER] if _frozen(self) != _frozen(other) else []
+        ours = {tensor.name: tensor for tensor in self.tensors}
+        theirs = {tensor.name: tensor for tensor in other.tensors}
+        first = differing_marks(ours, theirs)
+        ours, theirs = _without_marks(ours), _without_marks(theirs)
         found = [f"{shown_name(name)} is missing." for name in ours if name not in theirs]
         found += [f"{shown_name(name)} is not expected." for name in theirs if name not in ours]
         for name in ours.keys() & theirs.keys():
@@ -273,8 +267,8 @@ def _place(tensor: Tensor) -> tuple[int, str]:
     return _RANK[tensor.dtype], tensor.name
 
 
-def _frozen(schema: Schema) -> set[str]:
-    return {tensor.name for tensor in schema.tensors if tensor.name.startswith(FROZEN)}
+def _without_marks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not is_mark(name)}
 
 
 def shown_name(name: str) -> str:

@@ -56,6 +56,7 @@ from konsil.core.rules.deal import deal, part_count
 from konsil.core.rules.final import FinalModel, final_round, is_over
 from konsil.core.rules.matrix import MatrixRow, ScoreMatrix, metrics_of, score_matrix
 from konsil.core.rules.members import proposals_at, voters
+from konsil.core.rules.pooling import check_pooling
 from konsil.core.rules.reading import readable
 from konsil.core.rules.refusing import SLUG
 from konsil.core.rules.rounds import merge_time_s, missing, next_deadline_s, weights_of
@@ -153,6 +154,7 @@ __all__ = [
     "canonical",
     "check_against_rule",
     "check_genesis",
+    "check_pooling",
     "check_study_settings",
     "check_swarm_settings",
     "deal",

@@ -7,9 +7,10 @@ why other estimators cannot be merged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
 
+from konsil.learners.sklearn.columns import columns_of
 from konsil.learners.sklearn.estimators import (
     LinearLearner,
     PerceptronsLearner,
@@ -30,7 +31,12 @@ def learner_of(model: Any) -> LinearLearner | PerceptronsLearner | PipelineLearn
     return PipelineLearner(model) if is_pipeline(model) else estimator_learner(model)
 
 
-def prepare(model: Any, n_features: int, classes: Sequence[Any] | None = None, dtype: Any = "float64") -> Any:
+def prepare(
+    model: Any,
+    n_features: SupportsIndex | Iterable[str],
+    classes: Sequence[Any] | None = None,
+    dtype: Any = "float64",
+) -> Any:
     """Give a model that was never fitted its shapes, so that it can join before it has seen data.
 
     A hospital that has not met every class yet would otherwise have fewer coefficients than the others.
@@ -38,7 +44,8 @@ def prepare(model: Any, n_features: int, classes: Sequence[Any] | None = None, d
     Args:
         model: a linear model, a multi-layer perceptron, or a Pipeline that ends in one; changed in place.
             What it had learned is forgotten.
-        n_features: how many columns the rows have; where they are data frames, the columns' names.
+        n_features: how many columns the rows have, ``X.shape[1]``; where they are data frames, the columns'
+            names, ``X.columns``: then the same in the same order at every member.
         classes: for a classifier: all classes that any member has, the same at every member.
         dtype: of the rows that it will be trained on: scikit-learn's SGD refuses float32 rows where the
             coefficients are float64, and the other way round. The same at every member.
@@ -48,9 +55,10 @@ def prepare(model: Any, n_features: int, classes: Sequence[Any] | None = None, d
         is not fitted until the swarm has fitted it.
 
     Raises:
-        ConfigError: a classifier without classes, or not a kind that can be merged.
+        ConfigError: a classifier without classes, not a kind that can be merged, or rows where their number
+            or names of columns should be.
     """
+    columns = columns_of(n_features)
     if is_pipeline(model):
-        return prepare_pipeline(model, n_features, classes, dtype)
-    width = n_features if isinstance(n_features, int) else len(n_features)
-    return prepare_estimator(model, width, classes, dtype)
+        return prepare_pipeline(model, columns, classes, dtype)
+    return prepare_estimator(model, columns, classes, dtype)

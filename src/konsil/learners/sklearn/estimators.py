@@ -1,7 +1,7 @@
 """Linear models and multi-layer perceptrons.
 
 Only coefficients and intercepts travel. What an optimiser keeps (momenta, the step counter of a learning-rate
-schedule) stays at each member.
+schedule) stays at each member, where `resume` keeps it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from konsil.core.parameters import is_mark
 from konsil.errors import ConfigError
 from konsil.learners.base import Array
+from konsil.learners.sklearn.columns import Columns
+from konsil.learners.sklearn.meaning import marks_of, note_columns
 from konsil.learners.sklearn.refusals import (
     REFUSED_ESTIMATORS,
     REFUSED_SOLVERS,
@@ -20,6 +23,12 @@ from konsil.learners.sklearn.refusals import (
     kinds_of,
     refuse_trees,
     unusable,
+)
+from konsil.learners.sklearn.resuming import (
+    linear_state,
+    load_linear_state,
+    load_perceptron_state,
+    perceptron_state,
 )
 
 _BY_STEPS = ("BaseSGD",)  # partial_fit: SGD, Perceptron, PassiveAggressive
@@ -52,19 +61,36 @@ class LinearLearner:
         _require_mergeable(model)
         _require_shapes(model, "coef_")
         self._model = model
+        self._marks = marks_of(model)  # of now: what a `fit` finds in a hospital's own rows is not asked
 
     def parameters(self) -> dict[str, Array]:
-        """``coef_`` [classes or outputs, features] or [features], ``intercept_`` [classes or outputs]."""
-        return {name: np.asarray(getattr(self._model, name)) for name in self._names}
+        """``coef_`` [classes or outputs, features] or [features], ``intercept_`` [classes or outputs]; and
+        names that stand for columns and classes.
+        """
+        return {name: np.asarray(getattr(self._model, name)) for name in self._names} | self._marks
 
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Copy the values in."""
         for name, values in arrays.items():
+            if is_mark(name):
+                continue
             held = getattr(self._model, name)
             if isinstance(held, np.ndarray):
                 np.copyto(held, values)
             else:  # some models hold a single intercept as a number
                 setattr(self._model, name, values.dtype.type(values))
+
+    def local_state(self) -> dict[str, Array]:
+        """The step counter of the learning-rate schedule, if there is one."""
+        return linear_state(self._model)
+
+    def load_local_state(self, arrays: Mapping[str, Array]) -> None:
+        """Take it back.
+
+        Raises:
+            ConfigError: it is another model's; nothing was changed.
+        """
+        load_linear_state(self._model, arrays)
 
 
 class PerceptronsLearner:
@@ -81,20 +107,37 @@ class PerceptronsLearner:
         _require_steps(model)
         _require_shapes(model, "coefs_")
         self._model = model
+        self._marks = marks_of(model)
 
     def parameters(self) -> dict[str, Array]:
-        """The layers' own arrays."""
+        """The layers' own arrays; and names that stand for columns and classes."""
+        return self._own() | self._marks
+
+    def load(self, arrays: Mapping[str, Array]) -> None:
+        """Copy the values in, in place: the optimiser holds references to these very arrays."""
+        own = self._own()
+        for name, values in arrays.items():
+            if not is_mark(name):
+                np.copyto(own[name], values)
+
+    def local_state(self) -> dict[str, Array]:
+        """Counters, and the optimiser's moments and numbers."""
+        return perceptron_state(self._model)
+
+    def load_local_state(self, arrays: Mapping[str, Array]) -> None:
+        """Take them back.
+
+        Raises:
+            ConfigError: they are another model's or another optimiser's; nothing was changed.
+        """
+        load_perceptron_state(self._model, arrays)
+
+    def _own(self) -> dict[str, Array]:
         return {
             f"{name}.{number}": array
             for name in self._names
             for number, array in enumerate(getattr(self._model, name))
         }
-
-    def load(self, arrays: Mapping[str, Array]) -> None:
-        """Copy the values in, in place: the optimiser holds references to these very arrays."""
-        own = self.parameters()
-        for name, values in arrays.items():
-            np.copyto(own[name], values)
 
 
 def estimator_learner(model: Any) -> LinearLearner | PerceptronsLearner:
@@ -106,8 +149,8 @@ def estimator_learner(model: Any) -> LinearLearner | PerceptronsLearner:
     return PerceptronsLearner(model) if _has_layers(model) else LinearLearner(model)
 
 
-def prepare_estimator(model: Any, n_features: int, classes: Sequence[Any] | None, dtype: Any) -> Any:
-    """`konsil.learners.sklearn.prepare` for a single estimator.
+def prepare_estimator(model: Any, columns: Columns, classes: Sequence[Any] | None, dtype: Any) -> Any:
+    """`konsil.prepare` for a single estimator.
 
     Raises:
         ConfigError: a classifier without classes, or not a kind that can be merged.
@@ -117,12 +160,22 @@ def prepare_estimator(model: Any, n_features: int, classes: Sequence[Any] | None
         raise unusable(
             model,
             "is a classifier, and its classes are not known",
-            "prepare(model, n_features, classes=[0, 1])",
+            "`konsil.prepare(model, n_features, classes=[0, 1])`",
         )
     labels = None if classes is None else np.unique(np.asarray(classes))
+    n_features = columns if isinstance(columns, int) else len(columns)
+    vars(model).pop("feature_names_in_", None)
     if _has_layers(model):
         _prepare_perceptrons(model, n_features, labels, dtype)
-        return model
+    else:
+        _prepare_linear(model, n_features, labels, dtype)
+    if not isinstance(columns, int):  # from now on scikit-learn, too, compares each data frame's columns
+        model.feature_names_in_ = np.array(columns, dtype=object)
+    note_columns(model, columns)
+    return model
+
+
+def _prepare_linear(model: Any, n_features: int, labels: Array | None, dtype: Any) -> None:
     if hasattr(model, "partial_fit"):
         _train_on_nothing(model, n_features, labels, dtype)
         model.t_ = 1.0
@@ -130,7 +183,6 @@ def prepare_estimator(model: Any, n_features: int, classes: Sequence[Any] | None
         _prepare_by_hand(model, n_features, labels, dtype)
     model.coef_ = np.zeros_like(model.coef_)
     model.intercept_ = np.zeros_like(model.intercept_)
-    return model
 
 
 def _prepare_perceptrons(model: Any, n_features: int, labels: Array | None, dtype: Any) -> None:
@@ -219,5 +271,5 @@ def _require_shapes(model: Any, name: str) -> None:
         raise unusable(
             model,
             "was never fitted, so the shapes of its parameters are not known",
-            "konsil.learners.sklearn.prepare(model, n_features, classes), or call `partial_fit` once",
+            "`konsil.prepare(model, n_features, classes)`, or call `partial_fit` once",
         )

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from konsil.core.parameters import is_mark
 from konsil.errors import ConfigError, StudyError
 from konsil.learners.base import Array
+from konsil.learners.sklearn.columns import Columns
 from konsil.learners.sklearn.estimators import estimator_learner, prepare_estimator
+from konsil.learners.sklearn.meaning import marks_of, note_columns, noted_columns
 from konsil.learners.sklearn.pooled import Floats, Pooled
 from konsil.learners.sklearn.refusals import kinds_of, unusable
-from konsil.learners.sklearn.walk import Step, is_model, walk
+from konsil.learners.sklearn.steps import is_fitted
+from konsil.learners.sklearn.walk import Step, is_model, passes, walk
 
 _COLUMNS_SHOWN = 10
-
-_COLUMNS = "_konsil_columns"
-"""Where `prepare` notes on a Pipeline how many columns its rows have, or which."""
 
 
 class PipelineLearner:
@@ -38,30 +39,29 @@ class PipelineLearner:
         Raises:
             ConfigError: not prepared, or a step that cannot be merged or fitted together.
         """
-        columns = getattr(pipeline, _COLUMNS, None)
+        columns = noted_columns(pipeline)
         if columns is None:
-            raise unusable(
-                pipeline,
-                "was not prepared, so the shapes of its parameters are not known",
-                "konsil.learners.sklearn.prepare(pipeline, n_features, classes)",
-            )
+            raise _not_prepared(pipeline)
         self._pipeline = pipeline
-        self._width = columns if isinstance(columns, int) else len(columns)
+        self._columns = columns
         self._steps, _ = walk(pipeline, columns)
         self._last, last = pipeline.steps[-1]
         self._model = estimator_learner(last) if is_model(last) else None
+        self._marks = marks_of(pipeline)  # a Pipeline has the classes of the model at its end
         self._asked: Pooled | None = None
         self._in_vain = False
         self._refresh()
 
     def parameters(self) -> dict[str, Array]:
-        """Sums and counts, and the model's own arrays."""
+        """Sums and counts, the model's own arrays, and names that stand for columns and classes."""
         model = {} if self._model is None else self._model.parameters()
-        return {f"{self._last}.{name}": array for name, array in model.items()} | {
+        sums = {
             f"{prefix}.{part}": getattr(pooled, part)
             for prefix, pooled in self._pooled()
             for part in ("sum", "count")
         }
+        own = {f"{self._last}.{name}": array for name, array in model.items() if not is_mark(name)}
+        return own | sums | self._marks
 
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Copy the values in; steps whose means are all known are fitted afterwards.
@@ -88,10 +88,28 @@ class PipelineLearner:
             own = {name for name in arrays if name.startswith(start) and name not in known}
             self._model.load({name.removeprefix(start): arrays[name] for name in own})
 
+    def local_state(self) -> dict[str, Array]:
+        """What the model at the end keeps beside its parameters."""
+        return {} if self._model is None else self._model.local_state()
+
+    def load_local_state(self, arrays: Mapping[str, Array]) -> None:
+        """Take it back.
+
+        Raises:
+            ConfigError: it is another model's or another optimiser's; nothing was changed.
+        """
+        if self._model is not None:
+            self._model.load_local_state(arrays)
+
     @property
     def fitted(self) -> bool:
         """Whether all means are known, so that the Pipeline can transform rows."""
-        return all(mean.known for _, mean in self._pooled())
+        return self.rounds_to_fit == 0
+
+    @property
+    def rounds_to_fit(self) -> int:
+        """How many merges more it takes until then: one for each mean."""
+        return sum(not mean.known for _, mean in self._pooled())
 
     def observe(self, data: Any, weight: int) -> bool:
         """Put this member's sums and counts of the next mean that is not known yet into the parameters.
@@ -136,11 +154,22 @@ class PipelineLearner:
     def _rows(self, data: Any) -> Any:
         """A copy, since some steps work in place."""
         rows = deepcopy(data) if hasattr(data, "columns") else np.array(data)
-        if len(rows.shape) != 2 or rows.shape[1] != self._width:  # noqa: PLR2004 - rows and columns
+        names = self._columns
+        width = names if isinstance(names, int) else len(names)
+        if len(rows.shape) != 2 or rows.shape[1] != width:  # noqa: PLR2004 - rows and columns
             raise ConfigError(
-                f"The rows have shape {rows.shape}, and the Pipeline was prepared for {self._width} columns.",
+                f"The rows have shape {rows.shape}, and the Pipeline was prepared for {width} columns.",
                 safe="Nothing was sent.",
                 do="Pass a dense array or data frame [patients, features] with the columns of the study.",
+            )
+        found = [str(name) for name in getattr(rows, "columns", ())]
+        if not isinstance(names, int) and found and found != list(names):
+            at = next(place for place, name in enumerate(names) if found[place] != name)
+            raise ConfigError(
+                f"Column {at} of the rows, counted from 0, is '{found[at]}'; the Pipeline was prepared for"
+                f" '{names[at]}' there.",
+                safe="Nothing was sent.",
+                do="Bring the columns into the order that `konsil.prepare` was given: `X = X[columns]`.",
             )
         return rows
 
@@ -164,20 +193,17 @@ def is_pipeline(model: Any) -> bool:
     return "Pipeline" in kinds_of(model)
 
 
-def prepare_pipeline(
-    pipeline: Any, columns: int | Sequence[str], classes: Sequence[Any] | None, dtype: Any
-) -> Any:
-    """`konsil.learners.sklearn.prepare` for a Pipeline.
+def prepare_pipeline(pipeline: Any, columns: Columns, classes: Sequence[Any] | None, dtype: Any) -> Any:
+    """`konsil.prepare` for a Pipeline.
 
     Raises:
         ConfigError: a step that cannot be fitted together, or as for its last step alone.
     """
-    columns = columns if isinstance(columns, int) else tuple(columns)
     _, width = walk(pipeline, columns)
     _, last = pipeline.steps[-1]
     if is_model(last):
         prepare_estimator(last, width, classes, dtype)
-    setattr(pipeline, _COLUMNS, columns)
+    note_columns(pipeline, columns)
     return pipeline
 
 
@@ -191,6 +217,23 @@ def _impossible(mean: str, columns: Sequence[int]) -> StudyError:
         " bears a wrong update.",
         mean=mean,
         columns=tuple(columns),
+    )
+
+
+def _not_prepared(pipeline: Any) -> ConfigError:
+    steps = [step for _, step in pipeline.steps if not passes(step)]
+    if any(is_fitted(step) for step in steps):
+        why = (
+            "was fitted on this hospital's own rows alone; in a swarm its preprocessing is fitted on all"
+            " members' rows together, and its model starts from what all start from"
+        )
+    else:
+        why = "was not prepared, so the shapes of its parameters are not known"
+    return unusable(
+        pipeline,
+        why,
+        "`konsil.prepare(pipeline, n_features, classes)`, which forgets what it learned, and then"
+        " `konsil.join(..., preprocessing=X)`",
     )
 
 

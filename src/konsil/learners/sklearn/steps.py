@@ -193,8 +193,17 @@ def kind_of(step: Any) -> PooledKind | None:
 
 def forget(step: Any) -> None:
     """Take a step's fitted attributes away, by which scikit-learn tells a fitted one."""
-    for name in [name for name in vars(step) if name.endswith("_") and not name.startswith("__")]:
+    for name in _fitted_attributes(step):
         delattr(step, name)
+
+
+def is_fitted(step: Any) -> bool:
+    """Whether a step has learned something from rows."""
+    return bool(_fitted_attributes(step))
+
+
+def _fitted_attributes(step: Any) -> list[str]:
+    return [name for name in vars(step) if name.endswith("_") and not name.startswith("__")]
 
 
 def as_floats(rows: Any) -> Floats:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from konsil.learners.sklearn.columns import Columns
 from konsil.learners.sklearn.pooled import Floats, Pooled
 from konsil.learners.sklearn.refusals import kinds_of, unusable
 from konsil.learners.sklearn.steps import ENCODERS, PooledKind, forget, kind_of
@@ -56,7 +57,7 @@ class Step:
             self.kind.fit(self.transformer, self.known, self.row)
 
 
-def walk(pipeline: Any, columns: int | Sequence[str]) -> tuple[list[Step], int]:
+def walk(pipeline: Any, columns: Columns) -> tuple[list[Step], int]:
     """Find the steps that are fitted together; those without state are fitted on the way.
 
     Args:
@@ -135,7 +136,7 @@ def _require_known(step: Any) -> None:
         kind_of(step)
 
 
-def _made_up(steps: Sequence[Any], columns: int | Sequence[str]) -> Rows:
+def _made_up(steps: Sequence[Any], columns: Columns) -> Rows:
     """A row that the steps take: numbers, and a known category where an encoder has them."""
     names = range(columns) if isinstance(columns, int) else list(columns)
     values: list[Any] = [MADE_UP] * len(names)

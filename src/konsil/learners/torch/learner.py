@@ -8,15 +8,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from konsil.core.parameters import FROZEN
+from konsil.core.parameters import FROZEN, mark
 from konsil.learners.base import Array, LocalTraining
 from konsil.learners.torch import resuming
 from konsil.learners.torch.host import as_array, copy_in
 from konsil.learners.torch.steering import CONTROL, Steering, plain, steering_for
 from konsil.learners.torch.travelling import Choice, choose, frozen_digest, place, tensors_of, unwrapped
-
-_DIGITS = 16
-"""Of the digest of what is frozen: it finds mistakes, it does not withstand an attack; 64 bits do."""
 
 
 class TorchLearner:
@@ -123,7 +120,7 @@ class TorchLearner:
     def _marker(self) -> str:
         if not self._choice.frozen:
             return ""
-        return FROZEN + frozen_digest(tensors_of(self._module), self._choice.frozen)[:_DIGITS]
+        return mark(FROZEN, frozen_digest(tensors_of(self._module), self._choice.frozen))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Looked up anew each time: a module that moves to another device replaces its buffers."""
