@@ -13,6 +13,7 @@ from konsil.callbacks import attendance as module
 from konsil.callbacks.attendance import Attendance, Attending, counted
 from konsil.core.rules.settings import StudySettings
 from konsil.errors import ConfigError, StudyError
+from konsil.learners.base import Shared, adapted
 
 
 class Last:
@@ -20,6 +21,19 @@ class Last:
         self.round = number
         self.members = {"bonn": 3, "lyon": 4}
         self.absent = {"nantes": "silent"}
+
+
+class Learner(Shared):
+    """The session's; ``loaded`` counts."""
+
+    loaded = 0
+
+    def __init__(self, model):
+        super().__init__(adapted(model))
+
+    def load(self, arrays):
+        self.loaded += 1
+        super().load(arrays)
 
 
 class FakeSwarm:
@@ -35,6 +49,7 @@ class FakeSwarm:
         self.settings = StudySettings(name="aml", every_steps=1)
         self.last = Last(done) if done else None
         self.examples, self.counts, self.scored, self.said = 0, [0, 0], [], []
+        self.learner = Learner(model)
         self.committed = []
 
     @property
@@ -138,6 +153,7 @@ def test_what_a_loop_trains_after_the_end_of_the_study_is_undone(joined):
     model["w"] += 7
     assert attendance.step(10) is False
     assert model["w"].tolist() == [2, 2, 2]
+    assert swarm.learner.loaded == 1  # the session's own: another one would digest what is frozen again
     assert attendance.score(5, {"loss": 0.5}) is True
     assert swarm.committed == [10, 10]
 

@@ -10,6 +10,7 @@ import pytest
 from konsil.callbacks import attendance as module
 from konsil.core.rules.settings import StudySettings
 from konsil.errors import StudyError
+from konsil.learners import learner_for
 
 torch = pytest.importorskip("torch", reason="NOT CHECKED: torch is not installed")
 transformers = pytest.importorskip("transformers", reason="NOT CHECKED: transformers is not installed")
@@ -54,6 +55,7 @@ class FakeSwarm:
         self.last = Last(done) if done else None
         self.steps = self.epochs = 0
         self.said, self.scored = [], []
+        self.learner = learner_for(model)
 
     @property
     def finished(self):

@@ -10,9 +10,10 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from konsil.core.rules.scores import MAX_METRICS
 from konsil.errors import ConfigError, StudyError
-from konsil.learners import Shared, learner_for
 from konsil.learners.base import Array, Steered
 from konsil.session.joining import join
 from konsil.session.swarm import Swarm
@@ -44,7 +45,6 @@ class Attendance:
         self._options = dict(options)
         self._swarm: Swarm | None = None
         self._scored = 0
-        self._learner: Shared | None = None
         self._final: dict[str, Array] = {}
         self._finalizer: weakref.finalize[..., Any] | None = None
 
@@ -92,7 +92,6 @@ class Attendance:
         if self._swarm is None:
             swarm = join(self.study, model, **(found | self._options))
             self._swarm = swarm
-            self._learner = learner_for(model, swarm.settings.local)
             # Leaves when the callback is garbage or the interpreter ends: frameworks do not tell of errors.
             self._finalizer = weakref.finalize(self, swarm.leave)
             self._note(loaded=True)
@@ -193,19 +192,20 @@ class Attendance:
 
     def _let_go(self) -> Swarm | None:
         swarm, self._swarm = self._swarm, None
-        self._learner, self._final, self.fresh = None, {}, False
+        self._final, self.fresh = {}, False
         if self._finalizer is not None:
             self._finalizer.detach()
         return swarm
 
     def _note(self, *, loaded: bool) -> None:
         self.fresh = self.fresh or loaded
-        if loaded and self.over and self._learner is not None:
-            self._final = {name: array.copy() for name, array in self._learner.parameters().items()}
+        if loaded and self.over:
+            # Not `copy`: an array from an accelerator is made when numpy asks for it.
+            self._final = {name: np.array(array) for name, array in self.swarm.learner.parameters().items()}
 
     def _put_back(self) -> None:
-        if self._final and self._learner is not None:
-            self._learner.load(self._final)
+        if self._final:
+            self.swarm.learner.load(self._final)
 
 
 class Attending:

@@ -90,6 +90,17 @@ class Swarm:
         """Whether the study is over; then ``step`` does nothing any more."""
         return bool(self.ended)
 
+    @property
+    def learner(self) -> Shared:
+        """The adapter around the model.
+
+        Raises:
+            StudyError: the session has not joined.
+        """
+        if self._learner is None:
+            raise StudyError("The session has not joined.")
+        return self._learner
+
     def step(self, examples: int) -> bool:
         """Count a step of training; when the study says so, merge.
 
