@@ -24,12 +24,16 @@ class Last:
 
 
 class Learner(Shared):
-    """The session's; ``loaded`` counts."""
+    """The session's; ``loaded`` counts, ``optimizers`` are those it went on with."""
 
     loaded = 0
 
     def __init__(self, model):
         super().__init__(adapted(model))
+        self.optimizers = []
+
+    def go_on_with(self, optimizer):
+        self.optimizers.append(optimizer)
 
     def load(self, arrays):
         self.loaded += 1
@@ -217,6 +221,27 @@ def test_in_a_with_the_place_outlives_a_loop(joined):
         assert attendance.score(5, {"loss": 1.0}) is False  # the loop before has trained the merge away
         assert "closed" not in swarm.said
     assert swarm.said[-1] == "closed"
+
+
+def test_a_loop_that_goes_on_in_the_same_session_goes_on_with_its_own_optimiser(joined):
+    attendance, model, (swarm,) = joined(every_steps=1, kept_open=True)
+    attendance.begin(model, optimizer="second")
+    attendance.begin(model)
+    assert swarm.learner.optimizers == ["second", None]
+
+
+def test_an_optimiser_that_the_script_named_goes_before_the_loops(joined):
+    attendance, model, (swarm,) = joined(every_steps=1, kept_open=True)
+    attendance._options["optimizer"] = "the script's"
+    attendance.begin(model, optimizer="second")
+    assert swarm.learner.optimizers == ["the script's"]
+
+
+def test_another_model_in_the_same_session_is_refused(joined):
+    attendance, _, (swarm,) = joined(every_steps=1, kept_open=True)
+    with pytest.raises(ConfigError, match="another model"):
+        attendance.begin({"w": np.zeros(3)})
+    assert swarm.learner.optimizers == []
 
 
 def test_an_error_in_a_with_leaves_at_once(joined):

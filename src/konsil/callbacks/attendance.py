@@ -6,7 +6,6 @@ import math
 import re
 import weakref
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from konsil.core.rules.scores import MAX_METRICS
 from konsil.errors import ConfigError, StudyError
-from konsil.learners.base import Array, Steered
+from konsil.learners.base import Array
 from konsil.session.joining import join
 from konsil.session.swarm import Swarm
 
@@ -85,16 +84,28 @@ class Attendance:
             **found: arguments of ``join`` that the framework knew; what the script said goes before.
 
         Raises:
+            ConfigError: the session that was kept open trains another model, or cannot go on with this loop's
+                optimiser.
             KonsilError: as ``konsil.join``.
         """
+        options = found | self._options
         if self._swarm is not None and not self.kept_open:
             self.leave()  # a loop that raised, and nobody told this callback
         if self._swarm is None:
-            swarm = join(self.study, model, **(found | self._options))
+            swarm = join(self.study, model, **options)
             self._swarm = swarm
             # Leaves when the callback is garbage or the interpreter ends: frameworks do not tell of errors.
             self._finalizer = weakref.finalize(self, swarm.leave)
             self._note(loaded=True)
+        elif model is not self._swarm.model:
+            raise ConfigError(
+                "This loop trains another model than the one before it in the same `with`.",
+                safe="Nothing was sent; this model is untouched, and the one before stays as it is.",
+                do="Use a callback and a `with` of its own for each model.",
+            )
+        else:
+            # Each loop of Lightning's makes an optimiser of its own, and so does each new Trainer.
+            self._swarm.learner.go_on_with(options.get("optimizer"))
 
     def step(self, examples: int, steps: int = 1) -> bool:
         """Count steps of training that are over.
@@ -256,13 +267,6 @@ def counted(examples: int | Callable[[Any], int] | None, of: Any) -> int | None:
             f"`examples` said that a batch has {number} examples.", do="Say how many there are."
         )
     return int(number)
-
-
-def torch_optimizer(optimizer: Any) -> dict[str, Any]:
-    """A PyTorch optimiser, or the one inside of what wraps it, as an argument of ``join``."""
-    if not issubclass(import_module("konsil.learners.torch").TorchLearner, Steered):
-        return {}  # a learner that does not reach into the training takes none
-    return {"optimizer": getattr(optimizer, "optimizer", optimizer)}
 
 
 def _metric(name: str) -> str:
