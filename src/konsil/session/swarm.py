@@ -185,9 +185,17 @@ class Swarm:
         self._say(own)
 
     @property
+    def scored_last(self) -> bool:
+        """Whether this member has scored the last merge: by ``score``, ``evaluate``, or in an earlier run."""
+        if self.last is None:
+            return False
+        own = self._after_merge.own
+        return self.member in self.last.scores or (own is not None and own.round == self.last.round)
+
+    @property
     def figures(self) -> dict[str, float]:
         """The last accepted round for a tracker: "konsil/round", "konsil/members", "konsil/absent",
-        "konsil/examples", "konsil/round_s", and own scores, "konsil/loss" and so on. Empty before it.
+        "konsil/examples", "konsil/round_s", and own scores, "konsil/own_loss" and so on. Empty before it.
         """
         return {} if self.last is None else figures(self.last, self._after_merge.own)
 
