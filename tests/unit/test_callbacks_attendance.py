@@ -55,6 +55,11 @@ class FakeSwarm:
         self.examples, self.counts, self.scored, self.said = 0, [0, 0], [], []
         self.learner = Learner(model)
         self.committed = []
+        self.scored_already = False
+
+    @property
+    def scored_last(self):
+        return self.scored_already or (self.last.round in {number for number, *_ in self.scored})
 
     @property
     def finished(self):
@@ -140,6 +145,21 @@ def test_only_a_model_that_is_the_merge_itself_is_scored_and_once(joined):
     attendance.step(10)
     assert attendance.score(5, {"loss": 0.3}) is False
     assert swarm.scored == [(1, 5, 0.5, {"val_auc": 0.9})]
+
+
+def test_a_merge_that_the_session_has_scored_is_not_scored_again(joined):
+    attendance, _, (swarm,) = joined(every_steps=1)
+    attendance.step(10)
+    swarm.scored_already = True
+    assert attendance.score(5, {"loss": 0.5}) is False
+    assert swarm.scored == []
+
+
+def test_a_metric_with_the_name_of_an_argument_gets_another_one(joined):
+    attendance, _, (swarm,) = joined(every_steps=1)
+    attendance.step(10)
+    assert attendance.score(5, {"loss": 0.5, "examples": 7.0, "self": 8.0}) is True
+    assert swarm.scored == [(1, 5, 0.5, {"examples_": 7.0, "self_": 8.0})]
 
 
 def test_scores_can_be_kept_off_the_ledger(joined):

@@ -22,6 +22,9 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_.@-]")
 
 _LONGEST_METRIC = 64
 
+_TAKEN = {"examples", "self"}
+"""Names of what else ``Swarm.score`` takes: a metric of such a name gets an underscore more."""
+
 
 class Attendance:
     """One training loop's place in a study: taken when the loop begins, given up however it ends.
@@ -43,7 +46,6 @@ class Attendance:
         self._scores = score
         self._options = dict(options)
         self._swarm: Swarm | None = None
-        self._scored = 0
         self._final: dict[str, Array] = {}
         self._finalizer: weakref.finalize[..., Any] | None = None
 
@@ -159,13 +161,18 @@ class Attendance:
             scores: by name, "loss" among them where there is one. What is not finite is left out.
 
         Returns:
-            Whether they went on the ledger. A merge is scored once.
+            Whether they went on the ledger. A merge is scored once, whoever did: ``evaluate`` may have.
 
         Raises:
             KonsilError: as ``Swarm.score``.
         """
-        last = self.swarm.last
-        if not self._scores or not self.fresh or last is None or last.round == self._scored or not examples:
+        if (
+            not self._scores
+            or not self.fresh
+            or self.swarm.last is None
+            or self.swarm.scored_last
+            or not examples
+        ):
             return False
         finite = {_metric(name): float(value) for name, value in scores.items() if math.isfinite(value)}
         loss = finite.pop("loss", None)
@@ -173,7 +180,6 @@ class Attendance:
             return False
         metrics = dict(sorted(finite.items())[:MAX_METRICS])
         self.swarm.score(examples=examples, loss=loss, **metrics)
-        self._scored = last.round
         return True
 
     def end(self) -> None:
@@ -270,4 +276,5 @@ def counted(examples: int | Callable[[Any], int] | None, of: Any) -> int | None:
 
 
 def _metric(name: str) -> str:
-    return _UNFIT.sub("_", name)[:_LONGEST_METRIC]
+    name = _UNFIT.sub("_", name)[:_LONGEST_METRIC]
+    return f"{name}_" if name in _TAKEN else name
