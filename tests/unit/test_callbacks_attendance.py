@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import subprocess
 import sys
 
@@ -95,6 +96,10 @@ class FakeSwarm:
         self.said.append("left")
 
 
+displays = []
+"""What the joins were given as ``progress``."""
+
+
 @pytest.fixture
 def joined(monkeypatch):
     """Begin a training loop on one array; the swarms that it joined, newest last."""
@@ -102,6 +107,7 @@ def joined(monkeypatch):
 
     def begin(*, every_steps=0, every_epochs=0, rounds=3, done=0, score=True, kept_open=False):
         def join(study, model, **options):
+            displays.append(options.pop("progress"))
             assert (study, options) == ("aml", {"found": 1, "node": "here"})
             swarms.append(FakeSwarm(model, every_steps, every_epochs, rounds, done))
             return swarms[-1]
@@ -114,6 +120,18 @@ def joined(monkeypatch):
         return attendance, model, swarms
 
     return begin
+
+
+def test_on_a_terminal_only_finished_rounds_are_shown_beside_the_frameworks_bar(joined, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    joined()
+    displays[-1].now("training")
+    displays[-1].clear()
+    assert screen.getvalue() == ""
+    displays[-1].line("round 1")
+    assert screen.getvalue().endswith("konsil: round 1\n")
 
 
 def test_several_steps_in_one_are_merged_with_all_their_examples(joined):

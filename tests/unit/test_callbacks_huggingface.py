@@ -58,6 +58,10 @@ class FakeSwarm:
         self.learner = learner_for(model)
 
     @property
+    def scored_last(self):
+        return self.last.round in {number for number, *_ in self.scored}
+
+    @property
     def finished(self):
         return self.last is not None and self.last.round >= self.rounds
 

@@ -201,6 +201,10 @@ class FakeSwarm:
         self.said, self.committed, self.scored = [], [], []
 
     @property
+    def scored_last(self):
+        return self.last.round in {number for number, *_ in self.scored}
+
+    @property
     def finished(self):
         return self.last is not None and self.last.round >= self.rounds
 

@@ -14,6 +14,7 @@ import numpy as np
 from konsil.core.rules.scores import MAX_METRICS
 from konsil.errors import ConfigError, StudyError
 from konsil.learners.base import Array
+from konsil.session.display import beside_a_bar
 from konsil.session.joining import join
 from konsil.session.swarm import Swarm
 
@@ -91,6 +92,8 @@ class Attendance:
             KonsilError: as ``konsil.join``.
         """
         options = found | self._options
+        # The framework's own bar shows how far training is.
+        options["progress"] = beside_a_bar(options.get("progress"))
         if self._swarm is not None and not self.kept_open:
             self.leave()  # a loop that raised, and nobody told this callback
         if self._swarm is None:
