@@ -20,6 +20,16 @@ from konsil.callbacks.huggingface import SwarmCallback  # noqa: E402 - only wher
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers gives advice as warnings
 
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """Each ``train`` collects garbage: spare it the half a second for what the frameworks' modules hold."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 X = torch.linspace(-1, 1, 22 * 3).reshape(22, 3)
 Y = (X.sum(dim=1, keepdim=True) > 0).float()
 
