@@ -17,6 +17,15 @@ from konsil.errors import ConfigError, StudyError
 from konsil.learners.base import Shared, adapted
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """Collecting garbage takes long where other tests have imported frameworks: leave these out."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 class Last:
     def __init__(self, number):
         self.round = number
