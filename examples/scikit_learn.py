@@ -40,7 +40,7 @@ def main() -> None:
             order = rng.permutation(train)
             model.partial_fit(values[order], labels[order])
             if swarm.epoch(examples=len(train)):
-                auc, absent = swarm.figures["konsil/auc"], dict(swarm.last.absent) or "nobody"
+                auc, absent = swarm.figures["konsil/own_auc"], dict(swarm.last.absent) or "nobody"
                 print(f"round {swarm.last.round}: auc {auc:.3f}; absent: {absent}", flush=True)
         print(swarm.ended)
 

@@ -79,7 +79,7 @@ def test_all_end_with_the_same_best_model_which_is_not_the_last_one(site):
         assert best in path.with_suffix(".card.md").read_text()
         rounds = [word for word in words[name] if word["event"] == "round"]
         assert [word["round"] for word in rounds] == [1, 2, 3, 4]
-        assert rounds[1]["figures"]["konsil/loss"] == float(losses[name].split(",")[1])
+        assert rounds[1]["figures"]["konsil/own_loss"] == float(losses[name].split(",")[1])
         assert rounds[1]["figures"]["konsil/members"] == 3
     assert len(values) == 1
     assert all(set(record.scores) == set(MEMBERS) for record in study.history)

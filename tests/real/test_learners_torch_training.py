@@ -243,6 +243,57 @@ def test_an_optimiser_in_the_coat_of_another_library_is_found():
     assert torch.allclose(module.w, torch.tensor(13 / 5), atol=1e-4)
 
 
+@pytest.mark.parametrize("asked", [{"prox": 3.0}, {"scaffold": True}, {"prox": 3.0, "scaffold": True}])
+def test_training_that_goes_on_with_another_optimiser_is_steered_as_before(asked):
+    ends = []
+    for several in (False, True):
+        module = Quadratic(5.0, 2.0, begin=1.0)
+        used = [torch.optim.SGD(module.parameters(), lr=0.05) for _ in range(3)]
+        learner = learner_for(module, (), LocalTraining(used[0], **asked))
+        start([learner])
+        for value in (1, 3):
+            for optimiser in used:
+                if several:
+                    learner.go_on_with(optimiser)
+                    learner.go_on_with(optimiser)
+                    assert [len(each._optimizer_step_pre_hooks) for each in used] == [
+                        int(each is optimiser) for each in used
+                    ]
+                train(module, optimiser if several else used[0], 2)
+            handed = {name: np.array(array) for name, array in learner.parameters().items()}
+            learner.load({name: np.full(2, value, np.float32) for name in handed})
+            learner.begin_round()
+        train(module, used[-1] if several else used[0], 2)
+        ends.append(handed | {"end": module.w.detach().numpy().copy()})
+        learner.end()
+        assert not any(each._optimizer_step_pre_hooks for each in used)
+    for name, array in ends[0].items():
+        assert np.array_equal(array, ends[1][name]), name
+
+
+def test_an_optimiser_that_is_reset_is_the_one_that_trains_now():
+    module = Quadratic(5.0, 2.0)
+    first, second = (torch.optim.Adam(module.parameters(), lr=0.1) for _ in range(2))
+    learner = learner_for(module, (), LocalTraining(first, reset_optimizer=True))
+    start([learner])
+    learner.go_on_with(second)
+    train(module, second, 3)
+    assert second.state
+    learner.begin_round()
+    assert not second.state
+
+
+def test_going_on_without_an_optimiser_where_one_is_needed_is_refused_and_changes_nothing():
+    module = Quadratic(5.0, 2.0, begin=1.0)
+    made, learner = member(module, prox=3.0)
+    learner.begin_round()
+    for other in (None, torch.optim.SGD(nn.Linear(2, 2).parameters())):
+        with pytest.raises(ConfigError, match="optimiser"):
+            learner.go_on_with(other)
+    train(module, made, 500)
+    assert torch.allclose(module.w, torch.tensor(13 / 5), atol=1e-4)
+
+
 # --- SCAFFOLD -------------------------------------------------------------------------------------
 
 HOSPITALS = ((0.0, 1.0), (10.0, 4.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import subprocess
 import sys
 
@@ -13,6 +14,16 @@ from konsil.callbacks import attendance as module
 from konsil.callbacks.attendance import Attendance, Attending, counted
 from konsil.core.rules.settings import StudySettings
 from konsil.errors import ConfigError, StudyError
+from konsil.learners.base import Shared, adapted
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """Collecting garbage takes long where other tests have imported frameworks: leave these out."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Last:
@@ -20,6 +31,23 @@ class Last:
         self.round = number
         self.members = {"bonn": 3, "lyon": 4}
         self.absent = {"nantes": "silent"}
+
+
+class Learner(Shared):
+    """The session's; ``loaded`` counts, ``optimizers`` are those it went on with."""
+
+    loaded = 0
+
+    def __init__(self, model):
+        super().__init__(adapted(model))
+        self.optimizers = []
+
+    def go_on_with(self, optimizer):
+        self.optimizers.append(optimizer)
+
+    def load(self, arrays):
+        self.loaded += 1
+        super().load(arrays)
 
 
 class FakeSwarm:
@@ -35,7 +63,13 @@ class FakeSwarm:
         self.settings = StudySettings(name="aml", every_steps=1)
         self.last = Last(done) if done else None
         self.examples, self.counts, self.scored, self.said = 0, [0, 0], [], []
+        self.learner = Learner(model)
         self.committed = []
+        self.scored_already = False
+
+    @property
+    def scored_last(self):
+        return self.scored_already or (self.last.round in {number for number, *_ in self.scored})
 
     @property
     def finished(self):
@@ -71,6 +105,10 @@ class FakeSwarm:
         self.said.append("left")
 
 
+displays = []
+"""What the joins were given as ``progress``."""
+
+
 @pytest.fixture
 def joined(monkeypatch):
     """Begin a training loop on one array; the swarms that it joined, newest last."""
@@ -78,6 +116,7 @@ def joined(monkeypatch):
 
     def begin(*, every_steps=0, every_epochs=0, rounds=3, done=0, score=True, kept_open=False):
         def join(study, model, **options):
+            displays.append(options.pop("progress"))
             assert (study, options) == ("aml", {"found": 1, "node": "here"})
             swarms.append(FakeSwarm(model, every_steps, every_epochs, rounds, done))
             return swarms[-1]
@@ -90,6 +129,18 @@ def joined(monkeypatch):
         return attendance, model, swarms
 
     return begin
+
+
+def test_on_a_terminal_only_finished_rounds_are_shown_beside_the_frameworks_bar(joined, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    joined()
+    displays[-1].now("training")
+    displays[-1].clear()
+    assert screen.getvalue() == ""
+    displays[-1].line("round 1")
+    assert screen.getvalue().endswith("konsil: round 1\n")
 
 
 def test_several_steps_in_one_are_merged_with_all_their_examples(joined):
@@ -123,6 +174,21 @@ def test_only_a_model_that_is_the_merge_itself_is_scored_and_once(joined):
     assert swarm.scored == [(1, 5, 0.5, {"val_auc": 0.9})]
 
 
+def test_a_merge_that_the_session_has_scored_is_not_scored_again(joined):
+    attendance, _, (swarm,) = joined(every_steps=1)
+    attendance.step(10)
+    swarm.scored_already = True
+    assert attendance.score(5, {"loss": 0.5}) is False
+    assert swarm.scored == []
+
+
+def test_a_metric_with_the_name_of_an_argument_gets_another_one(joined):
+    attendance, _, (swarm,) = joined(every_steps=1)
+    attendance.step(10)
+    assert attendance.score(5, {"loss": 0.5, "examples": 7.0, "self": 8.0}) is True
+    assert swarm.scored == [(1, 5, 0.5, {"examples_": 7.0, "self_": 8.0})]
+
+
 def test_scores_can_be_kept_off_the_ledger(joined):
     attendance, _, (swarm,) = joined(every_steps=1, score=False)
     attendance.step(10)
@@ -138,6 +204,7 @@ def test_what_a_loop_trains_after_the_end_of_the_study_is_undone(joined):
     model["w"] += 7
     assert attendance.step(10) is False
     assert model["w"].tolist() == [2, 2, 2]
+    assert swarm.learner.loaded == 1  # the session's own: another one would digest what is frozen again
     assert attendance.score(5, {"loss": 0.5}) is True
     assert swarm.committed == [10, 10]
 
@@ -201,6 +268,27 @@ def test_in_a_with_the_place_outlives_a_loop(joined):
         assert attendance.score(5, {"loss": 1.0}) is False  # the loop before has trained the merge away
         assert "closed" not in swarm.said
     assert swarm.said[-1] == "closed"
+
+
+def test_a_loop_that_goes_on_in_the_same_session_goes_on_with_its_own_optimiser(joined):
+    attendance, model, (swarm,) = joined(every_steps=1, kept_open=True)
+    attendance.begin(model, optimizer="second")
+    attendance.begin(model)
+    assert swarm.learner.optimizers == ["second", None]
+
+
+def test_an_optimiser_that_the_script_named_goes_before_the_loops(joined):
+    attendance, model, (swarm,) = joined(every_steps=1, kept_open=True)
+    attendance._options["optimizer"] = "the script's"
+    attendance.begin(model, optimizer="second")
+    assert swarm.learner.optimizers == ["the script's"]
+
+
+def test_another_model_in_the_same_session_is_refused(joined):
+    attendance, _, (swarm,) = joined(every_steps=1, kept_open=True)
+    with pytest.raises(ConfigError, match="another model"):
+        attendance.begin({"w": np.zeros(3)})
+    assert swarm.learner.optimizers == []
 
 
 def test_an_error_in_a_with_leaves_at_once(joined):

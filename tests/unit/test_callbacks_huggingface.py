@@ -10,6 +10,7 @@ import pytest
 from konsil.callbacks import attendance as module
 from konsil.core.rules.settings import StudySettings
 from konsil.errors import StudyError
+from konsil.learners import learner_for
 
 torch = pytest.importorskip("torch", reason="NOT CHECKED: torch is not installed")
 transformers = pytest.importorskip("transformers", reason="NOT CHECKED: transformers is not installed")
@@ -18,6 +19,16 @@ pytest.importorskip("accelerate", reason="NOT CHECKED: accelerate is not install
 from konsil.callbacks.huggingface import SwarmCallback  # noqa: E402 - only where transformers is
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers gives advice as warnings
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """Each ``train`` collects garbage: spare it the half a second for what the frameworks' modules hold."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
 
 X = torch.linspace(-1, 1, 22 * 3).reshape(22, 3)
 Y = (X.sum(dim=1, keepdim=True) > 0).float()
@@ -54,6 +65,11 @@ class FakeSwarm:
         self.last = Last(done) if done else None
         self.steps = self.epochs = 0
         self.said, self.scored = [], []
+        self.learner = learner_for(model)
+
+    @property
+    def scored_last(self):
+        return self.last.round in {number for number, *_ in self.scored}
 
     @property
     def finished(self):

@@ -162,6 +162,20 @@ def test_an_optimiser_forgets_its_momenta_and_its_count_but_no_schedules(schedul
     assert model.optimizer.variables[0].name == "iteration"
 
 
+def test_a_model_that_is_compiled_anew_forgets_in_its_new_optimiser():
+    model = build()
+    model.compile("adam", "binary_crossentropy")
+    learner = learner_for(model, training=LocalTraining(reset_optimizer=True))
+    model.compile("adam", "binary_crossentropy")
+    learner.go_on_with(None)
+    model.fit(X, Y, batch_size=11, verbose=0)
+    learner.go_on_with(None)
+    moments = [variable for variable in model.optimizer.variables if "dense" in variable.path]
+    assert any(value(moment).any() for moment in moments)
+    learner.begin_round()
+    assert not any(value(moment).any() for moment in moments)
+
+
 # --- the callback ----------------------------------------------------------------------------------
 
 
@@ -175,7 +189,7 @@ class FakeSwarm:
 
     def __init__(self, model, every_steps=0, every_epochs=0, rounds=99, factor=0.0):
         self.settings = StudySettings(name="aml", every_steps=1)
-        self.learner = learner_for(model)
+        self.model, self.learner = model, learner_for(model)
         self.schema = self.learner.schema()
         self.every_steps, self.every_epochs, self.rounds, self.factor = (
             every_steps,
@@ -185,6 +199,10 @@ class FakeSwarm:
         )
         self.last, self.examples, self.steps, self.epochs = None, 0, 0, 0
         self.said, self.committed, self.scored = [], [], []
+
+    @property
+    def scored_last(self):
+        return self.last.round in {number for number, *_ in self.scored}
 
     @property
     def finished(self):

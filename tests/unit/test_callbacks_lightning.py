@@ -7,11 +7,13 @@ import pytest
 from konsil.callbacks import attendance as module
 from konsil.core.rules.settings import StudySettings
 from konsil.errors import StudyError
+from konsil.learners import learner_for
 
 torch = pytest.importorskip("torch", reason="NOT CHECKED: torch is not installed")
 lightning = pytest.importorskip("lightning.pytorch", reason="NOT CHECKED: lightning is not installed")
 
 from konsil.callbacks.lightning import SwarmCallback  # noqa: E402 - only where Lightning is
+from konsil.learners.torch.host import ARRAY_DTYPES, deferred  # noqa: E402 - only where PyTorch is
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning gives advice as warnings
 
@@ -72,6 +74,11 @@ class FakeSwarm:
         self.last = Last(done) if done else None
         self.steps = self.epochs = 0
         self.said, self.scored = [], []
+        self.learner = learner_for(model)
+
+    @property
+    def scored_last(self):
+        return self.last.round in {number for number, *_ in self.scored}
 
     @property
     def finished(self):
@@ -198,6 +205,15 @@ def test_a_trainer_that_must_go_on_does_not_train_the_last_merge_away(fitted):
     assert len(model.began_with) == 9
     assert seen.last.round == 2
     assert {float(value) for value in model.layer.weight.flatten()} == {2.0}
+
+
+def test_the_last_merge_of_a_module_on_an_accelerator_is_kept_too(fitted, monkeypatch):
+    def elsewhere(tensor):
+        return deferred(tuple(tensor.shape), ARRAY_DTYPES[tensor.dtype], tensor.clone)
+
+    monkeypatch.setattr("konsil.learners.torch.learner.as_array", elsewhere)
+    model, _ = fitted(Module(rate=1.0), min_epochs=2, max_epochs=2, swarm={"every_steps": 2, "rounds": 1})
+    assert {float(value) for value in model.layer.weight.flatten()} == {1.0}
 
 
 def test_nothing_is_trained_for_a_study_that_was_over_before(fitted):

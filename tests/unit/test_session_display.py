@@ -17,6 +17,7 @@ from konsil.session.display import (
     Nothing,
     Terminal,
     accepted_words,
+    beside_a_bar,
     display_for,
     training_words,
 )
@@ -47,6 +48,19 @@ class Screen(io.StringIO):
         return True
 
 
+def seen(written):
+    """The lines that a terminal shows in the end: a return goes back, text writes over, ESC[K erases the rest."""
+    lines = []
+    for text in written.replace("\x1b[A", "").split("\n"):
+        shown = ""
+        for piece in text.split("\r"):
+            kept = "" if piece.startswith("\x1b[K") else shown
+            new = piece.removeprefix("\x1b[K")
+            shown = new + kept[len(new) :]
+        lines.append(shown.rstrip())
+    return [line for line in lines if line]
+
+
 def test_on_a_terminal_finished_rounds_stay_and_the_bar_is_written_over(monkeypatch):
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
@@ -57,6 +71,34 @@ def test_on_a_terminal_finished_rounds_stay_and_the_bar_is_written_over(monkeypa
     display.line("done")
     display.clear()
     assert screen.getvalue() == "\r\x1b[Kkonsil: one\r\x1b[Kkonsil: two\r\x1b[Kkonsil: done\n"
+
+
+def test_beside_another_bar_on_a_terminal_only_finished_rounds_are_shown(monkeypatch):
+    tqdm = pytest.importorskip("tqdm", reason="NOT CHECKED: tqdm is not installed").tqdm
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    display = beside_a_bar(None)
+    with tqdm(total=4, file=screen, ncols=60, mininterval=0, leave=True) as bar:
+        for number in range(1, 5):
+            bar.update()
+            display.now("training " * 9)
+            assert "%|" in seen(screen.getvalue())[-1]
+            assert "training" not in screen.getvalue()
+            display.clear()
+            if number % 2 == 0:
+                display.line(f"round {number // 2} is done")
+                bar.refresh()
+    lines = seen(screen.getvalue())
+    assert lines[:2] == ["konsil: round 1 is done", "konsil: round 2 is done"]
+    assert [line[:5] for line in lines[2:]] == ["100%|"]
+
+
+def test_in_a_notebook_and_where_nobody_watches_another_bar_changes_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert [type(beside_a_bar(progress)) for progress in (None, False, True)] == [Nothing, Nothing, Log]
+    own = Nothing()
+    assert display_for(own) is own
+    assert beside_a_bar(own) is own
 
 
 @pytest.mark.parametrize(("progress", "kind"), [(None, Nothing), (False, Nothing), (True, Log)])

@@ -905,6 +905,40 @@ def test_scores_that_a_script_says_wait_for_the_node_as_long_as_everything_else(
     assert second.said(Scored) == [Scored(1, 1, 0.5)]
 
 
+def test_a_session_knows_whether_it_has_scored_the_last_merge(node):
+    node.accepted, node.scored = 2, {2: {"lyon": ScoreRecord(5, 0.5)}}
+    with konsil.join("aml", model(), node=node.path) as swarm:
+        assert swarm.scored_last
+        assert (swarm.step(1), swarm.step(1)) == (False, True)
+        assert not swarm.scored_last
+        swarm.score(examples=5, auc=0.75)
+        assert swarm.scored_last
+    with konsil.join(
+        "aml", model(), node=node.path, evaluate=lambda _: {"examples": 5, "auc": 0.75}
+    ) as swarm:
+        assert (swarm.step(1), swarm.step(1)) == (False, True)
+        assert swarm.scored_last
+
+
+def test_own_scores_take_the_place_of_no_other_figure(node):
+    own = {"examples": 5, "round": 91, "members": 92, "absent": 93, "round_s": 94, "mean_loss": 95}
+    with konsil.join("aml", model(), node=node.path, evaluate=lambda _: own) as swarm:
+        swarm.step(1)
+        swarm.step(1)
+        assert swarm.figures == {
+            "konsil/round": 1,
+            "konsil/members": 1,
+            "konsil/absent": 1,
+            "konsil/examples": 20,
+            "konsil/round_s": 2,
+            "konsil/own_round": 91,
+            "konsil/own_members": 92,
+            "konsil/own_absent": 93,
+            "konsil/own_round_s": 94,
+            "konsil/own_mean_loss": 95,
+        }
+
+
 def test_whoever_follows_the_rounds_is_called_with_figures_after_the_evaluation(node):
     seen, also = [], []
     node.scored = {1: {"lyon": ScoreRecord(5, 0.5), "nantes": ScoreRecord(900, 9.0)}}
@@ -923,7 +957,7 @@ def test_whoever_follows_the_rounds_is_called_with_figures_after_the_evaluation(
         for _ in range(4):
             swarm.step(1)
     assert also == [1, 2]
-    figures = {"members": 1, "absent": 1, "examples": 20, "round_s": 2, "auc": 0.75}
+    figures = {"members": 1, "absent": 1, "examples": 20, "round_s": 2, "own_auc": 0.75}
     assert seen[0][0] == {f"konsil/{name}": value for name, value in figures.items()} | {"konsil/round": 1}
     assert seen[0][1] is None
     assert seen[1][1] == {"loss": 0.5}  # nantes was not on the roster

@@ -6,14 +6,15 @@ import math
 import re
 import weakref
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from konsil.core.rules.scores import MAX_METRICS
 from konsil.errors import ConfigError, StudyError
-from konsil.learners import Shared, learner_for
-from konsil.learners.base import Array, Steered
+from konsil.learners.base import Array
+from konsil.session.display import beside_a_bar
 from konsil.session.joining import join
 from konsil.session.swarm import Swarm
 
@@ -21,6 +22,9 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_.@-]")
 """What the name of a metric on the ledger cannot have; frameworks use a slash, for one."""
 
 _LONGEST_METRIC = 64
+
+_TAKEN = {"examples", "self"}
+"""Names of what else ``Swarm.score`` takes: a metric of such a name gets an underscore more."""
 
 
 class Attendance:
@@ -43,8 +47,6 @@ class Attendance:
         self._scores = score
         self._options = dict(options)
         self._swarm: Swarm | None = None
-        self._scored = 0
-        self._learner: Shared | None = None
         self._final: dict[str, Array] = {}
         self._finalizer: weakref.finalize[..., Any] | None = None
 
@@ -85,17 +87,30 @@ class Attendance:
             **found: arguments of ``join`` that the framework knew; what the script said goes before.
 
         Raises:
+            ConfigError: the session that was kept open trains another model, or cannot go on with this loop's
+                optimiser.
             KonsilError: as ``konsil.join``.
         """
+        options = found | self._options
+        # The framework's own bar shows how far training is.
+        options["progress"] = beside_a_bar(options.get("progress"))
         if self._swarm is not None and not self.kept_open:
             self.leave()  # a loop that raised, and nobody told this callback
         if self._swarm is None:
-            swarm = join(self.study, model, **(found | self._options))
+            swarm = join(self.study, model, **options)
             self._swarm = swarm
-            self._learner = learner_for(model, swarm.settings.local)
             # Leaves when the callback is garbage or the interpreter ends: frameworks do not tell of errors.
             self._finalizer = weakref.finalize(self, swarm.leave)
             self._note(loaded=True)
+        elif model is not self._swarm.model:
+            raise ConfigError(
+                "This loop trains another model than the one before it in the same `with`.",
+                safe="Nothing was sent; this model is untouched, and the one before stays as it is.",
+                do="Use a callback and a `with` of its own for each model.",
+            )
+        else:
+            # Each loop of Lightning's makes an optimiser of its own, and so does each new Trainer.
+            self._swarm.learner.go_on_with(options.get("optimizer"))
 
     def step(self, examples: int, steps: int = 1) -> bool:
         """Count steps of training that are over.
@@ -149,13 +164,18 @@ class Attendance:
             scores: by name, "loss" among them where there is one. What is not finite is left out.
 
         Returns:
-            Whether they went on the ledger. A merge is scored once.
+            Whether they went on the ledger. A merge is scored once, whoever did: ``evaluate`` may have.
 
         Raises:
             KonsilError: as ``Swarm.score``.
         """
-        last = self.swarm.last
-        if not self._scores or not self.fresh or last is None or last.round == self._scored or not examples:
+        if (
+            not self._scores
+            or not self.fresh
+            or self.swarm.last is None
+            or self.swarm.scored_last
+            or not examples
+        ):
             return False
         finite = {_metric(name): float(value) for name, value in scores.items() if math.isfinite(value)}
         loss = finite.pop("loss", None)
@@ -163,7 +183,6 @@ class Attendance:
             return False
         metrics = dict(sorted(finite.items())[:MAX_METRICS])
         self.swarm.score(examples=examples, loss=loss, **metrics)
-        self._scored = last.round
         return True
 
     def end(self) -> None:
@@ -193,19 +212,20 @@ class Attendance:
 
     def _let_go(self) -> Swarm | None:
         swarm, self._swarm = self._swarm, None
-        self._learner, self._final, self.fresh = None, {}, False
+        self._final, self.fresh = {}, False
         if self._finalizer is not None:
             self._finalizer.detach()
         return swarm
 
     def _note(self, *, loaded: bool) -> None:
         self.fresh = self.fresh or loaded
-        if loaded and self.over and self._learner is not None:
-            self._final = {name: array.copy() for name, array in self._learner.parameters().items()}
+        if loaded and self.over:
+            # Not `copy`: an array from an accelerator is made when numpy asks for it.
+            self._final = {name: np.array(array) for name, array in self.swarm.learner.parameters().items()}
 
     def _put_back(self) -> None:
-        if self._final and self._learner is not None:
-            self._learner.load(self._final)
+        if self._final:
+            self.swarm.learner.load(self._final)
 
 
 class Attending:
@@ -258,12 +278,6 @@ def counted(examples: int | Callable[[Any], int] | None, of: Any) -> int | None:
     return int(number)
 
 
-def torch_optimizer(optimizer: Any) -> dict[str, Any]:
-    """A PyTorch optimiser, or the one inside of what wraps it, as an argument of ``join``."""
-    if not issubclass(import_module("konsil.learners.torch").TorchLearner, Steered):
-        return {}  # a learner that does not reach into the training takes none
-    return {"optimizer": getattr(optimizer, "optimizer", optimizer)}
-
-
 def _metric(name: str) -> str:
-    return _UNFIT.sub("_", name)[:_LONGEST_METRIC]
+    name = _UNFIT.sub("_", name)[:_LONGEST_METRIC]
+    return f"{name}_" if name in _TAKEN else name

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import find_batch_size
 
-from konsil.callbacks.attendance import Attendance, Attending, counted, torch_optimizer
+from konsil.callbacks.attendance import Attendance, Attending, counted
 from konsil.core.rules.calls import Contribution
 from konsil.core.wall import Waiting
 
@@ -82,7 +82,7 @@ class SwarmCallback(Attending, TrainerCallback):
         """Join: the model holds the study's parameters afterwards."""
         model = kwargs["model"]
         self._stop_watching()
-        self._attendance.begin(model, **torch_optimizer(kwargs["optimizer"]))
+        self._attendance.begin(model, optimizer=kwargs["optimizer"])
         # The Trainer tells no callback what a batch holds: the model sees it. It must not keep this callback.
         self._watch = model.register_forward_pre_hook(_weakly(self._see), with_kwargs=True)
         self._stop_when_over(control)

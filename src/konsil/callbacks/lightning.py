@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-from konsil.callbacks.attendance import Attendance, Attending, counted, torch_optimizer
+from konsil.callbacks.attendance import Attendance, Attending, counted
 from konsil.core.rules.calls import Contribution
 from konsil.core.wall import Waiting
 
@@ -89,8 +89,7 @@ class SwarmCallback(Attending, _callbacks.Callback):  # type: ignore[misc,name-d
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Join: the module holds the study's parameters afterwards."""
         optimizers = trainer.optimizers
-        found = torch_optimizer(optimizers[0]) if len(optimizers) == 1 else {}
-        self._attendance.begin(pl_module, **found)
+        self._attendance.begin(pl_module, optimizer=optimizers[0] if len(optimizers) == 1 else None)
         self._stop_when_over(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - Lightning's signature

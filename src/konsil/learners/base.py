@@ -86,6 +86,19 @@ class Steered(Protocol):
 
 
 @runtime_checkable
+class GoingOn(Protocol):
+    """A steered learner that goes on when another optimiser takes over, in the middle of a round too."""
+
+    def go_on_with(self, optimizer: Any) -> None:
+        """From here on this optimiser trains the model; None where it is not known. The same one: no change.
+
+        Raises:
+            ConfigError: it cannot be done with it; nothing was changed.
+        """
+        ...
+
+
+@runtime_checkable
 class Ending(Protocol):
     """A learner that lets go of its framework's training when the session ends."""
 
@@ -204,6 +217,15 @@ class Shared:
         """The model was just loaded: training starts from here."""
         if isinstance(self._learner, Steered):
             self._learner.begin_round()
+
+    def go_on_with(self, optimizer: Any) -> None:
+        """From here on this optimiser trains the model; what the study and the script ask goes on with it.
+
+        Raises:
+            ConfigError: it cannot be done with it; nothing was changed.
+        """
+        if isinstance(self._learner, GoingOn):
+            self._learner.go_on_with(optimizer)
 
     def local_state(self) -> dict[str, Array]:
         """What does not travel, as named arrays: those that stay here, and the learner's further state."""

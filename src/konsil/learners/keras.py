@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras  # type: ignore[import-untyped]
@@ -53,6 +54,7 @@ class KerasLearner:
             if id(variable) in travelling
         }
         self._forgotten: dict[int, tuple[Any, Array]] = {}
+        self._training, self._optimizer = LocalTraining(), None
 
     @property
     def bf16(self) -> frozenset[str]:
@@ -97,6 +99,17 @@ class KerasLearner:
             )
         if training.reset_optimizer:
             self._forgotten = _memory(self._model, optimizer)
+        self._training, self._optimizer = training, optimizer
+
+    def go_on_with(self, optimizer: Any) -> None:
+        """See whether the model was compiled anew: what was asked goes on with the optimiser it has now.
+
+        Raises:
+            ConfigError: another optimiser than the model's own.
+        """
+        now = getattr(self._model, "optimizer", None)
+        if now is not self._optimizer or (optimizer is not None and optimizer is not now):
+            self.train_with(replace(self._training, optimizer=optimizer))
 
     def begin_round(self) -> None:
         """The model was just loaded: forget the optimiser's state, if that is asked."""

@@ -63,9 +63,9 @@ def figures(last: AcceptedRound, own: Scored | None) -> dict[str, float]:
         "examples": float(sum(last.members.values())),
         "round_s": float(record.accepted_s - record.opened_s),
     }
-    if own is not None:
-        found |= {} if own.loss is None else {"loss": own.loss}
-        found |= own.metrics
+    if own is not None:  # a metric may have any name, that of another figure too
+        scores = own.metrics if own.loss is None else {"loss": own.loss, **own.metrics}
+        found |= {f"own_{name}": value for name, value in scores.items()}
     return {PREFIX + name: value for name, value in found.items()}
 
 

@@ -82,6 +82,18 @@ class Terminal:
         sys.stderr.flush()
 
 
+class Lines(Nothing):
+    """A terminal on whose last line a framework has its bar: only what stays; else each erases the other."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        """``terminal``: a line takes the place of the bar, which is drawn anew below it."""
+        self._terminal = terminal
+
+    def line(self, text: str) -> None:
+        """Write a line."""
+        self._terminal.line(text)
+
+
 class Notebook:
     """A Jupyter notebook: one output of the cell, updated in place."""
 
@@ -118,12 +130,14 @@ class Notebook:
             self._handle.update(data, raw=True)
 
 
-def display_for(progress: bool | None) -> Display:
+def display_for(progress: bool | Display | None) -> Display:
     """Where a person would see something: a notebook, a terminal, or nowhere.
 
     Args:
-        progress: False for nothing at all; True for lines even where nobody watches.
+        progress: False for nothing at all; True for lines even where nobody watches; or a display itself.
     """
+    if not (progress is None or isinstance(progress, bool)):
+        return progress
     if progress is False:
         return Nothing()
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -134,6 +148,12 @@ def display_for(progress: bool | None) -> Display:
     if sys.stderr.isatty():
         return Terminal()
     return Log() if progress else Nothing()
+
+
+def beside_a_bar(progress: bool | Display | None) -> Display:
+    """As ``display_for``, where a framework shows a bar of its own."""
+    display = display_for(progress)
+    return Lines(display) if isinstance(display, Terminal) else display
 
 
 # --- the words -----------------------------------------------------------------------------------

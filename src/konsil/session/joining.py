@@ -13,7 +13,7 @@ from konsil.errors import ConfigError
 from konsil.learners import LocalTraining
 from konsil.session.after import AfterMerge, Evaluate, OnRound
 from konsil.session.connection import CONNECT_S, Connection
-from konsil.session.display import display_for
+from konsil.session.display import Display, display_for
 from konsil.session.place import socket_path
 from konsil.session.resume import place_of
 from konsil.session.swarm import Swarm
@@ -29,7 +29,7 @@ def join(  # noqa: PLR0913 - all that a script may choose, by keyword, in one pl
     evaluate: Evaluate | None = None,
     on_round: OnRound | Iterable[OnRound] = (),
     on_waiting: Callable[[Waiting], None] | None = None,
-    progress: bool | None = None,
+    progress: bool | Display | None = None,
     resume: str | os.PathLike[str] | None = None,
     preprocessing: Any = None,
     optimizer: Any = None,
@@ -53,7 +53,7 @@ def join(  # noqa: PLR0913 - all that a script may choose, by keyword, in one pl
             ``konsil.session.trackers``.
         on_waiting: told of what the node waits for. Without it: ``progress`` shows it.
         progress: show how it goes. Without it: on a terminal's stderr and in a notebook; False: nowhere;
-            True: finished rounds on stderr even where nobody watches.
+            True: finished rounds on stderr even where nobody watches; or a ``Display`` of your own.
         resume: a file, or a folder for it, to which local parameters and the optimiser's state are written
             after each merge, and from which they are read back when the script is started again.
         preprocessing: this member's own training rows, which stay here: the preprocessing of a Pipeline is

@@ -92,6 +92,17 @@ class Swarm:
         """Whether the study is over; then ``step`` does nothing any more."""
         return bool(self.ended)
 
+    @property
+    def learner(self) -> Shared:
+        """The adapter around the model.
+
+        Raises:
+            StudyError: the session has not joined.
+        """
+        if self._learner is None:
+            raise StudyError("The session has not joined.")
+        return self._learner
+
     def step(self, examples: int) -> bool:
         """Count a step of training; when the study says so, merge.
 
@@ -185,9 +196,17 @@ class Swarm:
         self._after_merge.own = own
 
     @property
+    def scored_last(self) -> bool:
+        """Whether this member has scored the last merge: by ``score``, ``evaluate``, or in an earlier run."""
+        if self.last is None:
+            return False
+        own = self._after_merge.own
+        return self.member in self.last.scores or (own is not None and own.round == self.last.round)
+
+    @property
     def figures(self) -> dict[str, float]:
         """The last accepted round for a tracker: "konsil/round", "konsil/members", "konsil/absent",
-        "konsil/examples", "konsil/round_s", and own scores, "konsil/loss" and so on. Empty before it.
+        "konsil/examples", "konsil/round_s", and own scores, "konsil/own_loss" and so on. Empty before it.
         """
         return {} if self.last is None else figures(self.last, self._after_merge.own)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,10 +41,22 @@ class TorchLearner:
                 does not train this model.
         """
         self._training = training
-        tensors = tensors_of(self._module)
-        trained = {name: tensors[name] for name in self._choice.trained}
-        self._steering = steering_for(training, trained)
+        self._steering = steering_for(training, self._trained())
         _ = self._marker  # what is frozen is looked at now, not when the first update is due
+
+    def go_on_with(self, optimizer: Any) -> None:
+        """From here on this optimiser trains the model, with what was asked of the one before.
+
+        Raises:
+            ConfigError: no optimiser where one is needed, or one that does not train this model.
+        """
+        if plain(optimizer) is plain(self._training.optimizer):
+            return
+        training = replace(self._training, optimizer=optimizer)
+        steering = steering_for(training, self._trained())
+        if steering is not None and self._steering is not None:
+            steering.follow(self._steering)
+        self._training, self._steering = training, steering
 
     def begin_round(self) -> None:
         """The model was just loaded: training starts from what it holds now."""
@@ -104,6 +118,10 @@ class TorchLearner:
     def restore(self, kept: Mapping[str, torch.Tensor]) -> None:
         """Put every tensor back, bit for bit."""
         resuming.restore(self._module, kept)
+
+    def _trained(self) -> dict[str, torch.Tensor]:
+        tensors = tensors_of(self._module)
+        return {name: tensors[name] for name in self._choice.trained}
 
     def _staying(self) -> dict[str, torch.Tensor]:
         """What neither travels nor is frozen, and SCAFFOLD's own control."""

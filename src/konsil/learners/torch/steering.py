@@ -70,6 +70,15 @@ class Steering:
         self._given = False
         self._hook: Any = None
 
+    def follow(self, former: Steering) -> None:
+        """Go on where another optimiser's steering stands, on the device where the parameters are now."""
+        former.end()
+        self._start = self._here(former._start)
+        self.control = self._here(former.control)
+        self._own = self._here(former._own)
+        self._sums = self._here(former._sums)
+        self._steps, self._begun, self._given = former._steps, former._begun, former._given
+
     def begin_round(self) -> None:
         """Training starts from what the parameters hold now, and from the control that was loaded.
 
@@ -158,6 +167,9 @@ class Steering:
             drift = (tensor.detach() - self._start[name]) * self._prox
             found = drift if found is None else found + drift
         return torch.zeros_like(tensor) if found is None else found.to(tensor.dtype)
+
+    def _here(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(self._trained[name].device) for name, tensor in tensors.items()}
 
     def _newest(self, name: str) -> Callable[[], torch.Tensor]:
         def mean() -> torch.Tensor:
