@@ -82,9 +82,7 @@ class StudyRunner:
         self._problems: dict[Effect | None, str] = {}
         self.merging = Merging(site, self.store, lambda: self.study)
         self.outer = OuterStates(name, site.models, self.store, self.merging, lambda: self.study)
-        self.shelf = Shelf(
-            site, self.store, self.merging, lambda: self.study, self._let_go, self.outer.model_after
-        )
+        self.shelf = Shelf(site, self.store, self.merging, lambda: self.study, self._let_go, self.outer)
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._heartbeat: asyncio.Task[None] | None = None

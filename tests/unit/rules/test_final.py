@@ -13,13 +13,13 @@ from konsil.core.rules import (
     ProposeStudySettings,
     Score,
     Vote,
+    choosable,
     final_round,
     mean_score,
     metrics_of,
     readable,
     score_matrix,
 )
-from konsil.core.rules.final import best_round
 from konsil.core.rules.stopping import UNSCORED_ROUNDS
 
 LOWEST = Best(metric="loss", mode="min")
@@ -193,30 +193,42 @@ def test_another_score_voted_for_chooses_anew(swarm):
     assert world.study.best == 3
 
 
-def test_the_best_merge_stays_readable_for_participants(swarm):
-    world = trained(swarm(rounds=9, best=LOWEST).start(), [0.1, 0.4, 0.9, 0.8])
+def test_the_merges_that_can_still_be_chosen_are_readable_for_participants(swarm):
+    world = trained(swarm(rounds=9, best=LOWEST).start(), [0.1, 0.4, 0.9, 0.8, 0.7])
     history = tuple(replace(each, digest=world.digest(each.number)) for each in world.study.history)
     study = replace(world.study, history=history)
-    assert study.best == 1
-    assert history[0].digest in readable(study, "b")
+    assert choosable(study) == (1, 4, 5)
+    assert {history[number - 1].digest for number in (1, 4, 5)} <= readable(study, "b")
     assert history[0].digest not in readable(study, "stranger")
-    assert history[0].digest not in readable(replace(study, best=0), "b")
+    assert history[0].digest not in readable(replace(study, best_of_old=0), "b")
+    assert history[2].digest not in readable(study, "b")
 
 
-@given(st.lists(st.one_of(st.none(), st.floats(-10, 10)), min_size=1, max_size=12), st.sampled_from("ab"))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
-def test_however_the_scores_come_the_best_is_the_best_of_all_that_count(swarm, values, name):
-    world = swarm(rounds=99, best=LOWEST).start()
-    for number, value in enumerate(values, 1):
+def by_hand(study):
+    """The best round, from all scores that count."""
+    means = [(mean_score(record, "loss", timely=True), record.number) for record in study.history]
+    return min((each for each in means if each[0] is not None), default=(0.0, 0))[1]
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 4), st.sampled_from("abcd"), st.floats(-10, 10)), max_size=4)),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+def test_however_the_scores_come_the_best_is_among_those_that_were_kept_all_the_time(swarm, rounds):
+    world = swarm(rounds=len(rounds) or 1, best=LOWEST).start()
+    kept = set()
+    for scores in rounds:
         world.round()
+        kept = (kept | {len(world.study.history)}) & set(choosable(world.study))
+        assert kept == set(choosable(world.study))  # a merge that was let go never comes back
+        for ago, name, value in scores:
+            number = len(world.study.history) - ago
+            if number > 0 and name not in world.study.history[number - 1].scores:
+                scored(world, number, value, name)
+            assert world.study.best == by_hand(world.study)
+            assert set(choosable(world.study)) == kept >= {world.study.best} - {0}
         if world.study.open is None:
             break
-        for other, factor in ((name, 1.0), ("c", 0.5)):
-            if value is not None:
-                scored(world, number, value * factor, other)
-        if number > 2 and value is not None:
-            scored(world, number - 1, -value, "d")
-    assert world.study.best == best_round(world.study)
 
 
 def test_the_matrix_has_a_row_a_round_and_a_column_a_member(swarm):

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from konsil.core.merge import merge_weights
 from konsil.core.rules.agreement import effective_quorum, settings_digest
 from konsil.core.rules.deal import deal, part_count
-from konsil.core.rules.final import best_round
+from konsil.core.rules.final import best_of_old, best_round
 from konsil.core.rules.pacing import next_interval
 from konsil.core.rules.state import OpenRound, Part, Participant, RoundRecord, Study, StudyPhase
 from konsil.core.rules.stopping import why_it_ends
@@ -229,7 +229,8 @@ def accept_if_due(study: Study, now_s: int) -> Study:
         struck=current.struck,
         interval=current.interval,
     )
-    return _go_on(replace(study, history=(*study.history, record), open=None), now_s)
+    study = replace(study, history=(*study.history, record), open=None)
+    return _go_on(replace(study, best_of_old=best_of_old(study)), now_s)
 
 
 def _absences(study: Study, current: OpenRound) -> dict[str, str]:

@@ -183,6 +183,7 @@ class Study(_Value, frozen=True):
     ``accepted``: digest of the last accepted merge (the initial parameters before round 1 ends).
     ``ended``: why it finished or failed. ``pending``: settings voted for, which hold from the next round on.
     ``best``: the round whose merge has the best score so far, where the settings ask for it; 0 for none.
+    ``best_of_old``: the same among the rounds whose scores cannot change any more.
     """
 
     settings: StudySettings
@@ -201,6 +202,7 @@ class Study(_Value, frozen=True):
     ended_s: int = 0
     pending: StudySettings | None = None
     best: int = 0
+    best_of_old: int = 0
 
     @property
     def accepted(self) -> str:
