@@ -12,7 +12,6 @@ from konsil.core.rules import (
     Finish,
     ProposeStudySettings,
     Score,
-    Vote,
     choosable,
     final_round,
     mean_score,
@@ -183,14 +182,13 @@ def test_only_the_rosters_scores_choose(swarm):
     assert world.study.best == 1
 
 
-def test_another_score_voted_for_chooses_anew(swarm):
-    world = trained(swarm(rounds=9, best=LOWEST).start(), [0.5, 0.4, 0.9])
-    assert world.study.best == 2
-    world.do("a", ProposeStudySettings(replace(world.settings, best=HIGHEST)))
-    world.do("b", Vote(1, yes=True))
-    world.do("c", Vote(1, yes=True))
-    world.round()
-    assert world.study.best == 3
+@pytest.mark.parametrize(("before", "after"), [(LOWEST, HIGHEST), (None, LOWEST), (LOWEST, None)])
+def test_what_the_final_model_is_chosen_by_cannot_be_changed_by_vote(swarm, before, after):
+    # It would choose among merges that nobody has kept.
+    world = trained(swarm(rounds=9, best=before).start(), [0.5, 0.4, 0.9])
+    refused = world.refused("a", ProposeStudySettings(replace(world.settings, best=after)))
+    assert refused.code == "fixed_setting"
+    assert "`best`" in refused.what
 
 
 def test_the_merges_that_can_still_be_chosen_are_readable_for_participants(swarm):

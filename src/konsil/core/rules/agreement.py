@@ -22,9 +22,20 @@ alike everywhere: of such a rule it asks nothing but the digest of its file."""
 RULE_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 """A rule's name: its file is called so."""
 
-FIXED_SETTINGS: Final = ("name", "members", "min_members", "local", "privacy", "outer", "prox", "scaffold")
-"""Never changed by vote: who may take part, when it starts, what the parameters' schema is made of, an
-optimiser whose state follows from all rounds, and what training scripts build in when they join."""
+FIXED_SETTINGS: Final = (
+    "name",
+    "members",
+    "min_members",
+    "local",
+    "privacy",
+    "best",
+    "outer",
+    "prox",
+    "scaffold",
+)
+"""Never changed by vote: who may take part, when it starts, what the parameters' schema is made of, which
+merges are kept since they may be chosen, an optimiser whose state follows from all rounds, and what training
+scripts build in when they join."""
 
 MAX_ROUNDS: Final = 1_000_000
 MAX_SECONDS: Final = 10 * 366 * 24 * 3600
