@@ -336,7 +336,7 @@ def test_scores_are_shown_as_a_table_of_rounds_and_hospitals(site, study_file):
                 "",
                 str(number) * 64,
                 {"lyon": Commitment("", 1, 0), "nice": Commitment("", 1, 0)},
-                {},
+                {"lyon": 1, "nice": 1},
                 (),
                 {"lille": "silent"},
                 0,
@@ -353,7 +353,7 @@ def test_scores_are_shown_as_a_table_of_rounds_and_hospitals(site, study_file):
         "     round  lille   lyon   nice   mean",
         "         1      -   0.75*     -*  0.75",
         "  2 (best)      -   0.75*     -*  0.75",
-        "  *: took part in that round; mean: over those who took part, weighted by the patients measured on",
+        "  *: took part in that round; mean: over those who took part, weighted as in the merge",
     ]
 
 

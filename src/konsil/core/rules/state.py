@@ -143,7 +143,10 @@ class OpenRound(_Value, frozen=True):
 
 
 class ScoreRecord(_Value, frozen=True):
-    """One member's scores of a merge. ``late``: too late to count for which merge is best."""
+    """One member's scores of a merge, and on how many examples it says that it measured them.
+
+    ``late``: too late to decide anything: which merge is best, when the study stops, how long members train.
+    """
 
     examples: int
     loss: float | None = None
