@@ -9,7 +9,7 @@ import structlog
 
 from konsil import __version__
 from konsil.core.model_card import card_of, encode_card
-from konsil.core.rules import FinalModel, State, Study, choosable, final_round, is_over
+from konsil.core.rules import FinalModel, State, Study, asked_for, choosable, final_round, is_over
 from konsil.errors import KonsilError, StudyError
 from konsil.node.merging import Merging
 from konsil.node.outer import OuterStates
@@ -112,8 +112,7 @@ class Shelf:
                 safe="Nothing was changed.",
                 do=f"See `konsil study status {study.settings.name}`.",
             )
-        why = f"It was asked for by its round, {number}; the final model is that of round {final.round}."
-        return FinalModel(number, study.history[number - 1].digest, settled=False, why=why)
+        return asked_for(study, number, final)
 
     async def settle(self, wait_s: float) -> bool:
         """Wait for the choice of a study that is over to be settled; whether it is, or the study goes on."""

@@ -53,7 +53,7 @@ from konsil.core.rules.contract import (
     state_digest,
 )
 from konsil.core.rules.deal import deal, part_count
-from konsil.core.rules.final import FinalModel, choosable, final_round, is_over
+from konsil.core.rules.final import FinalModel, asked_for, best_of_all, choosable, final_round, is_over
 from konsil.core.rules.matrix import MatrixRow, ScoreMatrix, metrics_of, score_matrix
 from konsil.core.rules.members import proposals_at, voters
 from konsil.core.rules.reading import readable
@@ -149,6 +149,8 @@ __all__ = [
     "agreed_start",
     "apply",
     "apply_entry",
+    "asked_for",
+    "best_of_all",
     "canonical",
     "check_against_rule",
     "check_genesis",

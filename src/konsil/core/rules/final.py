@@ -43,6 +43,13 @@ def final_round(study: Study, now_s: float) -> FinalModel:
     return FinalModel(number, study.history[number - 1].digest, settled, _why(study, best, last))
 
 
+def asked_for(study: Study, number: int, final: FinalModel) -> FinalModel:
+    """The merge of a round that somebody named; 0 for the initial parameters."""
+    digest = study.history[number - 1].digest if number else study.initial
+    why = f"It was asked for by its round, {number}; the final model is that of round {final.round}."
+    return FinalModel(number, digest, settled=False, why=why)
+
+
 def _why(study: Study, best: Best | None, last: int) -> str:
     if best is None:
         return f"It is the last of {last} merges."
@@ -95,6 +102,12 @@ def best_round(study: Study) -> int:
     """The round whose merge has the best mean score, the earlier one of equals; 0 for none."""
     best = study.settings.best
     return 0 if best is None else _best_of([study.history[at - 1] for at in choosable(study)], best)
+
+
+def best_of_all(study: Study) -> int:
+    """As ``best_round``, from all rounds: for a history of which some scores are left out."""
+    best = study.settings.best
+    return 0 if best is None else _best_of(study.history, best)
 
 
 def best_of_old(study: Study) -> int:
