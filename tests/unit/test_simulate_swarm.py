@@ -476,7 +476,7 @@ def test_the_summary_says_how_it_ended_how_it_went_and_what_went_wrong():
 
 def test_an_outer_optimiser_steps_as_the_paper_says():
     outer = Outer("adam", learning_rate=0.5, beta1=0.9, beta2=0.99, tau=0.1)
-    run = simulated(outer=outer, rounds=4)
+    run = simulated(outer=outer, rounds=4, quorum=3, min_members=4)
     x, m, v = 0.0, 0.0, outer.tau**2
     for _ in range(4):
         delta = 2.5  # the mean of what the four members add, wherever they start

@@ -54,6 +54,7 @@ class OuterStates:
         self._recalls = asyncio.Lock()
         self._saves: set[asyncio.Task[None]] = set()
         self.problem = ""
+        self._locked_out = False
 
     async def close(self) -> None:
         """Stop waiting for what is being written; ``Models`` writes it to its end."""
@@ -181,8 +182,8 @@ class OuterStates:
         own = mine.start if mine is not None else ""
         where = f"compare `start` in `konsil ledger show {self.name} {record.number} --json`"
         if agreed:
-            if own == agreed:
-                self.problem = ""
+            if own == agreed or self._locked_out:
+                self.problem, self._locked_out = "", False
             elif own:
                 self._differs(before, own, agreed)
         elif own:
@@ -191,11 +192,14 @@ class OuterStates:
                 f"train from different models. This node goes on from its own. To see who has which, {where}."
             )
         else:
-            raise StudyError(
+            error = StudyError(
                 f"After round {before} the members had different outer states, and none had a majority.",
-                safe="Nothing was loaded.",
-                do=f"To see who has which, {where}; then propose a new study.",
+                safe="Nothing was loaded: this node takes part again once more than half have one state.",
+                do=f"To see who has which, {where}; if it lasts, propose a new study.",
             )
+            # What the next round brings is tried, too; people must not lose sight of this meanwhile.
+            self.problem, self._locked_out = str(error), True
+            raise error
         return agreed or own
 
     def _differs(self, number: int, own: str, theirs: str) -> None:

@@ -125,7 +125,7 @@ async def scored_late_and_badly(worlds, outer):
 
     So each newer merge is the best one for a while, until the first one is again.
     """
-    world = await worlds(start=False, rounds=7, best=Best("loss", "max"), outer=outer)
+    world = await worlds(start=False, rounds=7, quorum=3, best=Best("loss", "max"), outer=outer)
     await world.start(elements=1000)
     ledger = world.nodes["c"].runner.site.ledger
     right, told = ledger.submit, set()
