@@ -20,7 +20,8 @@ LENT_S = 60.0
 """How long a model that was asked for stays in memory: peers ask for its chunks one after the other."""
 
 CLOCK_SLACK_S = 5.0
-"""The ledger's clock may be behind this node's by so much: `konsil doctor` warns of more."""
+"""The ledger's clock may be behind this node's by so much: `konsil doctor` warns of more. Behind by more, a
+node calls a choice settled that a score in time could still change."""
 
 SEEK_AGAIN_S, SEEK_AT_MOST_S = 30.0, 3600.0
 """Between two attempts to get a final model that nobody had, doubled each time."""
@@ -101,7 +102,9 @@ class Shelf:
                 safe="Nothing was changed.",
                 do="It comes with the proposer's training: wait until that has joined.",
             )
-        final = final_round(study, self._site.clock() - CLOCK_SLACK_S)
+        # Lateness is by the ledger's time; where nothing has moved that on, this node's clock stands for it.
+        now_s = max(self._site.ledger.state.now_s, self._site.clock() - CLOCK_SLACK_S)
+        final = final_round(study, now_s)
         last = len(study.history)
         number = last if number < 0 else number
         if number in {0, final.round}:

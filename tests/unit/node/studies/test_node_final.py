@@ -11,7 +11,7 @@ import pytest
 from konsil.core.model_card import ModelCard
 from konsil.core.parameters import views
 from konsil.core.round import ScoreReady
-from konsil.core.rules import Best, Outer, Score
+from konsil.core.rules import Announce, Best, Outer, Score
 from konsil.errors import StudyError
 from konsil.node import service as service_module
 from konsil.node import shelf as shelf_module
@@ -207,3 +207,24 @@ async def test_a_final_model_that_nobody_has_is_not_sought_whenever_the_ledger_m
         world.move()
         await asyncio.sleep(0.02)
     assert tries.count(best) <= 1
+
+
+async def test_whether_the_choice_is_settled_follows_the_ledgers_time_where_that_has_moved_on(worlds):
+    world = await worlds(start=False, rounds=2, best=HIGHEST)
+    await world.start(elements=1000)
+    for node in world.nodes.values():
+        node.train()
+    await world.until(finished)
+    shelf, silence_s = world.nodes["a"].runner.shelf, world.study.settings.silence_s
+    slow_s = world.now_s
+    world.nodes["a"].runner.site.clock = lambda: slow_s
+    assert "c" not in world.study.history[-1].scores
+    world.now_s += silence_s - 1
+    world.put("b", Announce(("b:1",)))
+    assert not shelf.chosen().settled
+    world.now_s += 1
+    world.put("b", Announce(("b:2",)))
+    assert shelf.chosen().settled  # though this node's clock stands still
+    world.put("c", Score("aml", 2, 5, loss=9.0))
+    assert world.study.history[-1].scores["c"].late
+    assert (shelf.chosen().round, world.study.best) == (1, 1)
