@@ -278,7 +278,7 @@ class OuterStates:
 
     async def _put_aside(self, state: Model) -> None:
         """Write a state to disk; from there it is served, so that its memory is free."""
-        await self.models.save(self.folder, state, self.needed())
+        await self.models.save(self.folder, state, self.needed)
         stored = await self.models.open(self.folder, state.digest)
         if stored is not None:
             self.store.put_aside(stored)

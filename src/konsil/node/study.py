@@ -271,7 +271,7 @@ class StudyRunner:
     async def _save(self, model: Model) -> None:
         while model.digest == self.study.accepted:
             try:
-                await self.site.models.save(self.name, model, to_keep(self.study))
+                await self.site.models.save(self.name, model, lambda: to_keep(self.study))
             except KonsilError as error:
                 self._problems[None] = str(error)
                 _log.warning("the accepted merge is not on disk yet", study=self.name, why=str(error))
@@ -283,7 +283,7 @@ class StudyRunner:
     async def _make_durable(self, digest: str) -> None:
         model = self.store.model(digest)
         if model is not None:
-            await self.site.models.save(self.name, model, to_keep(self.study))
+            await self.site.models.save(self.name, model, lambda: to_keep(self.study))
             self._problems.pop(None, None)
 
     async def _fetch(self, effect: Fetch) -> None:
