@@ -6,16 +6,15 @@ import re
 
 import pytest
 
+from konsil.core.rules import mean_score
 from konsil.node.config import read_study_file
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
 
 
 def final_mean(study, metric):
-    """The mean of a score of the last round, weighted by the examples that it was scored on."""
-    scores = study.history[-1].scores.values()
-    examples = sum(score.examples for score in scores)
-    return sum(score.metrics[metric] * score.examples for score in scores) / examples
+    """The mean of a score of the last round, weighted as in the merge."""
+    return mean_score(study.history[-1], metric)
 
 
 @pytest.mark.parametrize("name", ["image.py", "slides.py"])

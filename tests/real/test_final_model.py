@@ -45,8 +45,9 @@ def konsil(*words: str, directory, expect: int = 0) -> dict:
 def test_all_end_with_the_same_best_model_which_is_not_the_last_one(site):
     swarm = site.swarm(*MEMBERS)
     swarm.start()
-    swarm.propose(settings())
-    # Unweighted, round 3 would be best; by the patients that it was measured on it is round 2.
+    given = {"berlin": 100, "bonn": 1, "lyon": 1}
+    swarm.propose(settings(weighting="given", members=MEMBERS, given=given))
+    # Unweighted, round 3 would be best; by the merge's weights it is round 2.
     losses = {"berlin": "0.9,0.1,0.8,0.7", "bonn": "0.9,0.9,0.1,0.7", "lyon": "0.9,0.9,0.1,0.7"}
     trainers = {
         name: site.train(

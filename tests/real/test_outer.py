@@ -22,7 +22,7 @@ def settings(outer: Outer, **changes: object) -> StudySettings:
     known: dict[str, object] = {
         "name": "aml",
         "min_members": 3,
-        "quorum": 2,
+        "quorum": 3,
         "rounds": 8,
         "every_steps": 1,
         "weighting": "equal",

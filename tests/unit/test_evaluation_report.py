@@ -187,9 +187,10 @@ def test_learning_prefers_the_auc_and_falls_back_to_the_loss():
     one, other, *_ = record(1).roster
     uneven = replace(
         record(1),
-        scores={one: ScoreRecord(30, 0.5, {"auc": 0.8}), other: ScoreRecord(10, 0.5, {"auc": 0.4})},
+        weights={one: 30, other: 10},
+        scores={one: ScoreRecord(5, 0.5, {"auc": 0.8}), other: ScoreRecord(5, 0.5, {"auc": 0.4})},
     )
-    assert report.learning([uneven]).mean == [pytest.approx(0.7)]  # weighted, as wherever a mean is shown
+    assert report.learning([uneven]).mean == [pytest.approx(0.7)]  # as in the merge, wherever a mean is shown
     assert report.learning([]) is None
 
 

@@ -41,7 +41,7 @@ from konsil.core.rules import (
 )
 
 BEGIN_S = 1_000_000
-SETTINGS = StudySettings("aml", min_members=4, quorum=2, rounds=3, every_steps=1, outer=Outer())
+SETTINGS = StudySettings("aml", min_members=4, quorum=3, rounds=3, every_steps=1, outer=Outer())
 
 
 def digest(text: object) -> str:

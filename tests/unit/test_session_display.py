@@ -25,7 +25,10 @@ from konsil.session.display import (
 
 def accepted(number, absent=(), scores=None):
     roster = {name: Commitment("", 10, 0) for name in ("koeln", "lyon", "nantes", "oslo")}
-    record = RoundRecord(number, 1, "", "d", roster, {}, (), dict(absent), 100, 105, 112, scores=scores or {})
+    weights = dict.fromkeys(roster, 10) | {"lyon": 30}
+    record = RoundRecord(
+        number, 1, "", "d", roster, weights, (), dict(absent), 100, 105, 112, scores=scores or {}
+    )
     return AcceptedRound.of(record)
 
 
@@ -33,7 +36,7 @@ def test_a_finished_round_is_one_line():
     before = accepted(2, scores={"lyon": ScoreRecord(10, 0.3), "oslo": ScoreRecord(30, 0.4)})
     last = accepted(3, [("bonn", "silent")])
     assert accepted_words(last, 10, Scored(3, 10, 0.31, {"auc": 0.9}), before) == (
-        "round 3 of 10: 4 of 5 hospitals (bonn: silent), loss 0.31, auc 0.9, mean loss of round 2 0.375, 12 s"
+        "round 3 of 10: 4 of 5 hospitals (bonn: silent), loss 0.31, auc 0.9, mean loss of round 2 0.325, 12 s"
     )
     assert accepted_words(accepted(1), 10, None, None) == "round 1 of 10: 4 of 4 hospitals, 12 s"
 

@@ -1204,7 +1204,7 @@ def test_a_second_score_of_a_round_and_a_name_that_is_none_are_said_here(node):
         swarm.score(examples=3, loss=0.5)
         with pytest.raises(StudyError, match="is scored already"):
             swarm.score(examples=3, auc=0.9)
-        assert "konsil/auc" not in swarm.figures
+        assert "konsil/own_auc" not in swarm.figures
         swarm.step(1)
         swarm.step(1)
         swarm.score(examples=3, auc=0.9)

@@ -575,7 +575,7 @@ def test_a_rule_of_ones_own_without_its_file_is_asked_for(more):
 
 def test_an_outer_optimiser_steps_as_the_paper_says():
     outer = Outer("adam", learning_rate=0.5, beta1=0.9, beta2=0.99, tau=0.1)
-    run = simulated(outer=outer, rounds=4)
+    run = simulated(outer=outer, rounds=4, quorum=3, min_members=4)
     x, m, v = 0.0, 0.0, outer.tau**2
     for _ in range(4):
         delta = 2.5  # the mean of what the four members add, wherever they start

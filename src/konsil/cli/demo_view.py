@@ -198,7 +198,7 @@ def _hospitals(progress: Progress, *, wide: bool) -> RenderableType:
 
 
 def _means(study: Study | None) -> list[float]:
-    """The mean AUC of every round that all have scored, weighted by validation patients."""
+    """The mean AUC of every round that all have scored, weighted as in the merge."""
     history = study.history if study is not None else ()
     scored = (mean_score(record, "auc") for record in history if len(record.scores) == len(record.roster))
     return [auc for auc in scored if auc is not None]

@@ -10,10 +10,11 @@ from typing import BinaryIO
 import click
 
 from konsil.cli.common import ANSWER_S, Node, Site, span
+from konsil.core.card_check import Compared, compare_card
 from konsil.core.model_card import ModelCard, decode_card
 from konsil.core.rules.state import State, Study
 from konsil.core.wall import AskModel, ToldModel
-from konsil.errors import ConfigError, DigestMismatch, NodeError, NodeUnreachable, StudyError
+from konsil.errors import ConfigError, NodeError, NodeUnreachable, StudyError
 from konsil.wall.memory import SealedMemory, open_sealed, seal_pieces
 from konsil.wall.model_file import bare_header
 
@@ -59,29 +60,18 @@ def ask_model(node: Node, name: str, number: int, *, wait: bool) -> tuple[ToldMo
             )
 
 
-def on_ledger(site: Site, card: ModelCard) -> bool | None:
-    """Whether the running node's ledger has the card's merge; None without a node.
+def on_ledger(site: Site, card: ModelCard) -> Compared | None:
+    """How much of the card the running node's ledger says, too; None without a node.
 
     Raises:
-        DigestMismatch: it has another one.
+        DigestMismatch: it says something else.
     """
     try:
         with site.node() as node:
             state = node.state()
     except (NodeUnreachable, ConfigError):
         return None
-    study = state.studies.get(card.study)
-    digest = ""
-    if study is not None and state.genesis == card.swarm and card.round <= len(study.history):
-        digest = study.history[card.round - 1].digest if card.round else study.initial
-    if digest != card.merge:
-        raise DigestMismatch(
-            f"The ledger of this member knows no merge {card.merge} of round {card.round} of study"
-            f" '{card.study}'" + (f": it has {digest}." if digest else "."),
-            safe="Nothing was changed.",
-            do="Do not use the file. Get it again: `konsil study model`.",
-        )
-    return True
+    return compare_card(state, card, max(state.now_s, time.time()))
 
 
 def sealed(path: Path) -> SealedMemory:

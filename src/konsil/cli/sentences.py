@@ -240,7 +240,7 @@ def of_matrix(matrix: ScoreMatrix, best: int = 0) -> Iterator[str]:
     yield f"{matrix.metric} of each merge, measured by each hospital on its own validation data:"
     for line in table:
         yield "  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-    yield "  *: took part in that round; mean: over those who took part, weighted by the patients measured on"
+    yield "  *: took part in that round; mean: over those who took part, weighted as in the merge"
 
 
 def _cell(value: float | None, *, took_part: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from konsil.cli import sentences
 from konsil.cli.common import Node, Site, printable, span, verb
 from konsil.cli.models import ask_model, on_ledger, round_number, sealed, study_named
 from konsil.cli.swarm import open_vote
+from konsil.core.card_check import Compared
 from konsil.core.model_card import ModelCard
 from konsil.core.rules import metrics_of, score_matrix
 from konsil.core.rules.calls import Agree, ProposeStudySettings
@@ -138,19 +140,19 @@ def model(site: Site, name: str, out: Path, which: str, now: bool) -> None:
 @verb(study, "check", example="konsil study check aml.safetensors")
 @click.argument("file", type=FILE)
 def check(site: Site, file: Path) -> None:
-    """Compute a model file's digest again and compare it with its card and, where a node runs, the ledger."""
+    """Compare a model file's arrays with its card and, where a node runs, the card with the ledger.
+
+    Without a node it shows only that the arrays are those of the card, which anybody can write.
+    """
     found = check_model_file(file)
     card = found.card
-    same = on_ledger(site, card)
+    compared = on_ledger(site, card)
     lines = [
         f"{file}: the arrays are those of its card: study '{card.study}', round {card.round}, "
         + ("final model" if card.final else "not the final model when it was written"),
         f"  digest: {found.digest}",
         f"  {card.why}",
-        {
-            None: "  No node runs here: not compared with a ledger.",
-            True: _compared(card),
-        }[same],
+        *_compared(card, compared),
     ]
     site.show(
         {
@@ -159,7 +161,7 @@ def check(site: Site, file: Path) -> None:
             "study": card.study,
             "round": card.round,
             "final": card.final,
-            "ledger": same,
+            "ledger": None if compared is None else compared.model or "merge only",
             "card": card,
         },
         "\n".join(lines),
@@ -188,14 +190,26 @@ def scores(site: Site, name: str, metric: str | None) -> None:
     )
 
 
-def _compared(card: ModelCard) -> str:
-    if card.settings.outer is None:
-        return f"  The ledger of this member has the same digest for round {card.round}."
-    return (
-        f"  The ledger of this member has the same merge for round {card.round}: {card.merge}.\n"
-        "  The model is a step of the outer optimiser from it, whose digest is on no ledger: compare it with"
-        " other members'."
-    )
+def _compared(card: ModelCard, compared: Compared | None) -> Iterator[str]:
+    if compared is None:
+        yield (
+            "  No node runs here: the file was compared with its own card only, and no ledger. A card alone"
+            " proves nothing: whoever makes arrays can make a card for them."
+        )
+        return
+    if compared.model:
+        yield (
+            f"  The ledger of this member has the same digest for round {card.round}, and the same rounds,"
+            " scores and choice."
+        )
+    else:
+        yield (
+            f"  ledger: merge only. The ledger of this member has the same merge for round {card.round},"
+            f" {card.merge}, and the same rounds, scores and choice. The model is a step of the outer"
+            " optimiser from that merge: its digest is on no ledger. Compare it with other members'."
+        )
+    if not compared.settings:
+        yield "  Settings were changed by vote since: only those that never change were compared."
 
 
 def _confirmed(site: Site) -> bool:

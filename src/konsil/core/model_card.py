@@ -122,14 +122,15 @@ def card_of(
         ended=study.ended,
         started_s=study.started_s,
         ended_s=study.ended_s,
-        rounds=tuple(_round(record) for record in study.history),
+        rounds=tuple(card_round(record) for record in study.history),
         height=state.height,
         state=state_digest(state),
         software=software,
     )
 
 
-def _round(record: RoundRecord) -> CardRound:
+def card_round(record: RoundRecord) -> CardRound:
+    """An accepted round, as it stands on a card."""
     return CardRound(
         number=record.number,
         digest=record.digest,

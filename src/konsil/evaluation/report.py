@@ -46,7 +46,7 @@ class Block(NamedTuple):
 class Learning(NamedTuple):
     """Validation scores by round: hospital -> score, NaN where there is none.
 
-    ``mean``: theirs, weighted by validation patients, as a study's plateau takes it.
+    ``mean``: theirs, weighted as in the merge, as a study's plateau takes it.
     """
 
     label: str

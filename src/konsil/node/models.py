@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,8 @@ from konsil.core.parameters import Schema
 from konsil.errors import KonsilError, NodeError
 from konsil.files import UNFINISHED, make_private_folder, write_whole
 from konsil.node.store import Assembly, Model, StoredModel
+
+Needed = Callable[[], Collection[str]]
 
 KEPT = 2
 """The newest accepted merge and the one before it, which peers may still fetch."""
@@ -32,22 +35,24 @@ class Models:
         for path in (*directory.glob(f"*/*{UNFINISHED}"), *directory.glob("*/*.safetensors")):
             if path.suffix == UNFINISHED or not path.with_suffix(".manifest").exists():
                 path.unlink(missing_ok=True)
+        self._dropping = threading.Lock()
         self._saving: dict[tuple[str, str], asyncio.Task[None]] = {}
 
-    async def save(self, study: str, model: Model, needed: Collection[str] = ()) -> None:
+    async def save(self, study: str, model: Model, needed: Needed = frozenset) -> None:
         """Write a model down, fsynced, unless it is there already.
 
         Args:
             study: its study.
             model: to be written.
-            needed: digests of models that must stay on disk, however old they are.
+            needed: gives the digests of models that must stay on disk, however old they are. It is asked,
+                in a thread, when the model is written: what is needed may have changed until then.
 
         Raises:
             NodeError: the disk refuses.
         """
         key = study, model.digest  # two studies may begin with the same model
         if key not in self._saving:
-            task = asyncio.create_task(asyncio.to_thread(self._write, study, model, frozenset(needed)))
+            task = asyncio.create_task(asyncio.to_thread(self._write, study, model, needed))
             self._saving[key] = task
             task.add_done_callback(lambda _: self._saving.pop(key, None))
         await asyncio.shield(self._saving[key])
@@ -100,7 +105,7 @@ class Models:
         folder = self.directory / study
         return folder / f"{digest}.safetensors", folder / f"{digest}.manifest"
 
-    def _write(self, study: str, model: Model, needed: Collection[str]) -> None:
+    def _write(self, study: str, model: Model, needed: Needed) -> None:
         data, manifest = self._paths(study, model.digest)
         if manifest.exists():
             return
@@ -115,11 +120,11 @@ class Models:
                 safe="The members hold it; the previous merge is on disk here. Nothing new is promised.",
                 do="Free disk space; the node tries again by itself.",
             ) from error
-        self._drop_old(data.parent, needed)
+        with self._dropping:
+            self._drop_old(data.parent, frozenset(needed()))
 
-    def _drop_old(self, folder: Path, needed: Collection[str]) -> None:
-        found = sorted(folder.glob("*.manifest"), key=lambda path: path.stat().st_mtime_ns)
-        for manifest in found[:-KEPT]:
+    def _drop_old(self, folder: Path, needed: frozenset[str]) -> None:
+        for manifest in sorted(folder.glob("*.manifest"), key=_written_ns)[:-KEPT]:
             if manifest.stem in needed:
                 continue
             manifest.unlink(missing_ok=True)
@@ -143,6 +148,14 @@ class Models:
             return assembly.seal(manifest.groups)
         finally:
             assembly.close()
+
+
+def _written_ns(path: Path) -> int:
+    """When a file was written; 0 if it was removed a moment ago."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _remove(*paths: Path) -> None:

@@ -14,7 +14,7 @@ from konsil.core.digest import chunk_count, chunk_range, leaf
 from konsil.core.outer import Layout, Read, advance, check_state, first, layout_of, take_model
 from konsil.core.parameters import Schema
 from konsil.core.round import Advance, Advanced
-from konsil.core.rules import Outer, RoundRecord, Study, agreed_start, best_start, start_of
+from konsil.core.rules import Outer, RoundRecord, Study, agreed_start, choosable_starts, start_of
 from konsil.errors import DigestMismatch, KonsilError, NodeError, StudyError
 from konsil.node.merging import Merging
 from konsil.node.models import Models
@@ -51,8 +51,10 @@ class OuterStates:
         self._before = ""
         self._in_use: frozenset[str] = frozenset()
         self._turn = asyncio.Lock()
+        self._recalls = asyncio.Lock()
         self._saves: set[asyncio.Task[None]] = set()
         self.problem = ""
+        self._locked_out = False
 
     async def close(self) -> None:
         """Stop waiting for what is being written; ``Models`` writes it to its end."""
@@ -73,7 +75,7 @@ class OuterStates:
         """The model that training went on from after a round, if it is here or can be had.
 
         Args:
-            number: of the last accepted round, or of the study's best; others may be gone everywhere.
+            number: of a round that can still be chosen (``choosable``); others may be gone everywhere.
 
         Returns:
             A model; where it is not the last one, the caller closes its memory.
@@ -85,20 +87,30 @@ class OuterStates:
         if number == len(study.history) or study.settings.outer is None:
             record = study.history[number - 1] if number else None
             return self.model(record.digest if record else study.initial)
-        merge, start = self.store.model(study.accepted), start_of(study.history[number])
+        merge, start = self.store.model(study.accepted), start_of(study.history[number], self.merging.me)
         if merge is None or not start:
             return None
         layout = await asyncio.to_thread(layout_of, merge.schema)
-        state = await self._have(layout, start)
-        (model,) = await _work(partial(_model_in, layout, state.reader()))
+        async with self._recalls:
+            state = await self._have(layout, start)
+            (model,) = await _work(partial(_model_in, layout, state.reader()))
+            if isinstance(state, Model):
+                await self._save(state)
         return model
+
+    async def recall(self, digest: str) -> bool:
+        """Serve a state that a peer asks for from this node's disk; whether it is there."""
+        if digest not in self.needed():
+            return False
+        async with self._recalls:
+            return await self._on_disk(digest) is not None
 
     def needed(self) -> frozenset[str]:
         """Digests that must stay: what training goes on from, and what peers may ask for."""
         study = self._study()
         if study.settings.outer is None:
             return frozenset()
-        digests = {agreed_start(study), best_start(study), *self._in_use}
+        digests = {agreed_start(study), *choosable_starts(study, self.merging.me), *self._in_use}
         is_new = self._now.digest == study.accepted
         if is_new:
             digests |= {self._now.model, self._before}
@@ -170,8 +182,8 @@ class OuterStates:
         own = mine.start if mine is not None else ""
         where = f"compare `start` in `konsil ledger show {self.name} {record.number} --json`"
         if agreed:
-            if own == agreed:
-                self.problem = ""
+            if own == agreed or self._locked_out:
+                self.problem, self._locked_out = "", False
             elif own:
                 self._differs(before, own, agreed)
         elif own:
@@ -180,11 +192,14 @@ class OuterStates:
                 f"train from different models. This node goes on from its own. To see who has which, {where}."
             )
         else:
-            raise StudyError(
+            error = StudyError(
                 f"After round {before} the members had different outer states, and none had a majority.",
-                safe="Nothing was loaded.",
-                do=f"To see who has which, {where}; then propose a new study.",
+                safe="Nothing was loaded: this node takes part again once more than half have one state.",
+                do=f"To see who has which, {where}; if it lasts, propose a new study.",
             )
+            # What the next round brings is tried, too; people must not lose sight of this meanwhile.
+            self.problem, self._locked_out = str(error), True
+            raise error
         return agreed or own
 
     def _differs(self, number: int, own: str, theirs: str) -> None:
@@ -263,7 +278,7 @@ class OuterStates:
 
     async def _put_aside(self, state: Model) -> None:
         """Write a state to disk; from there it is served, so that its memory is free."""
-        await self.models.save(self.folder, state, self.needed())
+        await self.models.save(self.folder, state, self.needed)
         stored = await self.models.open(self.folder, state.digest)
         if stored is not None:
             self.store.put_aside(stored)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
 
 import structlog
 
 from konsil import __version__
 from konsil.core.model_card import card_of, encode_card
-from konsil.core.rules import FinalModel, State, Study, final_round, is_over
+from konsil.core.rules import FinalModel, State, Study, asked_for, choosable, final_round, is_over
 from konsil.errors import KonsilError, StudyError
 from konsil.node.merging import Merging
+from konsil.node.outer import OuterStates
 from konsil.node.site import Site
 from konsil.node.store import Model, Store
 
@@ -20,7 +20,11 @@ LENT_S = 60.0
 """How long a model that was asked for stays in memory: peers ask for its chunks one after the other."""
 
 CLOCK_SLACK_S = 5.0
-"""The ledger's clock may be behind this node's by so much: `konsil doctor` warns of more."""
+"""The ledger's clock may be behind this node's by so much: `konsil doctor` warns of more. Behind by more, a
+node calls a choice settled that a score in time could still change."""
+
+SEEK_AGAIN_S, SEEK_AT_MOST_S = 30.0, 3600.0
+"""Between two attempts to get a final model that nobody had, doubled each time."""
 
 SETTLING_S = 5.0
 """How long somebody waits at a time for the last scores before being told how things are."""
@@ -38,10 +42,10 @@ class Shelf:
         merging: Merging,
         study: Callable[[], Study],
         let_go: Callable[[], None],
-        outer: Callable[[int], Awaitable[Model | None]],
+        outer: OuterStates,
     ) -> None:
-        """``let_go`` is called when a model has not been asked for any more; ``outer`` gives, in a study with
-        an outer optimiser, the model that training went on from after a round.
+        """``let_go`` is called when a model has not been asked for any more; ``outer`` has, where there is an
+        outer optimiser, the models that training went on from after a round.
         """
         self._site = site
         self._store = store
@@ -53,6 +57,7 @@ class Shelf:
         self._getting: dict[tuple[str, bool], asyncio.Task[Model]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._sought = ""
+        self._seeking: asyncio.Task[None] | None = None
 
     @property
     def lent(self) -> frozenset[str]:
@@ -62,21 +67,27 @@ class Shelf:
     def look(self) -> None:
         """The ledger moved: of a study that is over, get the final model while peers are still there."""
         study = self._study()
-        elsewhere = self._site.me not in study.participants or study.settings.outer is not None
-        if not is_over(study) or elsewhere or not study.history:
+        if not is_over(study) or self._site.me not in study.participants or not study.history:
             return
-        digest = final_round(study, self._site.clock()).digest
-        if digest in {study.accepted, self._sought}:
+        final = final_round(study, self._site.clock())
+        if final.digest in {study.accepted, self._sought}:
             return
-        self._sought = digest
-        task = self._get(digest, from_peers=True)
-        task.add_done_callback(partial(self._sought_it, digest))
+        self._sought = final.digest
+        if self._seeking is not None:
+            self._seeking.cancel()
+        self._seeking = asyncio.create_task(self._seek(final))
 
-    def _sought_it(self, digest: str, task: asyncio.Task[Model]) -> None:
-        problem = None if task.cancelled() else task.exception()
-        if problem is not None:
-            self._sought = ""  # the next look tries again
-            _log.warning("the final model is not here", digest=digest, why=str(problem))
+    async def _seek(self, final: FinalModel) -> None:
+        pause_s = SEEK_AGAIN_S
+        while True:
+            try:
+                await self.model_of(final)
+            except KonsilError as error:
+                _log.warning("the final model is not here", digest=final.digest, why=str(error))
+            else:
+                return
+            await asyncio.sleep(pause_s)  # nobody tells when a member that has it is back
+            pause_s = min(2 * pause_s, SEEK_AT_MOST_S)
 
     def chosen(self, number: int = 0) -> FinalModel:
         """The study's final model or, with a number, the merge of that round; -1 for the last one.
@@ -91,7 +102,9 @@ class Shelf:
                 safe="Nothing was changed.",
                 do="It comes with the proposer's training: wait until that has joined.",
             )
-        final = final_round(study, self._site.clock() - CLOCK_SLACK_S)
+        # Lateness is by the ledger's time; where nothing has moved that on, this node's clock stands for it.
+        now_s = max(self._site.ledger.state.now_s, self._site.clock() - CLOCK_SLACK_S)
+        final = final_round(study, now_s)
         last = len(study.history)
         number = last if number < 0 else number
         if number in {0, final.round}:
@@ -102,8 +115,7 @@ class Shelf:
                 safe="Nothing was changed.",
                 do=f"See `konsil study status {study.settings.name}`.",
             )
-        why = f"It was asked for by its round, {number}; the final model is that of round {final.round}."
-        return FinalModel(number, study.history[number - 1].digest, settled=False, why=why)
+        return asked_for(study, number, final)
 
     async def settle(self, wait_s: float) -> bool:
         """Wait for the choice of a study that is over to be settled; whether it is, or the study goes on."""
@@ -133,12 +145,13 @@ class Shelf:
         if study.settings.outer is None:
             return await self.model(chosen.digest)
         last = len(study.history)
-        found = await self._outer(chosen.round) if chosen.round in {last, study.best} else None
+        is_kept = chosen.round in {last, *choosable(study)}
+        found = await self._outer.model_after(chosen.round) if is_kept else None
         if found is None:
             raise StudyError(
                 f"The model after round {chosen.round} of study {study.settings.name!r} is not at this node.",
                 safe="Nothing was changed.",
-                do="With an outer optimiser there are those after the last round and after the best one.",
+                do="There are those after the last round and, with `best`, after those that can be chosen.",
             )
         return found if chosen.round == last else self._keep(found)
 
@@ -161,8 +174,8 @@ class Shelf:
     async def recall(self, digest: str) -> bool:
         """Take a model that a peer asks for from disk into memory; whether it is there now."""
         study = self._study()
-        if digest not in {record.digest for record in study.history[-2:]} | _best(study):
-            return False
+        if digest not in _kept(study) | {record.digest for record in study.history[-2:]}:
+            return study.settings.outer is not None and await self._outer.recall(digest)
         try:
             await asyncio.shield(self._get(digest, from_peers=False))
         except StudyError:
@@ -185,7 +198,7 @@ class Shelf:
         if not from_peers:
             raise StudyError("It is not on this node's disk.")
         model = self._keep(await self._merging.fetch(digest))
-        await self._site.models.save(name, model, to_keep(self._study()))
+        await self._site.models.save(name, model, lambda: to_keep(self._study()))
         return model
 
     def _keep(self, model: Model) -> Model:
@@ -208,26 +221,25 @@ class Shelf:
         """Stop getting models."""
         if self._timer is not None:
             self._timer.cancel()
-        tasks = list(self._getting.values())
+        tasks = [*self._getting.values(), *([self._seeking] if self._seeking is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._lent.clear()
 
 
-def _best(study: Study) -> set[str]:
-    """The best merge; with an outer optimiser its model is in that optimiser's state."""
-    return {study.history[study.best - 1].digest} if study.best and study.settings.outer is None else set()
+def _kept(study: Study) -> set[str]:
+    """The merges of which one is the final model; with an outer optimiser that is in its states."""
+    rounds = choosable(study) if study.settings.outer is None else ()
+    return {study.history[number - 1].digest for number in rounds}
 
 
 def to_keep(study: Study) -> frozenset[str]:
     """Models that stay on disk: the ledger may still send this node back to them, or choose them as best."""
     current = study.open
-    keep = {study.accepted} | _best(study)
+    keep = {study.accepted} | _kept(study)
     if current is not None:
         keep |= {current.base, current.digest}
-    if study.settings.best is not None and study.settings.outer is None:
-        keep |= {record.digest for record in study.history[-2:]}  # their scores still count
     return frozenset(keep)
 
 

@@ -79,9 +79,7 @@ class StudyRunner:
         self._problems: dict[Effect | None, str] = {}
         self.merging = Merging(name, site, self.store, lambda: self.study)
         self.outer = OuterStates(name, site.models, self.store, self.merging, lambda: self.study)
-        self.shelf = Shelf(
-            site, self.store, self.merging, lambda: self.study, self._let_go, self.outer.model_after
-        )
+        self.shelf = Shelf(site, self.store, self.merging, lambda: self.study, self._let_go, self.outer)
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._heartbeats = Heartbeats(name, site, lambda: self.study, self._progress)
@@ -277,7 +275,7 @@ class StudyRunner:
     async def _save(self, model: Model) -> None:
         while model.digest == self.study.accepted:
             try:
-                await self.site.models.save(self.name, model, to_keep(self.study))
+                await self.site.models.save(self.name, model, lambda: to_keep(self.study))
             except KonsilError as error:
                 self._problems[None] = str(error)
                 _log.warning("the accepted merge is not on disk yet", study=self.name, why=str(error))
@@ -289,7 +287,7 @@ class StudyRunner:
     async def _make_durable(self, digest: str) -> None:
         model = self.store.model(digest)
         if model is not None:
-            await self.site.models.save(self.name, model, to_keep(self.study))
+            await self.site.models.save(self.name, model, lambda: to_keep(self.study))
             self._problems.pop(None, None)
 
     async def _fetch(self, effect: Fetch) -> None:

@@ -47,7 +47,7 @@ class AcceptedRound:
 
     @property
     def means(self) -> dict[str, float]:
-        """Each score's mean over those who took part, weighted by the examples it was measured on."""
+        """Each score's mean over those who took part, weighted as in the merge."""
         names = sorted({name for score in self.scores.values() for name in score.metrics})
         means = {name: mean_score(self.record, name) for name in ("loss", *names)}
         return {name: mean for name, mean in means.items() if mean is not None}

@@ -63,8 +63,8 @@ def _lines(card: ModelCard, file_name: str) -> Iterator[str]:
         yield ""
         yield from _scores(card, metric)
     yield ""
-    yield "Each member measured on its own validation data; the mean is over those who took part, weighted by"
-    yield "the examples they measured on. Example counts and scores are what the members said."
+    yield "Each member measured on its own validation data; the mean is over those who took part, weighted as"
+    yield "in the merge. Example counts and scores are what the members said."
     yield f"Check the file: `konsil study check {_code(file_name)}`."
 
 
@@ -93,7 +93,8 @@ def _scores(card: ModelCard, metric: str) -> Iterator[str]:
         values = [
             None if name not in each.scores else score_value(each.scores[name], metric) for name in members
         ]
-        mean = mean_of(each.scores, each.roster, metric)
+        weights = {name: member.weight for name, member in each.roster.items()}
+        mean = mean_of(each.scores, weights, metric)
         cells = ["-" if value is None else f"{value:.4g}" for value in (*values, mean)]
         yield f"| {each.number} | {' | '.join(cells)} |"
 

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from msgspec.structs import replace
 
 from konsil.cli.sentences import of_matrix
-from konsil.core.parameters import Schema, pack
+from konsil.core.card_check import Compared
+from konsil.core.digest import group_digest, leaf, root_from
+from konsil.core.model_card import CARD_KEY, encode_card
+from konsil.core.parameters import Schema, annotated_header, pack
 from konsil.core.rules import (
     Agree,
     Best,
@@ -19,6 +23,7 @@ from konsil.core.rules import (
     Enter,
     Finish,
     Initialise,
+    Outer,
     Participant,
     RoundRecord,
     ScoreRecord,
@@ -26,10 +31,11 @@ from konsil.core.rules import (
     StudySettings,
     proposals_at,
     score_matrix,
+    settings_digest,
 )
 from konsil.node.store import model_of
 from konsil.wall.memory import seal_pieces
-from konsil.wall.model_file import bare_header
+from konsil.wall.model_file import bare_header, check_model_file
 
 STUDY = 'name = "heart"\ndescription = "AUC\\u001b[31m"\nrounds = 3\nevery_steps = 10\nmin_members = 2\n'
 
@@ -238,6 +244,7 @@ def test_a_model_file_is_checked_against_its_card_and_the_ledger(site, study_fil
     with site.node() as node:
         out, _ = _with_model(site, node, study_file, model)
         assert "The ledger of this member has the same digest" in site.run("study", "check", str(out)).stdout
+        assert site.json("study", "check", str(out))["ledger"] is True
     assert site.json("study", "check", str(out)) | {"card": None} == {
         "card": None,
         "digest": model.digest,
@@ -247,7 +254,50 @@ def test_a_model_file_is_checked_against_its_card_and_the_ledger(site, study_fil
         "round": 0,
         "study": "heart",
     }
-    assert "No node runs here" in site.run("study", "check", str(out)).stdout
+    said = site.run("study", "check", str(out)).stdout
+    assert "compared with its own card only" in said
+    assert "A card alone proves nothing" in said
+
+
+def test_arrays_whose_card_claims_an_outer_optimiser_that_the_study_has_not_are_found(
+    site, study_file, model
+):
+    site.found()
+    with site.node() as node:
+        out, _ = _with_model(site, node, study_file, model)
+        true = check_model_file(out).card
+        arrays = {"w": np.full(10, 666, np.float32)}
+        schema, data = Schema.of(arrays), arrays["w"].tobytes()
+        settings = replace(true.settings, outer=Outer())
+        forged = replace(
+            true,
+            settings=settings,
+            settings_digest=settings_digest(settings),
+            digest=root_from(schema.digest, [group_digest([leaf(data)])]),
+            schema=schema.digest,
+            data_bytes=schema.data_bytes,
+            groups=(1,),
+        )
+        header = annotated_header(schema, {CARD_KEY: encode_card(forged).decode()})
+        out.write_bytes(header + data)
+        result = site.run("study", "check", str(out), expect=1)
+    assert "another `outer` in its settings" in result.stderr
+    assert site.json("study", "check", str(out))["ledger"] is None
+
+
+def test_with_an_outer_optimiser_the_check_says_that_only_the_merge_is_on_the_ledger(
+    monkeypatch, site, study_file, model
+):
+    site.found()
+    with site.node() as node:
+        out, _ = _with_model(site, node, study_file, model)
+        monkeypatch.setattr(
+            "konsil.cli.models.compare_card", lambda *_: Compared(model=False, settings=False)
+        )
+        said = site.run("study", "check", str(out)).stdout
+        assert site.json("study", "check", str(out))["ledger"] == "merge only"
+    assert "ledger: merge only" in said
+    assert "only those that never change were compared" in said
 
 
 @pytest.mark.parametrize("at", [-1, -3_000_000])
@@ -271,7 +321,7 @@ def test_a_model_of_another_history_is_found(site, study_file, model):
         (site.root / "lyon" / path).unlink(missing_ok=True)
     with site.node():
         result = site.run("study", "check", str(out), expect=1)
-    assert "The ledger of this member knows no merge" in result.stderr
+    assert "a study that is not on this ledger" in result.stderr
 
 
 def test_a_model_that_another_program_saved_again_is_still_the_model(site, study_file, model):
@@ -336,7 +386,7 @@ def test_scores_are_shown_as_a_table_of_rounds_and_hospitals(site, study_file):
                 "",
                 str(number) * 64,
                 {"lyon": Commitment("", 1, 0), "nice": Commitment("", 1, 0)},
-                {},
+                {"lyon": 1, "nice": 1},
                 (),
                 {"lille": "silent"},
                 0,
@@ -353,7 +403,7 @@ def test_scores_are_shown_as_a_table_of_rounds_and_hospitals(site, study_file):
         "     round  lille   lyon   nice   mean",
         "         1      -   0.75*     -*  0.75",
         "  2 (best)      -   0.75*     -*  0.75",
-        "  *: took part in that round; mean: over those who took part, weighted by the patients measured on",
+        "  *: took part in that round; mean: over those who took part, weighted as in the merge",
     ]
 
 

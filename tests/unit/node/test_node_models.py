@@ -8,6 +8,7 @@ import os
 import pytest
 
 from konsil.errors import DigestMismatch, NodeError
+from konsil.node import models as models_module
 from konsil.node.models import Models
 
 SMALL = 5000
@@ -105,7 +106,7 @@ async def test_what_the_ledger_needs_is_kept_however_old_it_is(models, make):
     await models.save("aml", base)
     os.utime(path_of(models, base, "manifest"), (1, 1))
     for number, model in enumerate(candidates, start=2):
-        await models.save("aml", model, {base.digest, model.digest})
+        await models.save("aml", model, lambda model=model: {base.digest, model.digest})
         os.utime(path_of(models, model, "manifest"), (number, number))
     loaded = await models.load("aml", base.digest)
     assert loaded is not None
@@ -150,6 +151,38 @@ async def test_what_a_killed_node_left_half_written_is_swept_at_the_next_start(m
     assert files(again) == sorted(f"{model.digest}.{kind}" for kind in ("manifest", "safetensors"))
     model.memory.close()
     torn.memory.close()
+
+
+async def test_what_another_save_or_a_repair_has_just_removed_does_not_stop_a_save(models, make):
+    made = [make.model(number, SMALL) for number in range(4)]
+    await models.save("aml", made[0])
+    gone = models.directory / "aml" / f"{'f' * 64}.manifest"
+    gone.symlink_to(models.directory / "nothing")  # listed, and not there when it is looked at
+    await models.save("aml", made[1])
+    assert path_of(models, made[1]).exists()
+    for model in made:
+        model.memory.close()
+
+
+async def test_what_has_come_to_be_needed_while_a_model_was_written_stays(models, make, monkeypatch):
+    made = [make.model(number, SMALL) for number in range(4)]
+    needed = {made[3].digest}
+    sync, written = models_module._sync_folder, []
+
+    def slow(folder):
+        sync(folder)
+        written.append(folder)
+        if len(written) == 4:
+            needed.add(made[0].digest)  # the ledger has moved on meanwhile
+
+    monkeypatch.setattr(models_module, "_sync_folder", slow)
+    for model in made[:3]:
+        await models.save("aml", model, lambda: {each.digest for each in made})
+    await models.save("aml", made[3], lambda: needed)
+    assert path_of(models, made[0]).exists()
+    assert not path_of(models, made[1]).exists()
+    for model in made:
+        model.memory.close()
 
 
 async def test_a_model_left_on_disk_is_read_where_it_is_needed_and_checked_when_asked(models, make):

@@ -47,7 +47,9 @@ BAD = {
     "no option 'g'": {"rule": "trimmed_mean", "rule_options": {"g": 1.0}},
     "needs 3 members": {"rule": "trimmed_mean", "rule_options": {"f": 1.0}},
     "needs 5 members": {"rule": "multi_krum", "rule_options": {"f": 1.0}},
-    "or no `outer`": {"rule": "norm_clipping", "outer": Outer()},
+    "or no `outer`": {"rule": "norm_clipping", "outer": Outer(), "quorum": 3},
+    "`outer` needs a quorum of 3, and it is 2": {"outer": Outer()},
+    "name exactly two in `members`": {"outer": Outer(), "quorum": 0},
     "it is in no file": {"rule_digest": "ab" * 32},
     "64 hexadecimal digits": {"rule": "our-own", "rule_digest": "AB" * 32},
     "small letters, digits": {"rule": "../our-own", "rule_digest": "ab" * 32},
@@ -93,7 +95,7 @@ def test_a_rule_is_held_against_the_quorum_once_it_is_there():
     check_against_rule(GOOD, merge.Rule("two", {}, merge.median, members=2))
     around = merge.Rule("around", {}, merge.median, around_base=True)
     with pytest.raises(ConfigError, match="take another rule, or no `outer`"):
-        check_against_rule(replace(GOOD, outer=Outer()), around)
+        check_against_rule(replace(GOOD, outer=Outer(), quorum=3), around)
 
 
 @pytest.mark.parametrize(
@@ -143,3 +145,11 @@ GENESES = {
 def test_a_genesis_that_cannot_found_a_swarm_says_why(named, swarm):
     with pytest.raises(ConfigError, match=named):
         check_genesis(GENESES[named](swarm.genesis(), swarm.record))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"quorum": 3}, {"min_members": 4, "quorum": 0}, {"members": ("a", "b"), "min_members": 2, "quorum": 0}],
+)
+def test_an_outer_optimiser_needs_three_or_exactly_two(changes):
+    check_study_settings(replace(GOOD, outer=Outer(), **changes), MEMBERS)

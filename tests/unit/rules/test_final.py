@@ -8,18 +8,19 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from konsil.core.rules import (
+    Adaptive,
     Best,
     Finish,
+    Plateau,
     ProposeStudySettings,
     Score,
-    Vote,
+    choosable,
     final_round,
     mean_score,
     metrics_of,
     readable,
     score_matrix,
 )
-from konsil.core.rules.final import best_round
 from konsil.core.rules.stopping import UNSCORED_ROUNDS
 
 LOWEST = Best(metric="loss", mode="min")
@@ -52,12 +53,52 @@ def test_of_equals_the_earlier_merge_is_the_best(swarm):
     assert trained(swarm(rounds=9, best=LOWEST).start(), [0.5, 0.2, 0.2, 0.2]).study.best == 2
 
 
-def test_the_mean_is_weighted_by_patients(swarm):
-    world = trained(swarm(rounds=9, best=LOWEST).start(), [0.5])
+def test_a_score_counts_as_much_as_its_members_update_did(swarm):
+    weighted = {"weighting": "given", "members": tuple("abcd"), "given": {"a": 1, "b": 7, "c": 1, "d": 1}}
+    world = trained(swarm(rounds=9, best=LOWEST, **weighted).start(), [0.5])
     world.round()
-    scored(world, 2, 0.1, "a", examples=1)
-    scored(world, 2, 0.9, "b", examples=99)
+    scored(world, 2, 0.1, "a")
+    scored(world, 2, 0.9, "b")
+    assert mean_score(world.study.history[1], "loss") == pytest.approx((0.1 + 7 * 0.9) / 8)
     assert world.study.best == 1
+
+
+def test_examples_that_a_member_claims_for_its_score_move_no_mean_and_decide_nothing(swarm):
+    settings = {"rounds": 99, "best": LOWEST, "weighting": "equal"}
+    plateau = Plateau("loss", rounds=2, min_delta=0.0)
+    world = swarm(plateau=plateau, adaptive=Adaptive("loss"), **settings).start()
+    for number, value in enumerate((0.9, 0.8, 0.7), start=1):
+        world.round()
+        for name in "abc":
+            scored(world, number, value, name)
+        scored(world, number, value + 0.1 * number, "d", examples=10**12)  # alone: no gain in any round
+        expected = (4 * value + 0.1 * number) / 4
+        assert mean_score(world.study.history[-1], "loss") == pytest.approx(expected)
+    world.round()
+    assert world.study.phase == "running"
+    assert world.open.interval == 4  # rounds 2 and 3 each got better
+    assert world.study.best == 3
+
+
+def test_what_is_scored_late_decides_neither_when_a_study_ends_nor_how_long_members_train(swarm):
+    plateau = Plateau("loss", rounds=2, min_delta=0.0)
+    world = swarm(rounds=99, plateau=plateau, adaptive=Adaptive("loss")).start()
+    trained(world, [0.9, 0.8, 0.7])
+    scored(world, 1, -1e6, "b")  # on record, as late: else nothing after it would be better
+    assert world.study.history[0].scores["b"].late
+    scored(world, 2, 0.8, "b")
+    assert not world.study.history[1].scores["b"].late
+    world.round()
+    assert world.study.phase == "running"
+    assert world.open.interval == 4
+    scored(world, 4, 0.6)
+    scored(world, 2, -1e6, "c")
+    assert world.study.history[1].scores["c"].late
+    world.round()
+    assert (world.study.phase, world.open.interval) == ("running", 8)
+    gap = trained(swarm(rounds=99, adaptive=Adaptive("loss")).start(), [0.9, None, 0.7])
+    scored(gap, 1, -1e6, "b")  # late, though round 1 is what round 3 is compared with
+    assert gap.round().open.interval == 2
 
 
 def test_a_best_merge_that_others_score_worse_is_the_best_no_longer(swarm):
@@ -65,7 +106,7 @@ def test_a_best_merge_that_others_score_worse_is_the_best_no_longer(swarm):
     world.round()
     scored(world, 2, 0.1)
     assert world.study.best == 2
-    scored(world, 2, 2.0, "b", examples=1000)
+    scored(world, 2, 2.0, "b")
     assert world.study.best == 1
 
 
@@ -74,13 +115,13 @@ def test_a_score_counts_until_the_round_after_next_is_accepted(swarm):
     scored(world, 1, 0.5, "b")
     assert world.study.history[0].scores["b"].late is False
     world.round()
-    scored(world, 1, 0.001, "c", examples=10**6)
+    scored(world, 1, 0.001, "c")
     assert world.study.history[0].scores["c"].late is True
     scored(world, 2, 0.6, "c")
     assert world.study.history[1].scores["c"].late is False
     assert world.study.best == 1
     late = mean_score(world.study.history[0], "loss")
-    assert late == pytest.approx(0.001, abs=1e-4)  # what people see is every score
+    assert late == pytest.approx((0.5 + 0.5 + 0.001) / 3)  # what people see is every score
     assert mean_score(world.study.history[0], "loss", timely=True) == 0.5
 
 
@@ -95,7 +136,7 @@ def test_after_the_end_the_last_rounds_can_still_be_scored_while_the_silence_las
     assert not final_round(world.study, world.now_s).settled
     world.now_s += 1
     assert final_round(world.study, world.now_s).settled
-    scored(world, 3, 9.0, "b", examples=10**6)
+    scored(world, 3, 9.0, "b")
     assert world.study.history[2].scores["b"].late
     assert world.study.best == 3
 
@@ -110,7 +151,7 @@ def test_once_all_of_the_last_roster_have_scored_the_choice_stands_at_once(swarm
     assert final.settled
     assert final.round == 2
     assert "lowest mean 'loss': 0.4" in final.why
-    scored(world, 2, 5.0, "b", examples=10**6)  # the second to last could be scored; the choice stands
+    scored(world, 2, 5.0, "b")  # the second to last could be scored; the choice stands
     assert final_round(world.study, world.now_s) == final
 
 
@@ -183,40 +224,51 @@ def test_only_the_rosters_scores_choose(swarm):
     assert world.study.best == 1
 
 
-def test_another_score_voted_for_chooses_anew(swarm):
-    world = trained(swarm(rounds=9, best=LOWEST).start(), [0.5, 0.4, 0.9])
-    assert world.study.best == 2
-    world.do("a", ProposeStudySettings(replace(world.settings, best=HIGHEST)))
-    world.do("b", Vote(1, yes=True))
-    world.do("c", Vote(1, yes=True))
-    world.round()
-    assert world.study.best == 3
+@pytest.mark.parametrize(("before", "after"), [(LOWEST, HIGHEST), (None, LOWEST), (LOWEST, None)])
+def test_what_the_final_model_is_chosen_by_cannot_be_changed_by_vote(swarm, before, after):
+    # It would choose among merges that nobody has kept.
+    world = trained(swarm(rounds=9, best=before).start(), [0.5, 0.4, 0.9])
+    refused = world.refused("a", ProposeStudySettings(replace(world.settings, best=after)))
+    assert refused.code == "fixed_setting"
+    assert "`best`" in refused.what
 
 
-def test_the_best_merge_stays_readable_for_participants(swarm):
-    world = trained(swarm(rounds=9, best=LOWEST).start(), [0.1, 0.4, 0.9, 0.8])
+def test_the_merges_that_can_still_be_chosen_are_readable_for_participants(swarm):
+    world = trained(swarm(rounds=9, best=LOWEST).start(), [0.1, 0.4, 0.9, 0.8, 0.7])
     history = tuple(replace(each, digest=world.digest(each.number)) for each in world.study.history)
     study = replace(world.study, history=history)
-    assert study.best == 1
-    assert history[0].digest in readable(study, "b")
+    assert choosable(study) == (1, 4, 5)
+    assert {history[number - 1].digest for number in (1, 4, 5)} <= readable(study, "b")
     assert history[0].digest not in readable(study, "stranger")
-    assert history[0].digest not in readable(replace(study, best=0), "b")
+    assert history[0].digest not in readable(replace(study, best_of_old=0), "b")
+    assert history[2].digest not in readable(study, "b")
 
 
-@given(st.lists(st.one_of(st.none(), st.floats(-10, 10)), min_size=1, max_size=12), st.sampled_from("ab"))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
-def test_however_the_scores_come_the_best_is_the_best_of_all_that_count(swarm, values, name):
-    world = swarm(rounds=99, best=LOWEST).start()
-    for number, value in enumerate(values, 1):
+def by_hand(study):
+    """The best round, from all scores that count."""
+    means = [(mean_score(record, "loss", timely=True), record.number) for record in study.history]
+    return min((each for each in means if each[0] is not None), default=(0.0, 0))[1]
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 4), st.sampled_from("abcd"), st.floats(-10, 10)), max_size=4)),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+def test_however_the_scores_come_the_best_is_among_those_that_were_kept_all_the_time(swarm, rounds):
+    world = swarm(rounds=len(rounds) or 1, best=LOWEST).start()
+    kept = set()
+    for scores in rounds:
         world.round()
+        kept = (kept | {len(world.study.history)}) & set(choosable(world.study))
+        assert kept == set(choosable(world.study))  # a merge that was let go never comes back
+        for ago, name, value in scores:
+            number = len(world.study.history) - ago
+            if number > 0 and name not in world.study.history[number - 1].scores:
+                scored(world, number, value, name)
+            assert world.study.best == by_hand(world.study)
+            assert set(choosable(world.study)) == kept >= {world.study.best} - {0}
         if world.study.open is None:
             break
-        for other, factor in ((name, 1.0), ("c", 0.5)):
-            if value is not None:
-                scored(world, number, value * factor, other)
-        if number > 2 and value is not None:
-            scored(world, number - 1, -value, "d")
-    assert world.study.best == best_round(world.study)
 
 
 def test_the_matrix_has_a_row_a_round_and_a_column_a_member(swarm):
@@ -227,6 +279,6 @@ def test_the_matrix_has_a_row_a_round_and_a_column_a_member(swarm):
     matrix = score_matrix(world.study, "auc")
     assert matrix.members == ("a", "b", "c", "d")
     (row,) = matrix.rows
-    assert (row.values, row.roster, row.mean) == ({"a": 0.4, "b": 0.8}, ("a", "b", "c"), 0.5)
+    assert (row.values, row.roster, row.mean) == ({"a": 0.4, "b": 0.8}, ("a", "b", "c"), pytest.approx(0.6))
     assert score_matrix(world.study, "f1").rows[0].mean is None  # nobody of the roster has it
     assert metrics_of(world.study) == ("loss", "auc", "f1")

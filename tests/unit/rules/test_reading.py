@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from konsil.core.rules import Best, Outer, StudySettings, best_start, readable
+from konsil.core.rules import Best, Outer, StudySettings, choosable_starts, readable
 from konsil.core.rules.state import Commitment, OpenRound, Part, Participant, RoundRecord, Study
 
 BASE, NEW, UPDATE, PART = "ba" * 32, "ed" * 32, "0d" * 32, "9a" * 32
@@ -119,10 +119,20 @@ def test_an_update_does_not_become_readable_by_being_named_as_a_state():
     assert UPDATE not in readable(with_outer(open=collecting), "oslo")
 
 
-def test_the_state_of_the_best_round_can_be_read_for_as_long_as_it_is_the_best():
-    history = (stepped(PART), stepped(STATE, number=2), stepped(NEXT, number=3))
+def test_the_states_that_hold_a_model_which_can_still_be_chosen_can_be_read():
+    history = tuple(stepped(digest, number=at) for at, digest in enumerate((PART, STATE, NEXT, UPDATE), 1))
     asked = StudySettings("aml", outer=Outer(), best=Best("auc", "max"))
-    for best, expected in ((1, STATE), (2, NEXT), (3, ""), (0, "")):
-        assert best_start(study(settings=asked, history=history, best=best)) == expected
-    assert STATE in readable(study(settings=asked, history=history, best=1), "oslo")
-    assert STATE not in readable(study(settings=asked, history=history, best=2), "oslo")
+    for old, expected in ((1, {STATE, UPDATE}), (2, {NEXT, UPDATE}), (0, {UPDATE})):
+        found = study(settings=asked, history=history, best_of_old=old)
+        assert choosable_starts(found) == expected
+        assert expected <= readable(found, "oslo")
+        assert STATE in expected or STATE not in readable(found, "oslo")
+    assert choosable_starts(study(settings=asked)) == frozenset()
+
+
+def test_without_a_majority_a_members_own_state_is_the_one_that_it_keeps():
+    asked = StudySettings("aml", outer=Outer(), best=Best("auc", "max"))
+    found = study(settings=asked, history=(stepped(PART, NEXT), stepped(STATE, NEXT, number=2)))
+    assert choosable_starts(found) == frozenset()
+    assert choosable_starts(found, "b") == {NEXT}
+    assert choosable_starts(found, "lyon") == frozenset()

@@ -53,7 +53,7 @@ from konsil.core.rules.contract import (
     state_digest,
 )
 from konsil.core.rules.deal import deal, part_count
-from konsil.core.rules.final import FinalModel, final_round, is_over
+from konsil.core.rules.final import FinalModel, asked_for, best_of_all, choosable, final_round, is_over
 from konsil.core.rules.matrix import MatrixRow, ScoreMatrix, metrics_of, score_matrix
 from konsil.core.rules.members import proposals_at, voters
 from konsil.core.rules.pooling import check_pooling
@@ -72,7 +72,7 @@ from konsil.core.rules.signing import (
     entry_digest,
     signing_bytes,
 )
-from konsil.core.rules.starts import agreed_start, best_start, start_of
+from konsil.core.rules.starts import agreed_start, choosable_starts, start_of
 from konsil.core.rules.state import (
     Commitment,
     DisputeRecord,
@@ -150,13 +150,16 @@ __all__ = [
     "agreed_start",
     "apply",
     "apply_entry",
-    "best_start",
+    "asked_for",
+    "best_of_all",
     "canonical",
     "check_against_rule",
     "check_genesis",
     "check_pooling",
     "check_study_settings",
     "check_swarm_settings",
+    "choosable",
+    "choosable_starts",
     "deal",
     "decode_entry",
     "decode_signed",

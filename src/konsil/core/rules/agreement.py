@@ -22,9 +22,20 @@ alike everywhere: of such a rule it asks nothing but the digest of its file."""
 RULE_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 """A rule's name: its file is called so."""
 
-FIXED_SETTINGS: Final = ("name", "members", "min_members", "local", "privacy", "outer", "prox", "scaffold")
-"""Never changed by vote: who may take part, when it starts, what the parameters' schema is made of, an
-optimiser whose state follows from all rounds, and what training scripts build in when they join."""
+FIXED_SETTINGS: Final = (
+    "name",
+    "members",
+    "min_members",
+    "local",
+    "privacy",
+    "best",
+    "outer",
+    "prox",
+    "scaffold",
+)
+"""Never changed by vote: who may take part, when it starts, what the parameters' schema is made of, which
+merges are kept since they may be chosen, an optimiser whose state follows from all rounds, and what training
+scripts build in when they join."""
 
 MAX_ROUNDS: Final = 1_000_000
 MAX_SECONDS: Final = 10 * 366 * 24 * 3600
@@ -44,6 +55,8 @@ MIN_STRETCH, MAX_STRETCH = 2, 1_024
 """How many times the set interval an adaptive one may become: far more makes members drift apart."""
 MAX_PROX: Final = 1e6
 MAX_RATE: Final = 1e3
+OUTER_QUORUM: Final = 3
+"""So few that one of them alone cannot keep the others from a majority."""
 MIN_TAU: Final = 1e-30
 """Far below any step, far above where dividing by it would overflow."""
 
@@ -95,6 +108,7 @@ def check_study_settings(settings: StudySettings, members: Collection[str]) -> N
         _check_plateau(settings.plateau, settings.rounds)
     _check_scores(settings)
     _check_optimisers(settings)
+    _check_majority(settings)
     _check_rule(settings)
 
 
@@ -261,6 +275,16 @@ def _check_optimisers(settings: StudySettings) -> None:
             "plain mean: take one of the two.",
         )
         _require(MIN_TAU <= outer.tau <= 1, f"`outer.tau` must be from {MIN_TAU:g} to 1.")
+
+
+def _check_majority(settings: StudySettings) -> None:
+    """Where two make a round and one names another outer state, none has a majority: no third could go on."""
+    quorum = effective_quorum(settings)
+    _require(
+        settings.outer is None or quorum >= OUTER_QUORUM or len(settings.members) == OUTER_QUORUM - 1,
+        f"`outer` needs a quorum of {OUTER_QUORUM}, and it is {quorum}: of two members one could keep all"
+        " others out for good. Raise `quorum` (and `min_members`), or name exactly two in `members`.",
+    )
 
 
 def _check_rule(settings: StudySettings) -> None:

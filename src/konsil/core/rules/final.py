@@ -43,6 +43,13 @@ def final_round(study: Study, now_s: float) -> FinalModel:
     return FinalModel(number, study.history[number - 1].digest, settled, _why(study, best, last))
 
 
+def asked_for(study: Study, number: int, final: FinalModel) -> FinalModel:
+    """The merge of a round that somebody named; 0 for the initial parameters."""
+    digest = study.history[number - 1].digest if number else study.initial
+    why = f"It was asked for by its round, {number}; the final model is that of round {final.round}."
+    return FinalModel(number, digest, settled=False, why=why)
+
+
 def _why(study: Study, best: Best | None, last: int) -> str:
     if best is None:
         return f"It is the last of {last} merges."
@@ -79,25 +86,35 @@ def is_late(study: Study, number: int, now_s: int) -> bool:
     return len(study.history) > number + 1 or scores_settled(study, now_s)
 
 
+def choosable(study: Study) -> tuple[int, ...]:
+    """The rounds of which one is the final model, however the scores come that can still count.
+
+    Scores of the last two merges still count; of those before them only the best can be chosen. So nodes
+    keep these on their disks, in whatever order they become the best one.
+    """
+    last = len(study.history)
+    if study.settings.best is None:
+        return (last,) if last else ()
+    return tuple(sorted({study.best_of_old, last - 1, last} - {-1, 0}))
+
+
 def best_round(study: Study) -> int:
     """The round whose merge has the best mean score, the earlier one of equals; 0 for none."""
+    best = study.settings.best
+    return 0 if best is None else _best_of([study.history[at - 1] for at in choosable(study)], best)
+
+
+def best_of_all(study: Study) -> int:
+    """As ``best_round``, from all rounds: for a history of which some scores are left out."""
     best = study.settings.best
     return 0 if best is None else _best_of(study.history, best)
 
 
-def best_after(before: Study, study: Study, number: int) -> int:
-    """The best round, now that a member has scored round ``number``.
-
-    A look at two rounds is enough, except where the best one has become worse.
-    """
+def best_of_old(study: Study) -> int:
+    """The best round among those whose scores cannot change any more, now that one more is accepted."""
     best = study.settings.best
-    if best is None:
-        return 0
-    if number != before.best:
-        rounds = {before.best, number} - {0}
-        return _best_of([study.history[at - 1] for at in sorted(rounds)], best)
-    was, now = (_rank(each.history[number - 1], best) for each in (before, study))
-    return number if was is not None and now is not None and now >= was else best_round(study)
+    rounds = {study.best_of_old, len(study.history) - 2}
+    return 0 if best is None else _best_of([study.history[at - 1] for at in sorted(rounds) if at > 0], best)
 
 
 def _best_of(records: Iterable[RoundRecord], best: Best) -> int:

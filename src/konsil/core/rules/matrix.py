@@ -12,7 +12,7 @@ from konsil.core.rules.stopping import mean_score, score_value
 @dataclass(frozen=True)
 class MatrixRow:
     """One merge. ``values``: member -> its score on its own validation data, if it has one. ``roster``: who
-    took part. ``mean``: over the roster, weighted by the examples it was measured on; None without any.
+    took part. ``mean``: over the roster, weighted as in the merge; None without any.
     """
 
     round: int

@@ -21,10 +21,9 @@ def next_interval(study: Study) -> int:
         return 1
     before = study.history[-1].interval
     scored = study.history[:-1]
-    newest = mean_score(scored[-1], adaptive.metric) if scored else None
-    earlier = next(
-        (value for r in reversed(scored[:-1]) if (value := mean_score(r, adaptive.metric)) is not None), None
-    )
+    means = (mean_score(record, adaptive.metric, timely=True) for record in reversed(scored))
+    newest = next(means, None)
+    earlier = next((mean for mean in means if mean is not None), None)
     if newest is not None and earlier is None:
         return before  # the first score: there is nothing to compare it with
     if newest is None or earlier is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from konsil.core.rules.starts import agreed_start, best_start, start_of
+from konsil.core.rules.final import choosable
+from konsil.core.rules.starts import agreed_start, choosable_starts, start_of
 from konsil.core.rules.state import Study
 
 
@@ -15,9 +16,8 @@ def readable(study: Study, peer: str) -> frozenset[str]:
     """
     if peer not in study.participants:
         return frozenset()
-    digests = {study.initial, study.accepted, best_start(study)}
-    if study.best:
-        digests.add(study.history[study.best - 1].digest)
+    digests = {study.initial, study.accepted, *choosable_starts(study)}
+    digests |= {study.history[number - 1].digest for number in choosable(study)}
     for record in study.history[-1:]:
         digests |= {record.base, start_of(record), *(part.digest for part in record.parts)}
     current = study.open

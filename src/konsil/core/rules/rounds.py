@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from konsil.core.merge import merge_weights
 from konsil.core.rules.agreement import effective_quorum, settings_digest
 from konsil.core.rules.deal import deal, part_count
-from konsil.core.rules.final import best_round
+from konsil.core.rules.final import best_of_old
 from konsil.core.rules.pacing import next_interval
 from konsil.core.rules.state import OpenRound, Part, Participant, RoundRecord, Study, StudyPhase
 from konsil.core.rules.stopping import why_it_ends
@@ -229,7 +229,8 @@ def accept_if_due(study: Study, now_s: int) -> Study:
         struck=current.struck,
         interval=current.interval,
     )
-    return _go_on(replace(study, history=(*study.history, record), open=None), now_s)
+    study = replace(study, history=(*study.history, record), open=None)
+    return _go_on(replace(study, best_of_old=best_of_old(study)), now_s)
 
 
 def _absences(study: Study, current: OpenRound) -> dict[str, str]:
@@ -282,5 +283,4 @@ def end_study(study: Study, phase: StudyPhase, why: str, now_s: int) -> Study:
 def take_settings(study: Study) -> Study:
     """Let the settings that were voted for hold from here on."""
     settings = study.pending or study.settings
-    taken = replace(study, settings=settings, settings_digest=settings_digest(settings), pending=None)
-    return taken if settings.best == study.settings.best else replace(taken, best=best_round(taken))
+    return replace(study, settings=settings, settings_digest=settings_digest(settings), pending=None)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from konsil.core.rules.agreement import is_metric
 from konsil.core.rules.calls import Score
 from konsil.core.rules.collecting import MAX_EXAMPLES
-from konsil.core.rules.final import best_after, is_late
+from konsil.core.rules.final import best_round, is_late
 from konsil.core.rules.refusing import participant_of, require, study_named
 from konsil.core.rules.state import ScoreRecord, State
 from konsil.core.rules.studies import put
@@ -36,7 +36,7 @@ def score(state: State, caller: str, call: Score, now_s: int) -> State:
     record = replace(record, scores=record.scores | {caller: scored})
     history = (*study.history[: call.round - 1], record, *study.history[call.round :])
     after = replace(study, history=history)
-    return put(state, after if late else replace(after, best=best_after(study, after, call.round)))
+    return put(state, after if late else replace(after, best=best_round(after)))
 
 
 def _check(call: Score) -> None:

@@ -19,7 +19,8 @@ class SwarmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Plateau(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Stop when the roster's weighted mean of a score has not improved by ``min_delta`` in ``rounds`` rounds.
 
-    ``metric``: "loss" or a metric's name; ``mode``: which way is better.
+    Each score is weighted as its member's update is in the merge. ``metric``: "loss" or a metric's name;
+    ``mode``: which way is better.
     """
 
     metric: str = "loss"

@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 
+from konsil.core.rules.final import choosable
 from konsil.core.rules.state import RoundRecord, Study
 
 
-def start_of(record: RoundRecord) -> str:
-    """The outer state that more than half of an accepted round's roster trained from; "" without any."""
-    return _majority((commitment.start for commitment in record.roster.values()), record.roster)
+def start_of(record: RoundRecord, me: str = "") -> str:
+    """The outer state that more than half of an accepted round's roster trained from.
+
+    Without a majority that of member ``me``, if it took part; else "".
+    """
+    agreed = _majority((commitment.start for commitment in record.roster.values()), record.roster)
+    return agreed or (record.roster[me].start if me in record.roster else "")
 
 
 def agreed_start(study: Study) -> str:
@@ -30,10 +35,12 @@ def agreed_start(study: Study) -> str:
     return _majority(starts, among)
 
 
-def best_start(study: Study) -> str:
-    """The outer state that holds the study's best model; "" if that is the last, or none is asked for."""
-    later = study.history[study.best :] if study.best else ()
-    return start_of(later[0]) if later and study.settings.outer is not None else ""
+def choosable_starts(study: Study, me: str = "") -> frozenset[str]:
+    """The outer states that hold a model of which one is the final one, except the last; ``me``: as above."""
+    if study.settings.outer is None:
+        return frozenset()
+    later = [study.history[number] for number in choosable(study) if number < len(study.history)]
+    return frozenset(start_of(record, me) for record in later) - {""}
 
 
 def _majority(starts: Iterable[str], among: Collection[str]) -> str:

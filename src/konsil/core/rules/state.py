@@ -143,7 +143,10 @@ class OpenRound(_Value, frozen=True):
 
 
 class ScoreRecord(_Value, frozen=True):
-    """One member's scores of a merge. ``late``: too late to count for which merge is best."""
+    """One member's scores of a merge, and on how many examples it says that it measured them.
+
+    ``late``: too late to decide anything: which merge is best, when the study stops, how long members train.
+    """
 
     examples: int
     loss: float | None = None
@@ -183,6 +186,7 @@ class Study(_Value, frozen=True):
     ``accepted``: digest of the last accepted merge (the initial parameters before round 1 ends).
     ``ended``: why it finished or failed. ``pending``: settings voted for, which hold from the next round on.
     ``best``: the round whose merge has the best score so far, where the settings ask for it; 0 for none.
+    ``best_of_old``: the same among the rounds whose scores cannot change any more.
     """
 
     settings: StudySettings
@@ -201,6 +205,7 @@ class Study(_Value, frozen=True):
     ended_s: int = 0
     pending: StudySettings | None = None
     best: int = 0
+    best_of_old: int = 0
 
     @property
     def accepted(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from konsil.core.rules.agreement import effective_quorum
 from konsil.core.rules.settings import Plateau
@@ -87,12 +87,13 @@ def _by_its_members(study: Study) -> End | None:
 def _plateau(plateau: Plateau, history: Sequence[RoundRecord]) -> End | None:
     scored = history[:-1]  # the round just accepted cannot have scores yet
     recent = scored[-plateau.rounds :]
-    if len(recent) == plateau.rounds and all(mean_score(record, plateau.metric) is None for record in recent):
+    means = [mean_score(record, plateau.metric, timely=True) for record in scored]
+    if len(recent) == plateau.rounds and all(mean is None for mean in means[-plateau.rounds :]):
         return "failed", (
             f"The study stops on a plateau of '{plateau.metric}', but its last {plateau.rounds} rounds "
             f"up to round {recent[-1].number} brought no score of that name."
         )
-    values = [value for record in scored if (value := mean_score(record, plateau.metric)) is not None]
+    values = [mean for mean in means if mean is not None]
     if len(values) <= plateau.rounds:
         return None
     sign = 1.0 if plateau.mode == "max" else -1.0
@@ -107,27 +108,32 @@ def _plateau(plateau: Plateau, history: Sequence[RoundRecord]) -> End | None:
 
 
 def mean_score(record: RoundRecord, metric: str, *, timely: bool = False) -> float | None:
-    """The roster's mean of a score, weighted by the examples it was measured on; None without any.
+    """The roster's mean of a score, each weighted as the member's update was in the merge; None without any.
 
-    ``timely``: without those that came too late to count for which merge is best.
+    Example counts of scores weigh nothing: nobody's word about them may move what the mean decides.
+
+    Args:
+        record: an accepted round.
+        metric: "loss" or a metric's name.
+        timely: without those that came too late to decide anything (``ScoreRecord.late``).
     """
-    return mean_of(record.scores, record.roster, metric, timely=timely)
+    return mean_of(record.scores, record.weights, metric, timely=timely)
 
 
 def mean_of(
-    scores: Mapping[str, ScoreRecord], roster: Container[str], metric: str, *, timely: bool = False
+    scores: Mapping[str, ScoreRecord], weights: Mapping[str, int], metric: str, *, timely: bool = False
 ) -> float | None:
-    """As ``mean_score``, of scores by member."""
+    """As ``mean_score``, of scores by member and the roster's merge weights."""
     measured = [
-        (score.examples, value)
+        (weights[name], value)
         for name, score in sorted(scores.items())
-        if name in roster
+        if weights.get(name)
         and not (timely and score.late)
         and (value := score_value(score, metric)) is not None
     ]
     if not measured:
         return None
-    return math.fsum(n * value for n, value in measured) / sum(n for n, _ in measured)
+    return math.fsum(weight * value for weight, value in measured) / sum(weight for weight, _ in measured)
 
 
 def score_value(score: ScoreRecord, metric: str) -> float | None:

@@ -10,7 +10,8 @@ import pytest
 
 from konsil.core.model_card import ModelCard
 from konsil.core.parameters import views
-from konsil.core.rules import Best, Score
+from konsil.core.round import ScoreReady
+from konsil.core.rules import Announce, Best, Outer, Score
 from konsil.errors import StudyError
 from konsil.node import service as service_module
 from konsil.node import shelf as shelf_module
@@ -100,7 +101,7 @@ async def test_a_merge_whose_scores_still_count_is_not_let_go(worlds):
     world, best = await ended(worlds)
     assert to_keep(world.study) == {best, *(record.digest for record in world.study.history[-2:])}
     plain = msgspec.structs.replace(
-        world.study, settings=msgspec.structs.replace(world.study.settings, best=None), best=0
+        world.study, settings=msgspec.structs.replace(world.study.settings, best=None), best=0, best_of_old=0
     )
     assert to_keep(plain) == {plain.accepted}
 
@@ -114,3 +115,116 @@ async def test_a_node_that_was_away_at_the_end_gets_the_final_model_by_itself(wo
     await world.start("c")
     best = world.study.history[0].digest
     await soon(lambda: best in on_disk(world.nodes["c"]))
+
+
+ADAM = Outer("adam", learning_rate=0.5, tau=0.01)
+
+
+async def scored_late_and_badly(worlds, outer):
+    """A study in which one member scores each round only once the next is accepted, still in time, and badly.
+
+    So each newer merge is the best one for a while, until the first one is again.
+    """
+    world = await worlds(start=False, rounds=7, quorum=3, best=Best("loss", "max"), outer=outer)
+    await world.start(elements=1000)
+    ledger = world.nodes["c"].runner.site.ledger
+    right, told = ledger.submit, set()
+
+    async def submit(call):
+        return world.state.height if isinstance(call, Score) else await right(call)
+
+    def score_badly(world):
+        number = len(world.study.history) - 1
+        if number > 1 and number not in told:
+            told.add(number)
+            world.put("c", Score("aml", number, 5, loss=-1e6))
+        return finished(world)
+
+    def better_and_better(node, right):
+        def post(event):
+            if isinstance(event, ScoreReady):
+                event = ScoreReady(msgspec.structs.replace(event.score, loss=float(event.score.round)))
+            right(event)
+
+        node.runner.post = post
+
+    ledger.submit = submit
+    for node in world.nodes.values():
+        better_and_better(node, node.runner.post)
+        node.train()
+    await world.until(score_badly)
+    await soon(lambda: all(node.seen[-1:] == [7] for node in world.nodes.values()))
+    world.put("c", Score("aml", 7, 5, loss=-1e6))
+    return world
+
+
+@pytest.mark.parametrize("outer", [None, ADAM], ids=["plain", "outer"])
+async def test_a_best_merge_that_was_not_the_best_for_a_while_is_still_at_every_node(worlds, outer):
+    world = await scored_late_and_badly(worlds, outer)
+    assert world.study.best == 1
+    for node in world.nodes.values():
+        chosen = node.runner.shelf.chosen()
+        assert chosen.round == 1
+        node.runner.merging.fetch = None  # from its own disk
+        found = await node.runner.shelf.model_of(chosen)
+        assert outer is not None or found.digest == world.study.history[0].digest
+
+
+@pytest.mark.parametrize("outer", [None, ADAM], ids=["plain", "outer"])
+async def test_a_node_that_lost_it_gets_it_from_peers_that_started_again(worlds, outer):
+    world = await scored_late_and_badly(worlds, outer)
+    third = world.nodes["c"]
+    before = await third.runner.shelf.model_of(third.runner.shelf.chosen())
+    digest = before.digest
+    for name in "abc":
+        await world.nodes[name].close()
+    for path in (third.folder / "merges").glob("*/*"):
+        path.unlink()
+    await world.start(elements=1000)
+    third = world.nodes["c"]
+    await soon(lambda: third.runner.outer.model(world.study.accepted) is not None)
+    assert (await third.runner.shelf.model_of(third.runner.shelf.chosen())).digest == digest
+
+
+async def test_a_final_model_that_nobody_has_is_not_sought_whenever_the_ledger_moves(worlds):
+    world, best = await ended(worlds)
+    await soon(lambda: not any(node.runner.shelf._getting for node in world.nodes.values()))
+    for node in list(world.nodes.values()):
+        await node.close()
+        for path in (node.folder / "merges" / "aml").glob(f"{best}.*"):
+            path.unlink()
+    await world.start("a", elements=2000)
+    runner, tries = world.nodes["a"].runner, []
+    right = runner.merging.fetch
+
+    async def fetch(digest, *arguments):
+        tries.append(digest)
+        return await right(digest, *arguments)
+
+    runner.merging.fetch = fetch
+    await soon(lambda: not runner.shelf._getting)
+    for _ in range(20):
+        world.move()
+        await asyncio.sleep(0.02)
+    assert tries.count(best) <= 1
+
+
+async def test_whether_the_choice_is_settled_follows_the_ledgers_time_where_that_has_moved_on(worlds):
+    world = await worlds(start=False, rounds=2, best=HIGHEST)
+    await world.start(elements=1000)
+    for node in world.nodes.values():
+        node.train()
+    await world.until(finished)
+    shelf, silence_s = world.nodes["a"].runner.shelf, world.study.settings.silence_s
+    slow_s = world.now_s
+    world.nodes["a"].runner.site.clock = lambda: slow_s
+    assert "c" not in world.study.history[-1].scores
+    world.now_s += silence_s - 1
+    world.put("b", Announce(("b:1",)))
+    assert not shelf.chosen().settled
+    world.now_s += 1
+    world.put("b", Announce(("b:2",)))
+    assert shelf.chosen().settled  # though this node's clock stands still
+    world.put("c", Score("aml", 2, 5, loss=9.0))
+    assert world.study.history[-1].scores["c"].late
+    assert (shelf.chosen().round, world.study.best) == (1, 1)

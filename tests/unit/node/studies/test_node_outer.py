@@ -86,7 +86,7 @@ def requires(world, outer, *nodes):
 
 async def small(worlds, **options):
     """A world whose model is small, its members numbered."""
-    world = await worlds(start=False, **options)
+    world = await worlds(start=False, **({"quorum": 3} | options))
     await world.start(elements=ELEMENTS)
     return number(world)
 
@@ -114,7 +114,7 @@ async def test_all_end_with_the_model_that_the_papers_formulas_give(worlds, oute
 
 
 async def test_a_model_of_several_chunks_steps_whole(worlds):
-    world = number(await worlds(outer=YOGI, rounds=1))  # two chunks, and four of the state
+    world = number(await worlds(outer=YOGI, rounds=1, quorum=3))  # two chunks, and four of the state
     for node in world.nodes.values():
         node.train()
     await world.until(finished)
@@ -135,37 +135,37 @@ async def test_a_study_without_one_has_no_states_and_hands_over_the_merge_itself
 
 
 async def test_a_late_member_gets_the_state_from_its_peers_and_steps_itself(worlds):
-    world = await worlds(start=False, min_members=2, rounds=6, outer=ADAM)
-    await world.start("a", "b", elements=ELEMENTS)
+    world = await worlds(start=False, names=tuple("abcd"), quorum=3, rounds=6, outer=ADAM)
+    await world.start("a", "b", "c", elements=ELEMENTS)
     number(world)
     for node in world.nodes.values():
         node.train()
     await world.until(rounds(2))
-    await world.start("c", elements=ELEMENTS)
+    await world.start("d", elements=ELEMENTS)
     number(world)
-    world.nodes["c"].train()
+    world.nodes["d"].train()
     await world.until(finished)
     await soon(lambda: all(node.seen[-1:] == [6] for node in world.nodes.values()))
-    assert "c" in world.study.history[-1].roster
+    assert "d" in world.study.history[-1].roster
     requires(world, ADAM)
 
 
 async def test_a_member_that_was_away_for_three_rounds_ends_with_the_others(worlds):
-    world = await small(worlds, rounds=8, outer=YOGI)
+    world = await small(worlds, names=tuple("abcd"), rounds=8, outer=YOGI)
     for node in world.nodes.values():
         node.train()
     await world.until(rounds(1))
-    await world.nodes["c"].close()
-    await world.until(lambda w: "c" not in (w.study.open.commits if w.study.open else ()), limit_s=1)
+    await world.nodes["d"].close()
+    await world.until(lambda w: "d" not in (w.study.open.commits if w.study.open else ()), limit_s=1)
     before = len(world.study.history)
     await world.until(rounds(before + 3), at_s=61.0)
-    await world.start("c", elements=ELEMENTS)
+    await world.start("d", elements=ELEMENTS)
     number(world)
-    world.nodes["c"].train()
+    world.nodes["d"].train()
     await world.until(finished)
     await soon(lambda: all(node.seen[-1:] == [8] for node in world.nodes.values()))
-    assert sum("c" not in record.roster for record in world.study.history) >= 3
-    assert "c" in world.study.history[-1].roster
+    assert sum("d" not in record.roster for record in world.study.history) >= 3
+    assert "d" in world.study.history[-1].roster
     requires(world, YOGI)
 
 
@@ -243,13 +243,15 @@ async def test_a_full_disk_keeps_a_member_from_committing_what_it_could_not_go_o
     requires(world, ADAM)
 
 
-def steps_otherwise(node, *rounds_wrong):
+def steps_otherwise(node, *rounds_wrong, factor=2):
     """Let this node compute other outer states after these rounds, as another version or a broken chip would."""
     right = node.runner.outer._stepped
 
     async def wrong(outer, layout, study, merge):
         is_wrong = len(study.history) in rounds_wrong
-        return await right(replace(outer, tau=outer.tau * 2) if is_wrong else outer, layout, study, merge)
+        return await right(
+            replace(outer, tau=outer.tau * factor) if is_wrong else outer, layout, study, merge
+        )
 
     node.runner.outer._stepped = wrong
 
@@ -277,10 +279,10 @@ def committed(*names):
 
 
 async def test_who_steps_otherwise_and_notices_in_time_sits_the_round_out_and_goes_on_with_the_others(worlds):
-    world = await small(worlds, rounds=6, outer=ADAM)
-    third = world.nodes["c"]
+    world = await small(worlds, names=tuple("abcd"), rounds=6, outer=ADAM)
+    third = world.nodes["d"]
     steps_otherwise(third, 1)
-    held_back(world, "c", committed("a", "b"))
+    held_back(world, "d", committed("a", "b", "c"))
     problems = []
     for node in world.nodes.values():
         node.train()
@@ -288,10 +290,10 @@ async def test_who_steps_otherwise_and_notices_in_time_sits_the_round_out_and_go
     assert any(
         "After round 1 this node computed another outer state than the others" in each for each in problems
     )
-    assert world.study.history[1].absent == {"c": "left"}
+    assert world.study.history[1].absent == {"d": "left"}
     await world.until(finished)
     await soon(lambda: all(node.seen[-1:] == [6] for node in world.nodes.values()))
-    assert "c" in world.study.history[-1].roster
+    assert "d" in world.study.history[-1].roster
     assert third.runner.problem == ""
     requires(world, ADAM)
 
@@ -315,7 +317,9 @@ async def test_who_steps_otherwise_and_commits_first_is_told_and_goes_on_with_th
 
 
 async def test_without_a_majority_each_goes_on_from_its_own_state_and_says_so(worlds):
-    world = await small(worlds, names=("a", "b"), min_members=2, quorum=2, rounds=3, outer=ADAM)
+    world = await small(
+        worlds, names=("a", "b"), members=("a", "b"), min_members=2, quorum=2, rounds=3, outer=ADAM
+    )
     steps_otherwise(world.nodes["b"], 1, 2)
     for node in world.nodes.values():
         node.train()
@@ -327,6 +331,24 @@ async def test_without_a_majority_each_goes_on_from_its_own_state_and_says_so(wo
     await world.nodes["b"].close()
     await world.start("b", elements=ELEMENTS)  # its own is on the ledger, and on its disk
     await soon(lambda: model(world.nodes["b"]) is not None)
+
+
+async def test_who_comes_late_and_finds_no_majority_for_any_state_says_so_for_as_long_as_it_lasts(worlds):
+    world = await worlds(start=False, names=tuple("abcd"), quorum=3, rounds=9, outer=ADAM)
+    await world.start("a", "b", "c", elements=ELEMENTS)
+    for factor, name in enumerate("bc", start=2):
+        steps_otherwise(world.nodes[name], *range(1, 9), factor=factor)
+    for node in number(world).nodes.values():
+        node.train()
+    await world.until(rounds(2))
+    await world.start("d", elements=ELEMENTS)
+    late, problems = world.nodes["d"].train(), []
+    await soon(lambda: "none had a majority" in late.runner.problem)
+    await world.until(lambda w: problems.append(late.runner.problem) or w.study.phase == "finished")
+    assert len(problems) > 10
+    assert all("none had a majority" in problem for problem in problems)
+    assert "none had a majority" in late.runner.status().problem
+    assert all("d" not in record.roster for record in world.study.history)
 
 
 async def test_a_state_that_is_on_disk_takes_no_memory_and_is_served_from_there(worlds):
@@ -388,7 +410,7 @@ async def test_what_is_no_state_is_not_taken_for_one(worlds):
 
 
 async def test_a_step_that_is_cancelled_gives_back_what_it_made_and_nothing_else(worlds, monkeypatch, make):
-    world = await worlds(start=False, outer=ADAM)
+    world = await worlds(start=False, outer=ADAM, quorum=3)
     await world.start("a", elements=ELEMENTS)
     runner = world.nodes["a"].train().runner
     await soon(lambda: runner.store.stored(runner.outer._now.start) is not None)
