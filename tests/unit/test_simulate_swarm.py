@@ -466,7 +466,7 @@ def test_preprocessing_is_not_fitted_where_sums_would_not_be_merged_as_sums(sett
         return konsil.Member(Observing(), lambda *_: 100, preprocessing=[1, place])
 
     with pytest.raises(ConfigError, match="cannot be fitted together in it"):
-        simulated(make, rounds=4, members=2, **settings)
+        simulated(make, rounds=4, members=4, quorum=3, min_members=4, **settings)
 
 
 def test_preprocessing_is_not_fitted_by_a_rule_from_a_file(tmp_path):

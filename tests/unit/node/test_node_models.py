@@ -167,15 +167,15 @@ async def test_what_another_save_or_a_repair_has_just_removed_does_not_stop_a_sa
 async def test_what_has_come_to_be_needed_while_a_model_was_written_stays(models, make, monkeypatch):
     made = [make.model(number, SMALL) for number in range(4)]
     needed = {made[3].digest}
-    sync, written = models_module._sync_folder, []
+    write, written = models_module.write_whole, []
 
-    def slow(folder):
-        sync(folder)
-        written.append(folder)
-        if len(written) == 4:
+    def slow(path, *pieces, **options):
+        write(path, *pieces, **options)
+        written.append(path)
+        if len(written) == 2 * 4:  # a model and its manifest each
             needed.add(made[0].digest)  # the ledger has moved on meanwhile
 
-    monkeypatch.setattr(models_module, "_sync_folder", slow)
+    monkeypatch.setattr(models_module, "write_whole", slow)
     for model in made[:3]:
         await models.save("aml", model, lambda: {each.digest for each in made})
     await models.save("aml", made[3], lambda: needed)
