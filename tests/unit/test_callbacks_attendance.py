@@ -228,7 +228,7 @@ def test_the_place_is_given_up_at_the_end_and_another_loop_joins_anew(joined):
     attendance.end()
     attendance.end()
     assert swarms[0].said == ["closed"]
-    with pytest.raises(StudyError, match="has not joined"):
+    with pytest.raises(StudyError, match="takes no part"):
         _ = attendance.swarm
     attendance.begin(model, found=1)
     assert attendance.swarm is swarms[1]

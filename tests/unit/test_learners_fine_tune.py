@@ -45,6 +45,11 @@ def test_a_model_that_is_not_better_is_put_back_bit_for_bit(after):
     assert mine["w"] is held
 
 
+def test_a_direction_that_is_none_is_said_before_anything_is_trained():
+    with pytest.raises(ConfigError, match="'maximum'"):
+        fine_tune({}, lambda _: 1 / 0, lambda _: {"auc": 0.5}, metric="auc", mode="maximum")
+
+
 def test_a_rising_metric_can_decide():
     told = iter([0.7, 0.8])
     assert fine_tune(model(), trained, lambda _: {"auc": next(told)}, metric="auc", mode="max").kept

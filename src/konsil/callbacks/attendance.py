@@ -59,8 +59,9 @@ class Attendance:
         """
         if self._swarm is None:
             raise StudyError(
-                f"This callback has not joined study {self.study!r}.",
-                do="It joins when the framework's training begins; look at `swarm` from then on.",
+                f"This callback takes no part in study {self.study!r} now: not begun, or over.",
+                do="To use `swarm` after the training, as for `swarm.save(path)`, write"
+                " `with SwarmCallback(...) as callback:` around it.",
             )
         return self._swarm
 

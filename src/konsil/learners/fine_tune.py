@@ -52,6 +52,10 @@ def fine_tune(
     Raises:
         ConfigError: no adapter for this kind of model, or ``evaluate`` gives no such score.
     """
+    if mode not in {"min", "max"}:
+        raise ConfigError(
+            f'`mode` is {mode!r}; it can be "min" or "max".', safe="The model is untouched.", do="Correct it."
+        )
     learner = adapted(model)
     before = _scores(evaluate(model), metric)
     if not math.isfinite(before[metric]):

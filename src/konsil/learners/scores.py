@@ -55,8 +55,9 @@ def evaluated(found: Any, *, needs_examples: bool = True) -> Scores:
         ConfigError: no such mapping, or what is no number.
     """
     if not isinstance(found, Mapping) or (needs_examples and found.get("examples") is None):
+        gave = f"only {', '.join(map(repr, found))}" if isinstance(found, Mapping) else type(found).__name__
         raise ConfigError(
-            f"`evaluate` gave {type(found).__name__}, not a mapping with `examples`.",
+            f"`evaluate` gave {gave}, not a mapping with `examples`.",
             safe="Nothing went on the ledger.",
             do='Return for example {"examples": len(held_out), "loss": 0.31, "auc": 0.92}.',
         )

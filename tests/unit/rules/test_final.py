@@ -179,6 +179,7 @@ def test_a_metric_that_never_arrives_fails_the_study_and_is_named(swarm):
     assert "'auroc'" in world.study.ended
     assert len(world.study.history) == UNSCORED_ROUNDS + 1
     assert final_round(world.study, world.now_s).digest == world.study.accepted  # what was accepted stays
+    assert "But the study failed: " in final_round(world.study, world.now_s).why
 
 
 def test_one_scored_round_in_five_is_enough_to_go_on(swarm):

@@ -40,7 +40,10 @@ def final_round(study: Study, now_s: float) -> FinalModel:
         return FinalModel(0, study.initial, over, "No round was accepted.")
     number = study.best if best is not None and study.best else last
     settled = over and (best is None or scores_settled(study, now_s))
-    return FinalModel(number, study.history[number - 1].digest, settled, _why(study, best, last))
+    why = _why(study, best, last)
+    if study.phase == "failed":
+        why += f" But the study failed: {study.ended}"
+    return FinalModel(number, study.history[number - 1].digest, settled, why)
 
 
 def asked_for(study: Study, number: int, final: FinalModel) -> FinalModel:
