@@ -28,8 +28,8 @@ class ArraysLearner:
                 raise ConfigError(
                     f"{name!r} is of type {type(array).__name__}; a model as a dict has names and arrays.",
                     safe="Nothing was sent.",
-                    do="Use numpy arrays: `numpy.asarray(value)`; of a PyTorch module pass the module, not its"
-                    " `state_dict()`.",
+                    do="Use numpy arrays: `numpy.asarray(value)`; of a PyTorch module pass the module, not"
+                    " its `state_dict()`.",
                 )
             if not array.flags.writeable:
                 raise ConfigError(
