@@ -78,14 +78,16 @@ class Steering:
         self._own = self._here(former._own)
         self._sums = self._here(former._sums)
         self._steps, self._begun, self._given = former._steps, former._begun, former._given
+        if self._begun:
+            self._take_over()
 
     def begin_round(self) -> None:
         """Training starts from what the parameters hold now, and from the control that was loaded.
 
         The first one takes the optimiser over: until then the session has not joined, and may never.
         """
-        if not self._begun and (self._prox > 0 or self.control):
-            self._hook = _hook(self._optimizer, self)
+        if not self._begun:
+            self._take_over()
         if self._reset:
             forget(self._optimizer)
         if self._prox > 0:
@@ -110,6 +112,10 @@ class Steering:
     def own_controls(self) -> dict[str, torch.Tensor]:
         """SCAFFOLD's c_i of this member, which a script needs that is started again; else none."""
         return {OWN + name: own for name, own in self._own.items()}
+
+    def _take_over(self) -> None:
+        if self._prox > 0 or self.control:
+            self._hook = _hook(self._optimizer, self)
 
     def end(self) -> None:
         """Take this session's hook away, and no other's."""
