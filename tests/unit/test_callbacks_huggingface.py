@@ -222,7 +222,7 @@ def test_train_that_raises_leaves_at_the_end_of_the_with(trained):
     callback = SwarmCallback("aml")
     with pytest.raises(ValueError, match="a bad batch"), callback:
         trained(model, Fails(), callback=callback)
-    with pytest.raises(StudyError, match="has not joined"):
+    with pytest.raises(StudyError, match="takes no part"):
         _ = callback.swarm
     assert not model._forward_pre_hooks
 

@@ -388,7 +388,7 @@ def test_fit_that_raises_leaves_at_the_end_of_the_with(fitted):
     callback = SwarmCallback("aml")
     with pytest.raises(ValueError, match="a bad batch"), callback:
         fitted(None, Fails(), callback=callback)
-    with pytest.raises(StudyError, match="has not joined"):
+    with pytest.raises(StudyError, match="takes no part"):
         _ = callback.swarm
 
 

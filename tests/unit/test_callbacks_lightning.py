@@ -278,5 +278,5 @@ def test_fit_that_raises_leaves(fitted):
     with pytest.raises(ValueError, match="a bad batch"):
         fitted(Fails(), callback=callback)
     assert left == [["left"]]
-    with pytest.raises(StudyError, match="has not joined"):
+    with pytest.raises(StudyError, match="takes no part"):
         _ = callback.swarm
