@@ -40,8 +40,9 @@ if TYPE_CHECKING:
         StudyError,
         TransportError,
     )
-    from konsil.learners.base import Learner, learner_for, register
+    from konsil.learners.base import learner_for, register
     from konsil.learners.fine_tune import FineTuned, fine_tune
+    from konsil.learners.protocols import Learner
     from konsil.learners.sklearn import prepare
     from konsil.session.accepted import AcceptedRound
     from konsil.session.joining import join
@@ -87,7 +88,7 @@ __all__ = [
 _ELSEWHERE = {
     "AcceptedRound": "konsil.session.accepted",
     "FineTuned": "konsil.learners.fine_tune",
-    "Learner": "konsil.learners.base",
+    "Learner": "konsil.learners.protocols",
     "Member": "konsil.simulation.member",
     "Swarm": "konsil.session.swarm",
     "Work": "konsil.simulation.member",

@@ -14,7 +14,8 @@ from konsil.callbacks import attendance as module
 from konsil.callbacks.attendance import Attendance, Attending, counted
 from konsil.core.rules.settings import StudySettings
 from konsil.errors import ConfigError, StudyError
-from konsil.learners.base import Shared, adapted
+from konsil.learners.base import adapted
+from konsil.learners.shared import Shared
 
 
 @pytest.fixture(autouse=True, scope="module")

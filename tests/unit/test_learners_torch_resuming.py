@@ -12,7 +12,7 @@ from konsil.core.digest import bytes_digest
 from konsil.core.parameters import file_pieces
 from konsil.errors import ConfigError
 from konsil.learners import learner_for
-from konsil.learners.base import LocalTraining
+from konsil.learners.protocols import LocalTraining
 from konsil.session.resume import LocalFile, _Whose
 
 torch = pytest.importorskip("torch", reason="NOT CHECKED: torch is not installed")

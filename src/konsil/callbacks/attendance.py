@@ -13,7 +13,7 @@ import numpy as np
 
 from konsil.core.rules.scores import MAX_METRICS
 from konsil.errors import ConfigError, StudyError
-from konsil.learners.base import Array
+from konsil.learners.protocols import Array
 from konsil.session.display import beside_a_bar
 from konsil.session.joining import join
 from konsil.session.swarm import Swarm

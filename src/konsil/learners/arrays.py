@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from konsil.errors import ConfigError
-from konsil.learners.base import Array
+from konsil.learners.protocols import Array
 
 
 class ArraysLearner:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from konsil.errors import ConfigError
-from konsil.learners.base import Learner, Restoring, adapted
+from konsil.learners.base import adapted
+from konsil.learners.protocols import Learner, Restoring
 from konsil.learners.scores import evaluated
 
 _ESTIMATOR = "sklearn.base.BaseEstimator"  # by its name, so that nothing is imported for others

@@ -17,7 +17,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from konsil.errors import ConfigError
-from konsil.learners.base import Array, LocalTraining
+from konsil.learners.protocols import Array, LocalTraining
 
 _NUMBERED = re.compile(r"_\d+(?=/|$)")
 _COUNTERS = ("iteration", "learning_rate", "step_counter", "dynamic_scale")

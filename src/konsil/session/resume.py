@@ -16,7 +16,8 @@ from konsil.core.digest import bytes_digest
 from konsil.core.parameters import file_pieces, header_of_file, read_safetensors
 from konsil.errors import ConfigError, ParametersError
 from konsil.files import make_private_folder, remove_unfinished, write_whole
-from konsil.learners.base import Array, Shared
+from konsil.learners.protocols import Array
+from konsil.learners.shared import Shared
 
 _KEY = "konsil_resume"
 _VERSION = 1

@@ -22,7 +22,7 @@ def turns(jobs: int) -> Iterator[TakeAll]:
     if jobs == 0:
         raise ConfigError("`jobs` is 0.", do="Give 1 or more, or -1 for all processors.")
     if jobs == 1:
-        yield lambda todo: [take(turn) for turn in todo]
+        yield lambda asked: [take(turn) for turn in asked]
         return
     try:
         joblib = import_module("joblib")
@@ -36,9 +36,9 @@ def turns(jobs: int) -> Iterator[TakeAll]:
     # these would be read-only, and a model is trained in place.
     with joblib.Parallel(n_jobs=jobs, prefer="threads", max_nbytes=None) as parallel:
 
-        def take_all(todo: Sequence[Turn]) -> list[Taken]:
+        def take_all(asked: Sequence[Turn]) -> list[Taken]:
             try:
-                return list(parallel(joblib.delayed(take)(turn) for turn in todo))
+                return list(parallel(joblib.delayed(take)(turn) for turn in asked))
             except Exception as error:
                 raise ConfigError(
                     f"The members could not be trained through joblib: {type(error).__name__}: {error}",

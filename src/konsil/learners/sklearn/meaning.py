@@ -14,7 +14,7 @@ import numpy as np
 
 from konsil.core.digest import bytes_digest
 from konsil.core.parameters import CLASSES, COLUMNS, mark
-from konsil.learners.base import Array
+from konsil.learners.protocols import Array
 from konsil.learners.sklearn.columns import Columns
 
 _NOTE = "_konsil_columns"

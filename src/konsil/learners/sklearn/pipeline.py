@@ -14,7 +14,7 @@ import numpy as np
 
 from konsil.core.parameters import is_mark
 from konsil.errors import ConfigError, StudyError
-from konsil.learners.base import Array
+from konsil.learners.protocols import Array
 from konsil.learners.sklearn.columns import Columns
 from konsil.learners.sklearn.estimators import estimator_learner, prepare_estimator
 from konsil.learners.sklearn.meaning import marks_of, note_columns, noted_columns

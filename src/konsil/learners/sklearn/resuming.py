@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from konsil.errors import ConfigError
-from konsil.learners.base import Array, different
+from konsil.learners.protocols import Array
+from konsil.learners.strangers import different
 
 _BEST = "best_loss_"
 _COUNTERS = ("t_", "n_iter_", _BEST, "_no_improvement_count")

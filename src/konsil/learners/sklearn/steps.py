@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from konsil.errors import ConfigError
-from konsil.learners.base import Array
+from konsil.learners.protocols import Array
 from konsil.learners.sklearn.pooled import Floats
 from konsil.learners.sklearn.refusals import kinds_of, unusable
 

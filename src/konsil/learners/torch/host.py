@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from konsil.learners.base import Array
+from konsil.learners.protocols import Array
 
 ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float64: np.dtype(np.float64),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from konsil.core.parameters import FROZEN, mark
-from konsil.learners.base import Array, LocalTraining
+from konsil.learners.protocols import Array, LocalTraining
 from konsil.learners.torch import resuming
 from konsil.learners.torch.host import as_array, copy_in
 from konsil.learners.torch.steering import CONTROL, Steering, plain, steering_for

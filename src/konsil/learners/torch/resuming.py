@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from konsil.errors import ConfigError
-from konsil.learners.base import Array, different, spoils
+from konsil.learners.protocols import Array
+from konsil.learners.strangers import different, spoils
 from konsil.learners.torch.host import on_host
 
 _STAYS, _TENSOR, _BF16, _NUMBER, _GROUP = "stays/", "tensor/", "bf16/", "number/", "group/"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from konsil.errors import ConfigError
-from konsil.learners.base import Array, LocalTraining
+from konsil.learners.protocols import Array, LocalTraining
 from konsil.learners.torch.host import deferred
 
 CONTROL = "konsil.control/"
