@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from konsil.core.round.events import Advance, Cancel, Effect, Event, Fetch, Lead, Probe, Recompute
 from konsil.core.round.facts import FACTS
@@ -11,8 +14,7 @@ from konsil.core.round.knowledge import NEVER_FAILED, NOBODY_MISSED, NodeRound
 from konsil.core.rules.state import Study
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """A machine's answer: the new state, what to do now, and when to look again (unix time)."""
 
     state: NodeRound
@@ -37,14 +39,18 @@ def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
         for effect in state.doing
         if isinstance(effect, Lead | Fetch | Recompute | Probe | Advance) and effect not in wanted
     )
-    state = replace(state, doing=state.doing - {cancel.effect for cancel in cancels})
+    given_up = {cancel.effect for cancel in cancels}
+    doing = tuple(effect for effect in state.doing if effect not in given_up)
     starts = tuple(
         effect
         for effect in wanted
-        if effect not in state.doing and state.retries.get(effect, NEVER_FAILED).at_s <= now_s
+        if effect not in doing and state.retries.get(effect, NEVER_FAILED).at_s <= now_s
     )
-    retries = {effect: retry for effect, retry in state.retries.items() if effect in wanted}
-    state = replace(state, doing=state.doing | set(starts), retries=retries)
+    retries = state.retries
+    if retries:
+        retries = {effect: retry for effect, retry in retries.items() if effect in wanted}
+    if starts or cancels or retries != state.retries:
+        state = replace(state, doing=doing + starts, retries=retries)
     return Step(state, cancels + starts, _wake(state, study, now_s))
 
 
@@ -52,27 +58,35 @@ def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
     """Drop what belongs to attempts that are past."""
     current = study.open
     at = (current.number, current.attempt) if current is not None else (0, 0)
-    settled = {(d.attempt, d.part, d.chunk) for d in current.disputes} if current is not None else set()
-    digests = {study.accepted, current.digest if current is not None else ""}
-    if study.phase == "proposed" and state.offered is not None:
-        digests.add(state.offered.digest)
+    over: dict[str, Any] = {}
     # Where a round collects again, who comes back is looked at anew: else it would be reported for ever.
-    merges = current is not None and current.phase == "merging"
-    return replace(
-        state,
-        unreachable=state.unreachable if merges else NOBODY_MISSED,
-        held=state.held & digests,
-        outer=state.outer if state.outer is not None and state.outer.digest == study.accepted else None,
-        merged={key: part for key, part in state.merged.items() if key[:2] == at},
-        suspects=tuple(
+    if state.unreachable[0] and (current is None or current.phase != "merging"):
+        over["unreachable"] = NOBODY_MISSED
+    if state.held:
+        digests = {study.accepted, current.digest if current is not None else ""}
+        if study.phase == "proposed" and state.offered is not None:
+            digests.add(state.offered.digest)
+        if not state.held <= digests:
+            over["held"] = state.held & digests
+    if state.outer is not None and state.outer.digest != study.accepted:
+        over["outer"] = None
+    if state.merged:
+        over["merged"] = {key: part for key, part in state.merged.items() if key[:2] == at}
+    if state.suspects:
+        settled = {(d.attempt, d.part, d.chunk) for d in current.disputes} if current is not None else set()
+        over["suspects"] = tuple(
             suspect
             for suspect in state.suspects
             if (suspect.round, suspect.attempt) == at
             and (suspect.attempt, suspect.part, suspect.chunk) not in settled
-        ),
-        probed=frozenset(probe for probe in state.probed if (probe.round, probe.attempt) == at),
-        findings={key: wrong for key, wrong in state.findings.items() if (key.round, key.attempt) == at},
-    )
+        )
+    if state.probed:
+        over["probed"] = frozenset(probe for probe in state.probed if (probe.round, probe.attempt) == at)
+    if state.findings:
+        over["findings"] = {
+            key: wrong for key, wrong in state.findings.items() if (key.round, key.attempt) == at
+        }
+    return replace(state, **over) if over else state
 
 
 def _wake(state: NodeRound, study: Study, now_s: float) -> float:
