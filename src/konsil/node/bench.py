@@ -19,8 +19,15 @@ from konsil.core.digest import CHUNK_BYTES, Manifest, chunk_count, group_digest,
 from konsil.core.merge import Rule, merge_chunk
 from konsil.core.parameters import Schema, check_finite
 from konsil.core.rules import BUILT_IN_RULES, Part, StudySettings
-from konsil.errors import DigestMismatch, MergeMismatch, NonFinite, PeerUnreachable, StudyError
-from konsil.node.gather import Gatherer, Roster, UpdatesMissing, together
+from konsil.errors import (
+    DigestMismatch,
+    MergeMismatch,
+    NonFinite,
+    PeerUnreachable,
+    StudyError,
+    UpdatesMissing,
+)
+from konsil.node.gather import Gatherer, Roster, together
 from konsil.node.grams import Grams
 from konsil.node.pull import Puller, in_thread
 from konsil.node.rules import built_in

@@ -10,9 +10,9 @@ from konsil.core.digest import Manifest
 from konsil.core.parameters import Schema
 from konsil.core.round import Lead, Probe, Recompute
 from konsil.core.rules import OpenRound, Study, weights_of
-from konsil.errors import NodeError, SchemaMismatch, StudyError
+from konsil.errors import NodeError, SchemaMismatch, StudyError, UpdatesMissing
 from konsil.node.bench import Bench
-from konsil.node.gather import Roster, UpdatesMissing, together
+from konsil.node.gather import Roster, together
 from konsil.node.pull import Puller
 from konsil.node.site import Site
 from konsil.node.store import Assembly, Model, Store

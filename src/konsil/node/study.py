@@ -35,10 +35,9 @@ from konsil.core.round import (
     Submit,
     Suspected,
 )
-from konsil.core.rules import Accept, Commit, Initialise, OpenRound, Publish, Score, Study, is_over, readable
+from konsil.core.rules import Commit, OpenRound, Score, Study, is_over, readable
 from konsil.core.wall import MemberProgress, StudyStatus
-from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError
-from konsil.node.gather import UpdatesMissing
+from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError, UpdatesMissing
 from konsil.node.heartbeats import Heartbeats
 from konsil.node.merging import Merging
 from konsil.node.outer import OuterStates
@@ -200,22 +199,20 @@ class StudyRunner:
         except Refused as refusal:
             if isinstance(effect, Submit) and isinstance(effect.call, Score):
                 _log.warning("a score was refused", study=self.name, why=refusal.what)
-                self.post(Done(effect))
-                return
-            wait = refusal.fields.get("wait_s")
-            _log.debug("refused", study=self.name, code=refusal.code, effect=str(effect))
+            else:
+                _log.debug("refused", study=self.name, code=refusal.code, effect=str(effect))
             before = self.state.retries.get(effect)
             if before is not None and before.failures >= REFUSED_OFTEN:
                 self._problems[effect] = str(refusal)
-            self.post(Failed(effect, wait_s=float(wait) if isinstance(wait, int | float) else None))
+            self.post(machine.failed(effect, refusal))
         except UpdatesMissing as missing:
             self._problems[effect] = missing.what
             _log.warning("updates missing", study=self.name, members=missing.members, why=missing.what)
-            self.post(Failed(effect, unreachable=missing.members))
+            self.post(machine.failed(effect, missing))
         except (KonsilError, TimeoutError, ConnectionError) as error:
             self._problems[effect] = str(error)
             _log.warning("to be tried again", study=self.name, effect=type(effect).__name__, why=str(error))
-            self.post(Failed(effect))
+            self.post(machine.failed(effect, error))
         else:
             what = type(effect.call if isinstance(effect, Submit) else effect).__name__
             _log.debug("done", study=self.name, what=what, took_s=round(time.perf_counter() - began_s, 4))
@@ -244,18 +241,14 @@ class StudyRunner:
 
     async def _submit(self, effect: Submit) -> None:
         call = effect.call
-        match call:
-            case Initialise(digest=digest):
-                await self._make_durable(digest)
-            case Accept(digest=digest):
-                await self._make_durable(digest)
-            case Commit(base=base, start=start):
-                await self._make_durable(base)
-                await self.outer.make_durable(start)
-        if isinstance(call, Commit | Publish):
-            current = self.study.open
-            attempt = current.attempt if current is not None else 1
-            await asyncio.to_thread(self.site.journal.promise, call, attempt)
+        for digest in machine.durable_before(call):
+            await self._make_durable(digest)
+        if isinstance(call, Commit):
+            await self.outer.make_durable(call.start)
+        current = self.study.open
+        promise = machine.promise_of(call, current.attempt if current is not None else 1)
+        if promise is not None:
+            await asyncio.to_thread(self.site.journal.promise, promise)
         await self.site.ledger.submit(call)
 
     def _save_behind(self) -> None:
@@ -348,16 +341,7 @@ class StudyRunner:
 
     def _let_go(self) -> None:
         """Forget models and benches that no peer can ask for any more."""
-        study, current = self.study, self.study.open
-        keep = {study.accepted, *self.outer.needed(), *self.shelf.lent}
-        if self.state.update is not None and study.phase not in {"finished", "failed"}:
-            keep.add(self.state.update.digest)
-        if self.state.offered is not None and study.phase == "proposed":
-            keep.add(self.state.offered.digest)
-        if current is not None:
-            keep |= {current.digest, current.base}
-            mine = current.commits.get(self.site.me)
-            keep.add(mine.digest if mine else "")
+        keep = {*machine.to_hold(self.state, self.study), *self.outer.needed(), *self.shelf.lent}
         self.merging.let_go()
         self.store.keep_only(keep, self.merging.assembly)
         self._rest.look()

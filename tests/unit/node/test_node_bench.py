@@ -12,8 +12,7 @@ from konsil.core.digest import leaf, root_from
 from konsil.core.merge import Rule
 from konsil.core.messages import GetChunk
 from konsil.core.rules import Part
-from konsil.errors import ConfigError, DigestMismatch, MergeMismatch, NodeError, StudyError
-from konsil.node.gather import UpdatesMissing
+from konsil.errors import ConfigError, DigestMismatch, MergeMismatch, NodeError, StudyError, UpdatesMissing
 
 RULES = ["mean", "median", "trimmed_mean", "geometric_median", "nnm_trimmed_mean", "norm_clipping"]
 MIXING = {"geometric_median", "nnm_trimmed_mean", "norm_clipping"}

@@ -7,6 +7,7 @@ node has. So a restarted node, or one that missed news, wants the same things as
 everything: there is no transition to miss.
 """
 
+from konsil.core.round.endings import failed
 from konsil.core.round.events import (
     Advance,
     Advanced,
@@ -34,8 +35,10 @@ from konsil.core.round.events import (
     Suspected,
     UpdateReady,
 )
+from konsil.core.round.keeping import to_hold
 from konsil.core.round.knowledge import NodeRound, Retry
 from konsil.core.round.machine import Step, stage, step
+from konsil.core.round.promises import Promise, durable_before, promise_of
 
 __all__ = [
     "Advance",
@@ -59,6 +62,7 @@ __all__ = [
     "PartMerged",
     "Probe",
     "ProgressMade",
+    "Promise",
     "Recompute",
     "Retry",
     "ScoreReady",
@@ -66,6 +70,10 @@ __all__ = [
     "Submit",
     "Suspected",
     "UpdateReady",
+    "durable_before",
+    "failed",
+    "promise_of",
     "stage",
     "step",
+    "to_hold",
 ]
