@@ -42,7 +42,7 @@ from konsil.node.heartbeats import Heartbeats
 from konsil.node.merging import Merging
 from konsil.node.outer import OuterStates
 from konsil.node.rest import Rest
-from konsil.node.shelf import Shelf, to_keep
+from konsil.node.shelf import Shelf
 from konsil.node.site import Site
 from konsil.node.store import Model, Store, model_of
 from konsil.wall.memory import SealedMemory
@@ -268,7 +268,7 @@ class StudyRunner:
     async def _save(self, model: Model) -> None:
         while model.digest == self.study.accepted:
             try:
-                await self.site.models.save(self.name, model, lambda: to_keep(self.study))
+                await self.site.models.save(self.name, model, lambda: machine.to_keep(self.study))
             except KonsilError as error:
                 self._problems[None] = str(error)
                 _log.warning("the accepted merge is not on disk yet", study=self.name, why=str(error))
@@ -279,9 +279,13 @@ class StudyRunner:
 
     async def _make_durable(self, digest: str) -> None:
         model = self.store.model(digest)
-        if model is not None:
-            await self.site.models.save(self.name, model, lambda: to_keep(self.study))
-            self._problems.pop(None, None)
+        if model is None:
+            if await self.site.models.has(self.name, digest):
+                return
+            # What the call says would not be true.
+            raise StudyError(f"The model {digest[:12]} is not at this node (yet).", do="It is tried again.")
+        await self.site.models.save(self.name, model, lambda: machine.to_keep(self.study))
+        self._problems.pop(None, None)
 
     async def _fetch(self, effect: Fetch) -> None:
         known = self.store.model(effect.digest)

@@ -35,7 +35,7 @@ from konsil.core.round.events import (
     Suspected,
     UpdateReady,
 )
-from konsil.core.round.keeping import to_hold
+from konsil.core.round.keeping import finalists, to_hold, to_keep
 from konsil.core.round.knowledge import NodeRound, Retry
 from konsil.core.round.machine import Step, stage, step
 from konsil.core.round.promises import Promise, durable_before, promise_of
@@ -72,8 +72,10 @@ __all__ = [
     "UpdateReady",
     "durable_before",
     "failed",
+    "finalists",
     "promise_of",
     "stage",
     "step",
     "to_hold",
+    "to_keep",
 ]

@@ -117,7 +117,10 @@ def _be_present(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effec
     if participant is None or study.phase in {"finished", "failed"} or participant.struck:
         return
     if participant.finished is not None or state.finish is not None:
-        return  # it stays for what it goes on contributing, and does not come back
+        # It stays for what it goes on contributing; a node that was away says so once it is back.
+        if not participant.present and _still_contributes(state, study):
+            yield Submit(Enter(state.study))
+        return
     if state.leaving and not state.attached and participant.present:
         yield Submit(Leave(state.study))
     if _trained_from_another(state, study):
@@ -144,6 +147,8 @@ def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | 
     update, participant, start = state.update, study.participants.get(state.me), _start(state, study)
     if participant is None or participant.struck or participant.finished == "inactive" or start is None:
         return None
+    if study.accepted not in state.held:
+        return None  # after a restart: who commits must hold what it goes on from
 
     def commit(digest: str, examples: int) -> Commit:
         return Commit(state.study, current.number, study.accepted, digest, examples, start)
@@ -159,6 +164,14 @@ def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | 
         # The model as training goes on from it: of this member's share the outer optimiser sees no change.
         return commit(state.outer.model if state.outer is not None else study.accepted, examples)
     return None
+
+
+def _still_contributes(state: NodeRound, study: Study) -> bool:
+    """Whether a member that has finished has what it wanted to go on contributing."""
+    participant = study.participants[state.me]
+    if participant.finished == "snapshot":
+        return state.update is not None
+    return participant.finished == "active" and study.accepted in state.held
 
 
 def _examples(state: NodeRound, study: Study) -> int | None:

@@ -1,8 +1,9 @@
-"""Which models a node keeps in memory for its peers and for itself."""
+"""Which models a node keeps, in memory and on disk, for its peers and for itself."""
 
 from __future__ import annotations
 
 from konsil.core.round.knowledge import NodeRound
+from konsil.core.rules.final import choosable
 from konsil.core.rules.state import Study
 
 
@@ -21,3 +22,16 @@ def to_hold(state: NodeRound, study: Study) -> frozenset[str]:
         if state.me in current.commits:
             hold.add(current.commits[state.me].digest)
     return frozenset(hold)
+
+
+def finalists(study: Study) -> frozenset[str]:
+    """The merges of which one is the final model; with an outer optimiser that is in its states."""
+    rounds = choosable(study) if study.settings.outer is None else ()
+    return frozenset(study.history[number - 1].digest for number in rounds)
+
+
+def to_keep(study: Study) -> frozenset[str]:
+    """Models that stay on disk: the ledger may still send this node back to them, or choose them as best."""
+    keep = finalists(study) | {study.accepted}
+    current = study.open
+    return keep if current is None else keep | {current.base, current.digest}

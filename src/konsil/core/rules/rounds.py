@@ -178,13 +178,23 @@ def leave_roster(study: Study, current: OpenRound, names: Collection[str], why: 
     )
     if len(current.roster) >= effective_quorum(study.settings):
         return replace(study, open=deal_parts(study, current, now_s))
-    return _collect_again(study, current, now_s)
+    return collect_again(study, current, now_s)
 
 
-def _collect_again(study: Study, current: OpenRound, now_s: int) -> Study:
+def collect_again(study: Study, current: OpenRound, now_s: int) -> Study:
+    """Open the round to updates once more: those on record stay, and whoever is there now is waited for.
+
+    Who came while the round was merging may take part too: this roster got no merge, and another may.
+    """
     if now_s >= give_up_at_s(study, current):
         return give_up(study, current, now_s)
-    expected = _all_expected(study, current.number, now_s)
+    number = current.number
+    participants = {
+        name: replace(p, from_round=min(p.from_round, number)) if contributes(p) else p
+        for name, p in study.participants.items()
+    }
+    study = replace(study, participants=participants)
+    expected = _all_expected(study, number, now_s)
     set_aside = (replace(current.dispute, outcome="undecided"),) if current.dispute is not None else ()
     current = replace(
         current,

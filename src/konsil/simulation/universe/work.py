@@ -1,0 +1,286 @@
+"""What a node carries out, effect by effect, as ``node.study``, ``node.merging`` and ``node.bench`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from konsil.core.digest import check_leaf, part_range
+from konsil.core.round import (
+    Deliver,
+    Effect,
+    Fetch,
+    Found,
+    Held,
+    Lead,
+    PartMerged,
+    Probe,
+    Recompute,
+    Submit,
+    Suspected,
+    durable_before,
+    promise_of,
+    to_keep,
+)
+from konsil.core.rules import OpenRound, Part, weights_of
+from konsil.errors import (
+    DigestMismatch,
+    KonsilError,
+    MergeMismatch,
+    PeerUnreachable,
+    StudyError,
+    UpdatesMissing,
+)
+from konsil.simulation.universe.errand import Answer, Ask, Work
+from konsil.simulation.universe.ledger import BEGIN_S, MERGE_S
+from konsil.simulation.universe.models import Content, Merged, part_of, whole
+
+if TYPE_CHECKING:
+    from konsil.simulation.universe.node import Node
+
+MERGING_S = 0.05
+"""What merging a part takes."""
+
+GRACE_S = max(2.0, 0.2 * MERGE_S)
+"""How long an unreachable member is waited for, as in ``node.merging``."""
+
+BLAMED_FROM_ATTEMPT, BLAMED_AFTER = 2, 0.7
+"""As in ``node.merging``: who lets others hang is named before the attempt is over."""
+
+Updates = Generator[Sequence[Ask], list[Answer], list[Content]]
+
+
+class Works:
+    """``parts``: what this node merged for the open round, by group digest."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.parts: dict[str, Content] = {}
+        self._updates: dict[str, Content] = {}
+        self._of: tuple[int, tuple[str, ...]] = (0, ())
+
+    def let_go(self) -> None:
+        """Forget what belongs to a round that is over."""
+        current = self.node.view.open
+        if self._of[0] and (current is None or current.number != self._of[0]):
+            self.parts, self._updates, self._of = {}, {}, (0, ())
+
+    def perform(self, effect: Effect) -> Work:
+        """An effect as work."""
+        match effect:
+            case Submit():
+                return self._submit(effect)
+            case Fetch():
+                return self._fetch(effect)
+            case Lead():
+                return self._lead(effect)
+            case Recompute():
+                return self._recompute(effect)
+            case Probe():
+                return self._probe(effect)
+            case Deliver():
+                return self._deliver(effect)
+            case _:
+                raise TypeError(effect)
+
+    # --- the ledger --------------------------------------------------------------------------------
+
+    def _submit(self, effect: Submit) -> Work:
+        node, call = self.node, effect.call
+        for digest in durable_before(call):
+            model = node.models.get(digest)
+            if model is not None:
+                yield from node.disk.save(model, to_keep(node.view))
+        current = node.view.open
+        promise = promise_of(call, current.attempt if current is not None else 1)
+        if promise is not None:
+            yield from node.disk.promise(promise)
+        node.world.watch.says(node.name, call, node)
+        yield call
+
+    # --- the open round ----------------------------------------------------------------------------
+
+    def _current(self, effect: Lead | Recompute | Probe) -> OpenRound:
+        current = self.node.view.open
+        at = (current.number, current.attempt) if current is not None else (0, 0)
+        if current is None or at != (effect.round, effect.attempt) or current.phase != "merging":
+            raise StudyError(f"Attempt {effect.attempt} of round {effect.round} is not being merged here.")
+        roster = tuple(current.commits[name].digest for name in current.roster)
+        if self._of != (current.number, roster):
+            self.parts, self._updates, self._of = {}, {}, (current.number, roster)
+        return current
+
+    def _in_time(self, effect: Effect, current: OpenRound) -> None:
+        """From the second attempt on, say who lets this hang before the attempt is over."""
+        if current.attempt < BLAMED_FROM_ATTEMPT:
+            return
+        node = self.node
+        left_s = current.deadline_s - BEGIN_S - node.agenda.now_s - node.skew_s
+        errand = node.errands[effect]
+        node.agenda.after(max(0.0, left_s) * BLAMED_AFTER, node.blame, errand, current.roster)
+
+    def _lead(self, effect: Lead) -> Work:
+        current = self._current(effect)
+        self._in_time(effect, current)
+        updates = yield from self._gather(current, current.roster)
+        yield MERGING_S
+        chunks, gram = self._merged(current, updates)
+        part = part_of(chunks[self._span(current, effect.part)])
+        part, gram = self.led(part, gram)
+        self.parts[part.digest] = part
+        self.node.hold(part)
+        self.node.post(PartMerged(effect.round, effect.attempt, effect.part, part.digest, gram))
+
+    def led(self, part: Content, gram: str) -> tuple[Content, str]:
+        """The part that this node publishes: what its merge gave."""
+        return part, gram
+
+    def _span(self, current: OpenRound, part: int) -> slice:
+        chunks = part_range(part, len(current.parts), self.node.world.plan.chunks)
+        return slice(chunks.start, chunks.stop)
+
+    def _merged(self, current: OpenRound, updates: Sequence[Content]) -> Merged:
+        view = self.node.view
+        return self.node.world.merges.merged(
+            view.settings.rule, updates, weights_of(view), len(current.parts)
+        )
+
+    def _gather(self, current: OpenRound, members: Sequence[str]) -> Updates:
+        """The updates of members, in roster order."""
+        node = self.node
+        wanted = {name: current.commits[name].digest for name in members}
+        kept = self._updates  # another round may begin while this one's answers are on their way
+        here = kept | node.models
+        missing = [name for name in members if wanted[name] not in here]
+        problems: dict[str, str] = {}
+        if missing:
+            answers = yield [Ask(name, wanted[name], GRACE_S) for name in missing]
+            for name, answer in zip(missing, answers, strict=True):
+                try:
+                    here[wanted[name]] = kept[wanted[name]] = _checked(answer, wanted[name])
+                except KonsilError as error:
+                    problems[name] = f"The update of {name}: {error.what}"
+        problems |= {
+            name: f"The update of {name} is no number everywhere."
+            for name in members
+            if wanted[name] in here and not here[wanted[name]].finite
+        }
+        if problems:
+            raise UpdatesMissing(problems, " ".join(problems.values()))
+        return [here[wanted[name]] for name in members]
+
+    def _probe(self, effect: Probe) -> Work:
+        yield from self._gather(self._current(effect), (effect.member,))
+
+    def _recompute(self, effect: Recompute) -> Work:
+        current = self._current(effect)
+        part = current.parts[effect.part]
+        published = yield from self._part(part, current)
+        wrong = yield from self._is_wrong(current, effect.part, effect.chunk, published)
+        self.node.post(Found(effect, wrong=wrong))
+
+    def _is_wrong(self, current: OpenRound, part: int, chunk: int, published: Content) -> Any:
+        updates = yield from self._gather(current, current.roster)
+        chunks, _ = self._merged(current, updates)
+        return chunks[chunk] != published.chunks[chunk - self._span(current, part).start]
+
+    # --- whole models ------------------------------------------------------------------------------
+
+    def _fetch(self, effect: Fetch) -> Work:
+        node = self.node
+        if effect.digest not in node.models:
+            current = node.view.open
+            if current is not None and current.digest == effect.digest and node.name in current.roster:
+                yield from self._complete(effect, current)
+            else:
+                yield from self._from_anybody(effect.digest)
+        node.post(Held(effect.digest))
+
+    def _from_anybody(self, digest: str) -> Work:
+        view, problems = self.node.view, []
+        holders = view.history[-1].accepts if view.history else (view.proposer,)
+        others = [name for name in sorted(view.participants) if name not in holders]
+        for holder in (*holders, *others):
+            if holder == self.node.name:
+                continue
+            (answer,) = yield [Ask(holder, digest)]
+            try:
+                self.node.hold(_checked(answer, digest))
+            except KonsilError as error:
+                problems.append(f"{holder}: {error.what}")
+            else:
+                return
+        raise PeerUnreachable(f"Nobody could give {digest[:8]}: {' '.join(problems)}")
+
+    def _complete(self, effect: Fetch, current: OpenRound) -> Work:
+        self._in_time(effect, current)
+        parts = []
+        for part in current.parts:
+            parts.append((yield from self._part(part, current)))
+        for number, part in enumerate(parts):
+            span = self._span(current, number)
+            if len(part.chunks) != span.stop - span.start:
+                raise UpdatesMissing((current.parts[number].leader,), "A part has another number of chunks.")
+        model = whole(tuple(chunk for part in parts for chunk in part.chunks), len(parts))
+        if model.digest != effect.digest:
+            raise DigestMismatch("The parts do not give the merge's digest.")
+        yield from self._audit(current, parts)
+        self.node.hold(model)
+
+    def _part(self, part: Part, current: OpenRound) -> Any:
+        """A published part: from its leader, or from who has it from there."""
+        if part.digest in self.parts:
+            return self.parts[part.digest]
+        others = (name for name in current.roster if name not in {part.leader, self.node.name})
+        problems = []
+        for holder in (part.leader, *others):
+            if holder == self.node.name:
+                continue
+            (answer,) = yield [Ask(holder, part.digest, GRACE_S)]
+            try:
+                found = _checked(answer, part.digest)
+            except KonsilError as error:
+                problems.append(error.what)
+                continue
+            self.parts[part.digest] = found
+            self.node.hold(found)
+            return found
+        raise UpdatesMissing((part.leader,), f"A part of {part.leader} cannot be had: {' '.join(problems)}")
+
+    def _audit(self, current: OpenRound, parts: Sequence[Content]) -> Work:
+        """Recompute what others merged: all of it, since every universe's study says so."""
+        settled = {
+            dispute.chunk
+            for dispute in current.disputes
+            if dispute.attempt == current.attempt and dispute.outcome == "right"
+        }
+        for number, part in enumerate(current.parts):
+            span = self._span(current, number)
+            for chunk in range(span.start, span.stop):
+                if part.leader == self.node.name or chunk in settled:
+                    continue
+                if (yield from self._is_wrong(current, number, chunk, parts[number])):
+                    self.node.post(Suspected(current.number, current.attempt, number, chunk))
+                    raise MergeMismatch(f"Part {number}, merged by {part.leader}, is wrong at chunk {chunk}.")
+
+    # --- training ----------------------------------------------------------------------------------
+
+    def _deliver(self, effect: Deliver) -> Work:
+        training = self.node.training
+        if training is not None and training.attached:
+            yield 0.001
+            training.takes(effect, self.node.view, self.node.models.get(effect.digest))
+
+
+def _checked(answer: Answer, digest: str) -> Content:
+    """What a peer sent, if it is what the digest says.
+
+    Raises:
+        KonsilError: it is not, or nothing came.
+    """
+    if isinstance(answer, KonsilError):
+        raise answer
+    answer.manifest.require(digest)
+    for index, (chunk, expected) in enumerate(zip(answer.chunks, answer.manifest.leaves, strict=True)):
+        check_leaf(chunk, expected, index=index)
+    return answer
