@@ -37,7 +37,7 @@ TICK_STAGGER_S = 0.4
 
 
 def _offer_the_initial_parameters(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
-    if study.phase == "proposed" and not study.initial and study.proposer == state.me and state.offered:
+    if not study.initial and study.proposer == state.me and state.offered:
         offer = state.offered
         yield Submit(Initialise(state.study, offer.schema, offer.digest, offer.data_bytes))
 
@@ -114,7 +114,7 @@ def _may_still_advance(state: NodeRound, study: Study) -> bool:
 
 def _be_present(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
     participant = study.participants.get(state.me)
-    if participant is None or study.phase in {"finished", "failed"} or participant.struck:
+    if participant is None or participant.struck:
         return
     if participant.finished is not None or state.finish is not None:
         # It stays for what it goes on contributing; a node that was away says so once it is back.
@@ -135,7 +135,7 @@ def _be_present(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effec
 
 def _commit_the_update(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
     current = study.open
-    if current is None or current.phase != "collecting" or state.me in current.commits:
+    if current is None or state.me in current.commits:
         return
     commit = _update_for(state, study, current)
     if commit is not None:
@@ -186,7 +186,7 @@ def _examples(state: NodeRound, study: Study) -> int | None:
 
 def _lead_own_parts(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
     current = study.open
-    if current is None or current.phase != "merging":
+    if current is None:
         return
     for part, dealt in enumerate(current.parts):
         if dealt.leader != state.me or dealt.digest:
@@ -202,7 +202,7 @@ def _lead_own_parts(state: NodeRound, study: Study, _now_s: float) -> Iterator[E
 
 def _report_the_unreachable(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
     current = study.open
-    if current is None or current.phase != "merging" or state.me not in current.roster:
+    if current is None or state.me not in current.roster:
         return
     round_number, names = state.unreachable
     named = tuple(sorted(names & set(current.roster) - {state.me}))
@@ -213,7 +213,7 @@ def _report_the_unreachable(state: NodeRound, study: Study, _now_s: float) -> It
 def _see_for_oneself(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
     """Only a majority's report counts: where one member reports another, each looks."""
     current = study.open
-    if current is None or current.phase != "merging" or state.me not in current.roster:
+    if current is None or state.me not in current.roster:
         return
     known = set(current.reports.get(state.me, ())) | {state.me}
     if state.unreachable[0] == current.number:
@@ -253,7 +253,7 @@ def _put_scores_on_record(state: NodeRound, study: Study, _now_s: float) -> Iter
 
 def _finish(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
     participant = study.participants.get(state.me)
-    if state.finish is None or participant is None or study.phase in {"finished", "failed"}:
+    if state.finish is None or participant is None:
         return
     if participant.finished is None and not state.scores:
         yield Submit(Finish(state.study, state.finish))
@@ -301,23 +301,55 @@ def _tick_due_s(state: NodeRound, study: Study) -> float | None:
     return due_s + sorted(study.participants).index(state.me) * TICK_STAGGER_S
 
 
-GOALS: tuple[Callable[[NodeRound, Study, float], Iterable[Effect]], ...] = (
+Goal = Callable[[NodeRound, Study, float], Iterable[Effect]]
+
+_BEFORE: tuple[Goal, ...] = (
     _offer_the_initial_parameters,
+    _hold_the_accepted_model,
+    _have_the_outer_state,
+    _deliver_it,
+    _be_present,
+    _put_scores_on_record,
+    _finish,
+)
+_COLLECTING: tuple[Goal, ...] = (
+    _hold_the_accepted_model,
+    _have_the_outer_state,
+    _deliver_it,
+    _be_present,
+    _commit_the_update,
+    _put_scores_on_record,
+    _finish,
+    _say_that_training_goes_on,
+    _tick,
+)
+_MERGING: tuple[Goal, ...] = (
     _settle_disputes,
     _hold_the_accepted_model,
     _accept_the_merge,
     _have_the_outer_state,
     _deliver_it,
     _be_present,
-    _commit_the_update,
     _lead_own_parts,
     _report_the_unreachable,
     _see_for_oneself,
     _put_scores_on_record,
     _finish,
-    _say_that_training_goes_on,
     _tick,
 )
+_AFTER: tuple[Goal, ...] = (
+    _hold_the_accepted_model,
+    _have_the_outer_state,
+    _deliver_it,
+    _put_scores_on_record,
+)
+
+
+def goals(study: Study) -> tuple[Goal, ...]:
+    """What a node may want in the study's present phase, in the order in which it begins."""
+    if study.open is not None:
+        return _COLLECTING if study.open.phase == "collecting" else _MERGING
+    return _BEFORE if study.phase == "proposed" else _AFTER
 
 
 def next_look_s(state: NodeRound, study: Study) -> list[float]:

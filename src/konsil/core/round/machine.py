@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -9,9 +10,12 @@ from msgspec.structs import replace
 
 from konsil.core.round.events import Advance, Cancel, Effect, Event, Fetch, Lead, Probe, Recompute
 from konsil.core.round.facts import FACTS
-from konsil.core.round.goals import GOALS, next_look_s
+from konsil.core.round.goals import goals, next_look_s
 from konsil.core.round.knowledge import NEVER_FAILED, NOBODY_MISSED, NodeRound
 from konsil.core.rules.state import Study
+
+CANCELLED = (Lead, Fetch, Recompute, Probe, Advance)
+"""Effects that end when they are no longer wanted; what goes to the ledger or to training is on its way."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -33,14 +37,16 @@ def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
     """
     recorded: NodeRound = FACTS[type(event)](state, event, now_s)
     state = _forget_what_is_over(recorded, study)
-    wanted = tuple(dict.fromkeys(effect for goal in GOALS for effect in goal(state, study, now_s)))
-    cancels = tuple(
-        Cancel(effect)
-        for effect in state.doing
-        if isinstance(effect, Lead | Fetch | Recompute | Probe | Advance) and effect not in wanted
+    wanted: list[Effect] = []
+    for goal in goals(study):
+        wanted += goal(state, study, now_s)
+    if not wanted and not state.doing and not state.retries:
+        return Step(state, (), _wake(state, study, now_s))
+    wanted = list(dict.fromkeys(wanted))
+    given_up = tuple(
+        effect for effect in state.doing if isinstance(effect, CANCELLED) and effect not in wanted
     )
-    given_up = {cancel.effect for cancel in cancels}
-    doing = tuple(effect for effect in state.doing if effect not in given_up)
+    doing = tuple(effect for effect in state.doing if effect not in given_up) if given_up else state.doing
     starts = tuple(
         effect
         for effect in wanted
@@ -49,8 +55,9 @@ def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
     retries = state.retries
     if retries:
         retries = {effect: retry for effect, retry in retries.items() if effect in wanted}
-    if starts or cancels or retries != state.retries:
+    if starts or given_up or retries != state.retries:
         state = replace(state, doing=doing + starts, retries=retries)
+    cancels = tuple(Cancel(effect) for effect in given_up)
     return Step(state, cancels + starts, _wake(state, study, now_s))
 
 
@@ -91,9 +98,14 @@ def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
 
 def _wake(state: NodeRound, study: Study, now_s: float) -> float:
     """The next moment at which a goal may want something new without any event; inf if none."""
-    times_s = [retry.at_s for effect, retry in state.retries.items() if effect not in state.doing]
-    times_s += next_look_s(state, study)
-    return min((time_s for time_s in times_s if time_s > now_s), default=float("inf"))
+    wake_s = math.inf
+    for time_s in next_look_s(state, study):
+        if now_s < time_s < wake_s:
+            wake_s = time_s
+    for effect, retry in state.retries.items():
+        if now_s < retry.at_s < wake_s and effect not in state.doing:
+            wake_s = retry.at_s
+    return wake_s
 
 
 def stage(state: NodeRound, study: Study) -> str:

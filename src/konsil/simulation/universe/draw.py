@@ -28,8 +28,8 @@ from konsil.simulation.universe.plan import (
     Weather,
 )
 
-_SIZES = (3, 3, 3, 3, 3, 4, 4, 5)
-_ROUNDS = (1, 1, 1, 1, 2, 2, 3)
+_SIZES = (3, 3, 3, 3, 3, 3, 3, 4, 4, 5)
+_ROUNDS = (1, 1, 1, 1, 1, 1, 1, 2, 2, 3)
 _CALM = Weather()
 _WEATHERS = (
     _CALM,
@@ -82,6 +82,7 @@ class _Drawing:
         self.chance = chance
         self.faults: list[AnyFault] = []
         self.lost: set[str] = set()
+        self.hidden: set[str] = set()
 
     def with_faults(self) -> Plan:
         """The plan with faults: mostly one to three, sometimes none."""
@@ -110,10 +111,14 @@ class _Drawing:
         """
         if name in self.lost or (not self.plan.running and name == self.plan.names[0]):
             return False
-        if 2 * (len(self.lost) + 1) >= self.plan.members:
+        if 2 * (len(self.lost) + 1) >= self.plan.members or not self._some_can_be_dialled(name):
             return False
         self.lost.add(name)
         return True
+
+    def _some_can_be_dialled(self, without: str) -> bool:
+        """Whether an honest member is left that all can dial, and that relays."""
+        return bool(set(self.plan.names) - self.lost - self.hidden - {without})
 
     def crash(self) -> AnyFault | None:
         """A node dies."""
@@ -150,7 +155,11 @@ class _Drawing:
 
     def dials_out(self) -> AnyFault | None:
         """A member behind a firewall."""
-        return DialsOut(self._member())
+        member = self._member()
+        if not self._some_can_be_dialled(member):
+            return None
+        self.hidden.add(member)
+        return DialsOut(member)
 
     def partition(self) -> AnyFault | None:
         """Some are cut off from the rest."""

@@ -33,16 +33,16 @@ Work = Generator[Want, Any, None]
 
 class Errand:
     """An effect under way. ``life``: the life of the node in which it began; ``open``: peers whose answers
-    are waited for.
+    are waited for; ``running``: whether it does something at this moment.
     """
 
-    __slots__ = ("answers", "effect", "life", "missing", "open", "over", "work")
+    __slots__ = ("answers", "effect", "life", "missing", "open", "over", "running", "work")
 
     def __init__(self, effect: Effect, work: Work, life: int) -> None:
         self.effect = effect
         self.work = work
         self.life = life
-        self.over = False
+        self.over = self.running = False
         self.answers: list[Answer | None] = []
         self.missing = 0
         self.open: dict[str, int] = {}
@@ -50,5 +50,5 @@ class Errand:
     def abandon(self) -> None:
         """Stop here; what it does at this moment it does to its end."""
         self.over = True
-        if not self.work.gi_running:
+        if not self.running:
             self.work.close()

@@ -19,6 +19,7 @@ from konsil.core.rules import (
     StudySettings,
     apply,
     initial_state,
+    is_over,
     settings_digest,
 )
 from konsil.errors import KonsilError, LedgerUnreachable, Refused
@@ -39,22 +40,22 @@ Watch = Callable[[str, Call, State, State], None]
 
 
 class Ledger:
-    """``watch`` is told of every call that was taken, with the states before and after."""
+    """``study``: as it stands; ``over``: whether it has ended.
+
+    ``watch`` is told of every call that was taken, with the states before and after.
+    """
 
     def __init__(self, plan: Plan, agenda: Agenda, network: Network, watch: Watch) -> None:
         self.state = first_state(
             plan.names, plan.rounds, plan.quorum, plan.rule, plan.parts, plan.chunks, plan.running
         )
+        self.study: Study = self.state.studies[STUDY]
+        self.over = False
         self._agenda = agenda
         self._network = network
         self._watch = watch
         self.moved: Callable[[], None] = lambda: None
         self.last: dict[str, tuple[int, Call]] = {}
-
-    @property
-    def study(self) -> Study:
-        """The study as it stands."""
-        return self.state.studies[STUDY]
 
     def submit(self, member: str, call: Call, told: Told) -> None:
         """Put a member's call on the ledger, as soon as it gets there; then tell how it went.
@@ -89,6 +90,8 @@ class Ledger:
         number = sequence or before.members[member].sequence + 1
         self.state = apply(before, member, number, call, BEGIN_S + int(self._agenda.now_s))
         self.last[member] = number, call
+        self.study = self.state.studies[STUDY]
+        self.over = is_over(self.study)
         self._watch(member, call, before, self.state)
         if self._network.doubled():
             self._again(member, number, call)

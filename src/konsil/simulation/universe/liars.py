@@ -22,11 +22,11 @@ from konsil.core.rules import (
     Verdict,
 )
 from konsil.errors import KonsilError, PeerRefused, Refused
-from konsil.simulation.universe.errand import Answer
+from konsil.simulation.universe.errand import Answer, Work
 from konsil.simulation.universe.ledger import STUDY
 from konsil.simulation.universe.models import Content, model_of, part_of, spoiled
 from konsil.simulation.universe.node import Node
-from konsil.simulation.universe.work import Work, Works
+from konsil.simulation.universe.work import Works
 
 if TYPE_CHECKING:
     from konsil.simulation.universe.plan import Lie
@@ -95,7 +95,7 @@ class LyingNode(Node):
         current = self.view.open
         if self.lie == "lets others hang" and current is not None and current.phase == "merging":
             return None
-        if isinstance(answer, KonsilError):
+        if answer is None or isinstance(answer, KonsilError):
             return answer
         if self.lie == "sends wrong chunks":
             return _spoiled(answer)

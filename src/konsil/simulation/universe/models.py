@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from konsil.core.digest import CHUNK_BYTES, Manifest, group_digest, leaf, part_range, schema_digest
 from konsil.core.merge import gram_chunk, gram_digest, merge_chunk, mixing, rule, sum_grams
@@ -34,7 +35,7 @@ class Content:
         """The parameters."""
         return tuple(_NUMBER.unpack(chunk)[0] for chunk in self.chunks)
 
-    @property
+    @cached_property
     def finite(self) -> bool:
         """Whether every parameter is a number."""
         return all(math.isfinite(number) for number in self.numbers)

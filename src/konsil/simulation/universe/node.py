@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from konsil.core.round import (
@@ -100,10 +101,8 @@ class Node:
         if outcome.wake_s != self._wake_s:
             self._wake_s = outcome.wake_s
             if outcome.wake_s < math.inf:
-                self.agenda.at(
-                    outcome.wake_s - BEGIN_S - self.skew_s + 0.001, self._woken, outcome.wake_s, self.life
-                )
-        self._let_go()
+                when_s = outcome.wake_s - BEGIN_S - self.skew_s + 0.001
+                self.agenda.at(when_s, self._woken, outcome.wake_s, self.life)
 
     def _woken(self, wake_s: float, life: int) -> None:
         if self.life == life and self._wake_s == wake_s:
@@ -124,6 +123,7 @@ class Node:
         """Let an errand run up to what it waits for next."""
         if errand.over:
             return
+        errand.running = True
         try:
             want = errand.work.send(value) if error is None else errand.work.throw(error)
         except StopIteration:
@@ -133,6 +133,7 @@ class Node:
             self.world.story(lambda: f"{self.name} fails at {_name(errand.effect)}: {problem.what}")
             self._end(errand, failed(errand.effect, problem))
         else:
+            errand.running = False
             self._wait_for(errand, want)
 
     @property
@@ -186,6 +187,7 @@ class Node:
             self.view = self.world.ledger.study
             self._readable = {}
             self.post(Looked())
+            self._let_go()
 
     # --- models ------------------------------------------------------------------------------------
 
@@ -234,7 +236,7 @@ class Node:
 
     def _open(self, way: tuple[str, ...]) -> bool:
         stops = (self.name, *way)
-        return all(self.world.network.connected(*pair) for pair in zip(stops, stops[1:], strict=False))
+        return all(self.world.network.connected(*pair) for pair in pairwise(stops))
 
     def _answered(self, errand: Errand, place: int, ask: Ask, answer: Answer) -> None:
         if errand.over or errand.answers[place] is not None:

@@ -28,7 +28,7 @@ _AGAIN_S = 0.5
 
 
 class Training:
-    """``served``: whether it has been told that the study is over. ``rounds``: after how many it has enough."""
+    """``served``: it was told that the study is over. ``rounds``: after how many it has enough."""
 
     def __init__(self, node: Node, slow: float, rounds: float, contribution: Contribution) -> None:
         self.node = node

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from konsil.core.round import Deliver
 from konsil.core.rules import Accept, Call, Commit, Publish, RoundRecord, State, Study, is_over
 from konsil.simulation.universe.ledger import STUDY
 from konsil.simulation.universe.models import Content, whole
-from konsil.simulation.universe.plan import Crash, Finishes, TrainingDies
 
 if TYPE_CHECKING:
     from konsil.simulation.universe.node import Node
@@ -100,7 +101,7 @@ class Watch:
                 raise Violation("one update a round", f"{name}'s commit became another one.")
 
     def _accept(self, study: Study, record: RoundRecord) -> None:
-        self.world.opened_s = self.world.agenda.now_s
+        self.world.round_begins()
         if self._accepted.setdefault(record.number, record.digest) != record.digest:
             raise Violation("one merge a round", f"round {record.number} was accepted twice.")
         if set(record.roster) | set(record.absent) != set(study.participants) or set(record.roster) & set(
@@ -161,17 +162,6 @@ class Watch:
         raise Violation("rounds end", f"{phase}; {stages}; it is {world.agenda.now_s:.0f} s.")
 
 
-def permanent(world: World) -> frozenset[str]:
-    """The members that are gone for good, or were never honest."""
-    gone = {
-        fault.member
-        for fault in world.plan.faults
-        if isinstance(fault, Crash | TrainingDies) and not fault.back_s
-    }
-    done = {fault.member for fault in world.plan.faults if isinstance(fault, Finishes)}
-    return frozenset(gone | done | set(world.plan.liars))
-
-
 def _about(study: Study) -> str:
     current = study.open
     if current is None:
@@ -191,6 +181,4 @@ def _list(names: object) -> str:
 
 
 def _without_scores(record: RoundRecord) -> RoundRecord:
-    from msgspec.structs import replace
-
     return replace(record, scores={})

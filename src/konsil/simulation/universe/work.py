@@ -214,13 +214,13 @@ class Works:
 
     def _complete(self, effect: Fetch, current: OpenRound) -> Work:
         self._in_time(effect, current)
-        parts = []
-        for part in current.parts:
-            parts.append((yield from self._part(part, current)))
-        for number, part in enumerate(parts):
-            span = self._span(current, number)
+        parts: list[Content] = []
+        for published in current.parts:
+            part = yield from self._part(published, current)
+            parts.append(part)
+            span = self._span(current, len(parts) - 1)
             if len(part.chunks) != span.stop - span.start:
-                raise UpdatesMissing((current.parts[number].leader,), "A part has another number of chunks.")
+                raise UpdatesMissing((published.leader,), "A part has another number of chunks.")
         model = whole(tuple(chunk for part in parts for chunk in part.chunks), len(parts))
         if model.digest != effect.digest:
             raise DigestMismatch("The parts do not give the merge's digest.")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from konsil.core.rules import is_over
 from konsil.simulation.universe.agenda import Agenda
 from konsil.simulation.universe.ledger import MERGE_S, PATIENCE_S, SILENCE_S, Ledger, initial_model
 from konsil.simulation.universe.liars import make_node
@@ -26,6 +25,9 @@ from konsil.simulation.universe.plan import (
 )
 from konsil.simulation.universe.training import Training
 from konsil.simulation.universe.watch import Violation, Watch
+
+BOUND_S = 5 * PATIENCE_S + 100 * MERGE_S + SILENCE_S
+"""How long a round may take once all that passes has passed."""
 
 MOST_EVENTS = 100_000
 """A hundred times what a universe takes: a machine that spins shows here."""
@@ -49,7 +51,7 @@ class World:
         self.ledger = Ledger(plan, self.agenda, self.network, self.watch.taken)
         self.ledger.moved = self._moved
         self.up: set[str] = set()
-        self.opened_s = 0.0
+        self.limit_s = float(BOUND_S)
         skews = {fault.member: fault.ahead_s for fault in plan.faults if isinstance(fault, Skew)}
         self.nodes = {name: make_node(self, name, skews.get(name, 0.0)) for name in plan.names}
         for node in self.nodes.values():
@@ -114,10 +116,10 @@ class World:
 
     def _trains(self, node: Node) -> None:
         training = node.training
-        if training is not None and not training.alive and not training.finished:
-            if not self._gone(node.name, TrainingDies):
-                self.story(lambda: f"{node.name}'s training starts")
-                training.start()
+        if training is None or training.alive or training.finished or self._gone(node.name, TrainingDies):
+            return
+        self.story(lambda: f"{node.name}'s training starts")
+        training.start()
 
     def _training_dies(self, node: Node) -> None:
         if node.training is not None and node.training.alive:
@@ -138,12 +140,11 @@ class World:
         for node in self.nodes.values():
             node.hear()
 
-    # --- running -----------------------------------------------------------------------------------
+    def round_begins(self) -> None:
+        """A round was accepted: the next one has its time anew."""
+        self.limit_s = max(self.plan.healed_s, self.agenda.now_s) + BOUND_S
 
-    @property
-    def bound_s(self) -> float:
-        """How long a round may take once all that passes has passed."""
-        return 5 * PATIENCE_S + 100 * MERGE_S + SILENCE_S
+    # --- running -----------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Until the study is over and everybody was told.
@@ -151,18 +152,16 @@ class World:
         Raises:
             Violation: an invariant does not hold.
         """
-        healed_s = self.plan.healed_s
+        agenda, ledger, self.limit_s = self.agenda, self.ledger, self.plan.healed_s + BOUND_S
         for _ in range(MOST_EVENTS):
-            if self._over():
+            if agenda.now_s > self.limit_s or not agenda.step():
+                self.watch.out_of_time()
+            if ledger.over and self._over():
                 self.watch.at_the_end()
                 return
-            if self.agenda.now_s > max(healed_s, self.opened_s) + self.bound_s or not self.agenda.step():
-                self.watch.out_of_time()
         raise Violation("rounds end", f"no end after {MOST_EVENTS} events.")
 
     def _over(self) -> bool:
-        if not is_over(self.ledger.study):
-            return False
         return all(self._waits_for_nothing(node) for node in self.nodes.values())
 
     def _waits_for_nothing(self, node: Node) -> bool:
