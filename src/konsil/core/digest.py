@@ -182,6 +182,17 @@ class Manifest:
                 do="Another holder is asked.",
             )
 
+    def require_part(self, digest: Digest, chunks: int) -> None:
+        """See that it is the manifest of a part alone, with so many chunks.
+
+        Raises:
+            DigestMismatch: it is not. A leader that published such a digest published no part.
+        """
+        if self.header or len(self.groups) != 1 or self.group_digests[0] != digest:
+            raise DigestMismatch(f"What is behind {digest[:12]} is no part of a merge.")
+        if len(self.leaves) != chunks:
+            raise DigestMismatch(f"The part {digest[:12]} has {len(self.leaves)} chunks instead of {chunks}.")
+
     def encode(self) -> bytes:
         """As bytes: lengths (32 bits, little-endian): header, groups, leaves of each; then header, leaves.
 

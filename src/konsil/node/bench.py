@@ -239,11 +239,10 @@ class Bench:
             return here
         pull = self.puller.manifest(part.digest, self._holders(part), away_s=self.grace_s)
         manifest = await self._from_leader(part, pull)
-        if len(manifest.leaves) != len(chunks):
-            raise UpdatesMissing(
-                (part.leader,),
-                f"A part of {part.leader} has {len(manifest.leaves)} chunks instead of {len(chunks)}.",
-            )
+        try:
+            manifest.require_part(part.digest, len(chunks))
+        except DigestMismatch as error:
+            raise UpdatesMissing((part.leader,), f"{part.leader} published no part: {error.what}") from error
         return manifest.leaves
 
     async def _from_leader(self, part: Part, pull: Awaitable[T]) -> T:

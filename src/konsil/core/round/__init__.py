@@ -37,6 +37,7 @@ from konsil.core.round.events import (
 )
 from konsil.core.round.keeping import finalists, to_hold, to_keep
 from konsil.core.round.knowledge import NodeRound, Retry
+from konsil.core.round.ledger_time import LedgerTime
 from konsil.core.round.machine import Step, stage, step
 from konsil.core.round.promises import Promise, durable_before, promise_of
 
@@ -56,6 +57,7 @@ __all__ = [
     "Found",
     "Held",
     "Lead",
+    "LedgerTime",
     "Looked",
     "NodeRound",
     "Offered",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from konsil.core.digest import Manifest
 from konsil.core.round import Effect, Event, Found
 from konsil.core.rules import (
     Accept,
@@ -24,8 +24,9 @@ from konsil.core.rules import (
 from konsil.errors import KonsilError, PeerRefused, Refused
 from konsil.simulation.universe.errand import Answer, Work
 from konsil.simulation.universe.ledger import STUDY
-from konsil.simulation.universe.models import Content, model_of, part_of, spoiled
+from konsil.simulation.universe.models import Content, model_of, part_of, spoiled, whole
 from konsil.simulation.universe.node import Node
+from konsil.simulation.universe.watch import Violation
 from konsil.simulation.universe.work import Works
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class LyingNode(Node):
             return answer
         if self.lie == "sends wrong chunks":
             return _spoiled(answer)
+        if self.lie == "sends other models":
+            return _another(answer)
         mine = (
             current is not None
             and self.name in current.commits
@@ -132,9 +135,23 @@ class LyingNode(Node):
             return
         for call in self._lies():
             self._say(call)
+        if self.lie == "reads early":
+            self._read_early()
         if self.lie == "says old calls again" and self.name in self.world.ledger.last:
             self._say_again()
         self.agenda.after(BETWEEN_S * (0.5 + self.world.chance.random()), self._talk, self.life)
+
+    def _read_early(self) -> None:
+        """Ask for the updates on record while the round still collects."""
+        current = self.world.ledger.study.open
+        if current is None or current.phase != "collecting":
+            return
+        for name, commit in current.commits.items():
+            peer = self.world.nodes[name]
+            if name != self.name and peer.up and isinstance(peer.answer(self.name, commit.digest), Content):
+                raise Violation(
+                    "updates are read once the roster is fixed", f"{name} gave its to {self.name}."
+                )
 
     def _say(self, call: Call) -> None:
         self.world.ledger.submit(self.name, call, lambda _error: None)
@@ -188,8 +205,16 @@ class LyingNode(Node):
                 return
 
 
+def _another(content: Content) -> Content:
+    """Something else that is whole in itself, under this one's digest."""
+    chunks = tuple(spoiled(chunk) for chunk in content.chunks)
+    if not content.manifest.header:
+        return replace(part_of(chunks), digest=content.digest)
+    return replace(whole(chunks, len(content.manifest.groups)), digest=content.digest)
+
+
 def _spoiled(content: Content) -> Content:
-    """The right manifest with a wrong chunk, or a wrong manifest."""
+    """The right manifest with a wrong chunk."""
     if not content.chunks:
-        return Content(Manifest(content.manifest.header, ((b"\0" * 32,),)), (), content.digest)
+        return content
     return Content(content.manifest, (spoiled(content.chunks[0]), *content.chunks[1:]), content.digest)

@@ -13,6 +13,7 @@ from konsil.core.round import (
     Event,
     Failed,
     Held,
+    LedgerTime,
     Looked,
     NodeRound,
     failed,
@@ -63,6 +64,7 @@ class Node:
         self.models: dict[str, Content] = {}
         self.works = Works(self)
         self.errands: dict[Effect, Errand] = {}
+        self.time = LedgerTime()
         self._wake_s = math.inf
         self._readable: dict[str, frozenset[str]] = {}
 
@@ -89,19 +91,28 @@ class Node:
         self.errands = {}
         self.disk.lose_power()
 
+    @property
+    def own_s(self) -> float:
+        """What its clock shows, right or wrong."""
+        return BEGIN_S + self.agenda.now_s + self.skew_s
+
+    @property
+    def ledger_now_s(self) -> float:
+        """What it thinks that the ledger's time is."""
+        return self.time.now_s(self.own_s)
+
     # --- the machine -------------------------------------------------------------------------------
 
     def post(self, event: Event) -> None:
         """Tell the machine a fact and carry out what it wants."""
-        now_s = BEGIN_S + self.agenda.now_s + self.skew_s
-        outcome = step(self.state, event, self.view, now_s)
+        outcome = step(self.state, event, self.view, self.ledger_now_s)
         self.state = outcome.state
         for effect in outcome.effects:
             self._carry_out(effect)
         if outcome.wake_s != self._wake_s:
             self._wake_s = outcome.wake_s
             if outcome.wake_s < math.inf:
-                when_s = outcome.wake_s - BEGIN_S - self.skew_s + 0.001
+                when_s = self.agenda.now_s + outcome.wake_s - self.ledger_now_s + 0.001
                 self.agenda.at(when_s, self._woken, outcome.wake_s, self.life)
 
     def _woken(self, wake_s: float, life: int) -> None:
@@ -157,12 +168,16 @@ class Node:
             if not want:
                 self.agenda.soon(self._go_on, errand, [])
         else:
-            self.world.ledger.submit(self.name, want, lambda error: self._told(errand, error))  # type: ignore[arg-type]
+            sent_s = self.own_s
+            self.world.ledger.submit(self.name, want, lambda error: self._told(errand, sent_s, error))  # type: ignore[arg-type]
 
-    def _told(self, errand: Errand, error: KonsilError | None) -> None:
-        if not errand.over:
-            self.look()
-            self._go_on(errand, None, error)
+    def _told(self, errand: Errand, sent_s: float, error: KonsilError | None) -> None:
+        if errand.over:
+            return
+        if error is None:
+            self.time = self.time.answered(sent_s, self.world.ledger.state.now_s)
+        self.look()
+        self._go_on(errand, None, error)
 
     # --- the ledger --------------------------------------------------------------------------------
 
@@ -185,6 +200,7 @@ class Node:
         """See what the ledger says now."""
         if self.view is not self.world.ledger.study:
             self.view = self.world.ledger.study
+            self.time = self.time.heard(self.world.ledger.state.now_s, self.own_s)
             self._readable = {}
             self.post(Looked())
             self._let_go()
@@ -194,6 +210,7 @@ class Node:
     def hold(self, model: Content) -> None:
         """Keep a model in memory, for peers too."""
         self.models[model.digest] = model
+        self.world.contents.setdefault(model.digest, model)
 
     def _let_go(self) -> None:
         keep = to_hold(self.state, self.view)

@@ -12,6 +12,8 @@ from konsil.errors import ConfigError
 Lie = Literal[
     "merges a part wrongly",
     "sends wrong chunks",
+    "sends other models",
+    "reads early",
     "commits twice",
     "leads nothing",
     "gives its update to nobody",

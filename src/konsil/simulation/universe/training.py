@@ -21,7 +21,9 @@ from konsil.simulation.universe.models import SCHEMA, Content, data_bytes, model
 if TYPE_CHECKING:
     from konsil.simulation.universe.node import Node
 
-EXAMPLES = 10
+EXAMPLES_A_MEMBER = 7
+"""The first has so many, the second twice as many, and so on: weights that are mixed up show."""
+
 _SCORED = 0.2
 _AGAIN_S = 0.5
 """A training process looks for its node again after this, as in ``session.connection``."""
@@ -120,11 +122,12 @@ class Training:
             self._finish()
             return
         if self.attached and effect.round and self.chance.random() < _SCORED:
-            self.node.post(ScoreReady(Score(STUDY, effect.round, EXAMPLES, loss=1.0 / effect.round)))
+            self.node.post(ScoreReady(Score(STUDY, effect.round, 10, loss=1.0 / effect.round)))
         number = ord(self.node.name) - ord("a") + 1 + self.chance.random()
         update = self.trained_to([number + base for base in self.has.numbers])
         self.world.contents[update.digest] = update
-        self.update = UpdateReady(effect.round + 1, effect.digest, update.digest, EXAMPLES), update
+        examples = EXAMPLES_A_MEMBER * (ord(self.node.name) - ord("a") + 1)
+        self.update = UpdateReady(effect.round + 1, effect.digest, update.digest, examples), update
         if self.attached:
             self._hand_over()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -10,10 +12,16 @@ from konsil.core.round import Deliver
 from konsil.core.rules import Accept, Call, Commit, Publish, RoundRecord, State, Study, is_over
 from konsil.simulation.universe.ledger import STUDY
 from konsil.simulation.universe.models import Content, whole
+from konsil.simulation.universe.plan import Cut, DialsOut, LedgerHalt, Partition, Plan, Slow
 
 if TYPE_CHECKING:
     from konsil.simulation.universe.node import Node
     from konsil.simulation.universe.world import World
+
+
+CALLS_AT_ONCE, CALLS_A_SECOND = 150, 2.0
+"""More calls than any universe needs: without a bound members that are all well, and cannot reach each
+other, fill the ledger's disk."""
 
 
 class Violation(Exception):
@@ -35,6 +43,7 @@ class Watch:
         self._said: dict[tuple[str, ...], str] = {}
         self._accepted: dict[int, str] = {}
         self.calls = 0
+        self._undisturbed = _undisturbed(world.plan)
 
     # --- what nodes say ----------------------------------------------------------------------------
 
@@ -72,6 +81,8 @@ class Watch:
     def taken(self, name: str, call: Call, before: State, after: State) -> None:
         """The ledger took a call."""
         self.calls += 1
+        if name in self.honest and self.calls > CALLS_AT_ONCE + CALLS_A_SECOND * self.world.agenda.now_s:
+            raise Violation("the ledger is not flooded", f"{self.calls} calls, the last one {name}'s.")
         was, now = before.studies[STUDY], after.studies[STUDY]
         self.world.story(lambda: f"{name} says {type(call).__name__}: {_about(now)}")
         if was.history != now.history[: len(was.history)]:
@@ -102,32 +113,43 @@ class Watch:
 
     def _accept(self, study: Study, record: RoundRecord) -> None:
         self.world.round_begins()
+        where = f"round {record.number}"
         if self._accepted.setdefault(record.number, record.digest) != record.digest:
-            raise Violation("one merge a round", f"round {record.number} was accepted twice.")
-        if set(record.roster) | set(record.absent) != set(study.participants) or set(record.roster) & set(
-            record.absent
-        ):
+            raise Violation("one merge a round", f"{where} was accepted twice.")
+        roster, absent = set(record.roster), set(record.absent)
+        if roster | absent != set(study.participants) or roster & absent:
+            raise Violation("who took part is on the ledger", f"{where}: {roster} there, {absent} not.")
+        if list(record.roster) != sorted(roster) or list(record.weights) != sorted(roster):
             raise Violation(
-                "who took part is on the ledger", f"round {record.number}: {record.roster} {record.absent}"
+                "members are merged in the order of their names", f"{where}: {list(record.roster)}"
             )
-        if 2 * len(set(record.roster) & self.honest) <= len(record.roster):
-            return  # a majority of liars can agree on anything
-        if self._truth(study, record) != record.digest:
-            raise Violation("a merge is what its commits give", f"round {record.number} is something else.")
+        if 2 * len(record.accepts) <= len(roster):
+            raise Violation("a majority accepts", f"{where} was accepted by {list(record.accepts)} only.")
+        missing = [name for name in self._undisturbed if record.absent.get(name, "finished") != "finished"]
+        if missing:
+            raise Violation("who is there takes part", f"{where} went without {missing}: {record.absent}")
+        if 2 * len(roster & self.honest) > len(roster):  # a majority of liars can agree on anything
+            self._is_right(study, record)
+            self._is_kept(record)
+
+    def _is_right(self, study: Study, record: RoundRecord) -> None:
+        updates = [self.world.contents[commit.digest] for commit in record.roster.values()]
+        n_parts = len(record.parts)
+        chunks, _ = self.world.merges.merged(study.settings.rule, updates, record.weights, n_parts)
+        merge = whole(chunks, n_parts)
+        where = f"round {record.number}"
+        if merge.digest != record.digest:
+            raise Violation("a merge is what its commits give", f"{where} is something else.")
+        if study.settings.rule == "mean" and not _is_mean(merge, updates, record):
+            raise Violation("a merge is what its commits give", f"{where} is not the weighted mean.")
+
+    def _is_kept(self, record: RoundRecord) -> None:
         holders = [name for name in record.accepts if name in self.honest]
         for name in holders:
             if record.digest not in self.world.nodes[name].disk.models:
                 raise Violation("what was accepted is on disk", f"{name} lost round {record.number}.")
         if not holders:
             raise Violation("what was accepted is on disk", f"nobody honest holds round {record.number}.")
-
-    def _truth(self, study: Study, record: RoundRecord) -> str:
-        updates = [self.world.contents[commit.digest] for commit in record.roster.values()]
-        n_parts = len(record.parts)
-        chunks, _ = self.world.merges.merged(study.settings.rule, updates, record.weights, n_parts)
-        merge = whole(chunks, n_parts)
-        self.world.contents[merge.digest] = merge  # who stays active commits it again
-        return merge.digest
 
     # --- what training gets ------------------------------------------------------------------------
 
@@ -182,3 +204,24 @@ def _list(names: object) -> str:
 
 def _without_scores(record: RoundRecord) -> RoundRecord:
     return replace(record, scores={})
+
+
+def _is_mean(merge: Content, updates: Sequence[Content], record: RoundRecord) -> bool:
+    """Whether a merge is the mean by the examples that members gave, computed in another way."""
+    examples = [commit.examples for commit in record.roster.values()]
+    for index, number in enumerate(merge.numbers):
+        mean = math.fsum(n * update.numbers[index] for n, update in zip(examples, updates, strict=True))
+        if not math.isclose(number, mean / sum(examples), rel_tol=1e-9, abs_tol=1e-9):
+            return False
+    return True
+
+
+def _undisturbed(plan: Plan) -> frozenset[str]:
+    """Honest members that nothing happens to, so that no round may go without them."""
+    if plan.weather.loss or any(isinstance(fault, Partition | LedgerHalt | Cut) for fault in plan.faults):
+        return frozenset()
+    disturbed = {fault.member for fault in plan.faults if not isinstance(fault, Slow | DialsOut)}  # type: ignore[union-attr]
+    hidden = [fault for fault in plan.faults if isinstance(fault, DialsOut)]
+    if (hidden and disturbed) or not plan.running:
+        return frozenset()  # who relays may be gone; who enters late was not waited for
+    return frozenset(plan.honest) - disturbed

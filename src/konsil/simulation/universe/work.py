@@ -22,7 +22,7 @@ from konsil.core.round import (
     promise_of,
     to_keep,
 )
-from konsil.core.rules import OpenRound, Part, weights_of
+from konsil.core.rules import OpenRound, weights_of
 from konsil.errors import (
     DigestMismatch,
     KonsilError,
@@ -32,7 +32,7 @@ from konsil.errors import (
     UpdatesMissing,
 )
 from konsil.simulation.universe.errand import Answer, Ask, Work
-from konsil.simulation.universe.ledger import BEGIN_S, MERGE_S
+from konsil.simulation.universe.ledger import MERGE_S
 from konsil.simulation.universe.models import Content, Merged, part_of, whole
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Works:
         if current.attempt < BLAMED_FROM_ATTEMPT:
             return
         node = self.node
-        left_s = current.deadline_s - BEGIN_S - node.agenda.now_s - node.skew_s
+        left_s = current.deadline_s - node.ledger_now_s
         errand = node.errands[effect]
         node.agenda.after(max(0.0, left_s) * BLAMED_AFTER, node.blame, errand, current.roster)
 
@@ -174,8 +174,7 @@ class Works:
 
     def _recompute(self, effect: Recompute) -> Work:
         current = self._current(effect)
-        part = current.parts[effect.part]
-        published = yield from self._part(part, current)
+        published = yield from self._part(effect.part, current)
         wrong = yield from self._is_wrong(current, effect.part, effect.chunk, published)
         self.node.post(Found(effect, wrong=wrong))
 
@@ -215,20 +214,18 @@ class Works:
     def _complete(self, effect: Fetch, current: OpenRound) -> Work:
         self._in_time(effect, current)
         parts: list[Content] = []
-        for published in current.parts:
-            part = yield from self._part(published, current)
+        for number in range(len(current.parts)):
+            part = yield from self._part(number, current)
             parts.append(part)
-            span = self._span(current, len(parts) - 1)
-            if len(part.chunks) != span.stop - span.start:
-                raise UpdatesMissing((published.leader,), "A part has another number of chunks.")
         model = whole(tuple(chunk for part in parts for chunk in part.chunks), len(parts))
         if model.digest != effect.digest:
             raise DigestMismatch("The parts do not give the merge's digest.")
         yield from self._audit(current, parts)
         self.node.hold(model)
 
-    def _part(self, part: Part, current: OpenRound) -> Any:
+    def _part(self, number: int, current: OpenRound) -> Any:
         """A published part: from its leader, or from who has it from there."""
+        part, span = current.parts[number], self._span(current, number)
         if part.digest in self.parts:
             return self.parts[part.digest]
         others = (name for name in current.roster if name not in {part.leader, self.node.name})
@@ -242,6 +239,12 @@ class Works:
             except KonsilError as error:
                 problems.append(error.what)
                 continue
+            try:
+                found.manifest.require_part(part.digest, span.stop - span.start)
+            except DigestMismatch as error:
+                raise UpdatesMissing(
+                    (part.leader,), f"{part.leader} published no part: {error.what}"
+                ) from error
             self.parts[part.digest] = found
             self.node.hold(found)
             return found

@@ -34,7 +34,7 @@ MOST_EVENTS = 100_000
 
 
 class World:
-    """``up``: whose nodes run. ``contents``: everything that was ever an update or an initial model."""
+    """``up``: whose nodes run. ``contents``: everything that anybody ever held, by its digest."""
 
     def __init__(self, plan: Plan, tell: Callable[[str], None] | None = None) -> None:
         """Lay a universe out. ``tell``: gets its story, sentence by sentence."""
