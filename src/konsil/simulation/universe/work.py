@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from konsil.core.digest import check_leaf, part_range
 from konsil.core.round import (
@@ -50,20 +50,27 @@ BLAMED_FROM_ATTEMPT, BLAMED_AFTER = 2, 0.7
 Updates = Generator[Sequence[Ask], list[Answer], list[Content]]
 
 
+class Bench(NamedTuple):
+    """What defines a merge: the round with its roster, the merge weights, and the rule."""
+
+    current: OpenRound
+    weights: dict[str, int]
+    rule: str
+
+
 class Works:
     """``parts``: what this node merged for the open round, by group digest."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.parts: dict[str, Content] = {}
-        self._updates: dict[str, Content] = {}
         self._of: tuple[int, tuple[str, ...]] = (0, ())
 
     def let_go(self) -> None:
         """Forget what belongs to a round that is over."""
         current = self.node.view.open
         if self._of[0] and (current is None or current.number != self._of[0]):
-            self.parts, self._updates, self._of = {}, {}, (0, ())
+            self.parts, self._of = {}, (0, ())
 
     def perform(self, effect: Effect) -> Work:
         """An effect as work."""
@@ -100,15 +107,20 @@ class Works:
 
     # --- the open round ----------------------------------------------------------------------------
 
-    def _current(self, effect: Lead | Recompute | Probe) -> OpenRound:
+    def _current(self, effect: Lead | Recompute | Probe) -> Bench:
         current = self.node.view.open
         at = (current.number, current.attempt) if current is not None else (0, 0)
         if current is None or at != (effect.round, effect.attempt) or current.phase != "merging":
             raise StudyError(f"Attempt {effect.attempt} of round {effect.round} is not being merged here.")
+        return self._bench(current)
+
+    def _bench(self, current: OpenRound) -> Bench:
+        """What the merge of this roster is made of, whatever the ledger says later."""
         roster = tuple(current.commits[name].digest for name in current.roster)
         if self._of != (current.number, roster):
-            self.parts, self._updates, self._of = {}, {}, (current.number, roster)
-        return current
+            self.parts, self._of = {}, (current.number, roster)
+        view = self.node.view
+        return Bench(current, weights_of(view), view.settings.rule)
 
     def _in_time(self, effect: Effect, current: OpenRound) -> None:
         """From the second attempt on, say who lets this hang before the attempt is over."""
@@ -120,12 +132,12 @@ class Works:
         node.agenda.after(max(0.0, left_s) * BLAMED_AFTER, node.blame, errand, current.roster)
 
     def _lead(self, effect: Lead) -> Work:
-        current = self._current(effect)
-        self._in_time(effect, current)
-        updates = yield from self._gather(current, current.roster)
+        bench = self._current(effect)
+        self._in_time(effect, bench.current)
+        updates = yield from self._gather(bench.current, bench.current.roster)
         yield MERGING_S
-        chunks, gram = self._merged(current, updates)
-        part = part_of(chunks[self._span(current, effect.part)])
+        chunks, gram = self._merged(bench, updates)
+        part = part_of(chunks[self._span(bench.current, effect.part)])
         part, gram = self.led(part, gram)
         self.parts[part.digest] = part
         self.node.hold(part)
@@ -139,25 +151,21 @@ class Works:
         chunks = part_range(part, len(current.parts), self.node.world.plan.chunks)
         return slice(chunks.start, chunks.stop)
 
-    def _merged(self, current: OpenRound, updates: Sequence[Content]) -> Merged:
-        view = self.node.view
-        return self.node.world.merges.merged(
-            view.settings.rule, updates, weights_of(view), len(current.parts)
-        )
+    def _merged(self, bench: Bench, updates: Sequence[Content]) -> Merged:
+        n_parts = len(bench.current.parts)
+        return self.node.world.merges.merged(bench.rule, updates, bench.weights, n_parts)
 
     def _gather(self, current: OpenRound, members: Sequence[str]) -> Updates:
-        """The updates of members, in roster order."""
-        node = self.node
+        """The updates of members, in roster order; those of others from their nodes, each time anew."""
         wanted = {name: current.commits[name].digest for name in members}
-        kept = self._updates  # another round may begin while this one's answers are on their way
-        here = kept | node.models
+        here = dict(self.node.models)
         missing = [name for name in members if wanted[name] not in here]
         problems: dict[str, str] = {}
         if missing:
             answers = yield [Ask(name, wanted[name], GRACE_S) for name in missing]
             for name, answer in zip(missing, answers, strict=True):
                 try:
-                    here[wanted[name]] = kept[wanted[name]] = _checked(answer, wanted[name])
+                    here[wanted[name]] = _checked(answer, wanted[name])
                 except KonsilError as error:
                     problems[name] = f"The update of {name}: {error.what}"
         problems |= {
@@ -170,18 +178,26 @@ class Works:
         return [here[wanted[name]] for name in members]
 
     def _probe(self, effect: Probe) -> Work:
-        yield from self._gather(self._current(effect), (effect.member,))
+        yield from self._gather(self._current(effect).current, (effect.member,))
 
     def _recompute(self, effect: Recompute) -> Work:
-        current = self._current(effect)
-        published = yield from self._part(effect.part, current)
-        wrong = yield from self._is_wrong(current, effect.part, effect.chunk, published)
+        bench = self._current(effect)
+        published = yield from self._part(effect.part, bench.current)
+        updates = yield from self._gather(bench.current, bench.current.roster)
+        wrong = effect.chunk in self._wrong_chunks(bench, effect.part, published, updates)
         self.node.post(Found(effect, wrong=wrong))
 
-    def _is_wrong(self, current: OpenRound, part: int, chunk: int, published: Content) -> Any:
-        updates = yield from self._gather(current, current.roster)
-        chunks, _ = self._merged(current, updates)
-        return chunks[chunk] != published.chunks[chunk - self._span(current, part).start]
+    def _wrong_chunks(
+        self, bench: Bench, part: int, published: Content, updates: Sequence[Content]
+    ) -> list[int]:
+        """The chunks of a published part that are not what the updates give."""
+        chunks, _ = self._merged(bench, updates)
+        span = self._span(bench.current, part)
+        return [
+            span.start + place
+            for place, chunk in enumerate(published.chunks)
+            if chunk != chunks[span.start + place]
+        ]
 
     # --- whole models ------------------------------------------------------------------------------
 
@@ -190,7 +206,7 @@ class Works:
         if effect.digest not in node.models:
             current = node.view.open
             if current is not None and current.digest == effect.digest and node.name in current.roster:
-                yield from self._complete(effect, current)
+                yield from self._complete(effect, self._bench(current))
             else:
                 yield from self._from_anybody(effect.digest)
         node.post(Held(effect.digest))
@@ -211,16 +227,16 @@ class Works:
                 return
         raise PeerUnreachable(f"Nobody could give {digest[:8]}: {' '.join(problems)}")
 
-    def _complete(self, effect: Fetch, current: OpenRound) -> Work:
-        self._in_time(effect, current)
+    def _complete(self, effect: Fetch, bench: Bench) -> Work:
+        self._in_time(effect, bench.current)
         parts: list[Content] = []
-        for number in range(len(current.parts)):
-            part = yield from self._part(number, current)
+        for number in range(len(bench.current.parts)):
+            part = yield from self._part(number, bench.current)
             parts.append(part)
         model = whole(tuple(chunk for part in parts for chunk in part.chunks), len(parts))
         if model.digest != effect.digest:
             raise DigestMismatch("The parts do not give the merge's digest.")
-        yield from self._audit(current, parts)
+        yield from self._audit(bench, parts)
         self.node.hold(model)
 
     def _part(self, number: int, current: OpenRound) -> Any:
@@ -250,21 +266,22 @@ class Works:
             return found
         raise UpdatesMissing((part.leader,), f"A part of {part.leader} cannot be had: {' '.join(problems)}")
 
-    def _audit(self, current: OpenRound, parts: Sequence[Content]) -> Work:
+    def _audit(self, bench: Bench, parts: Sequence[Content]) -> Work:
         """Recompute what others merged: all of it, since every universe's study says so."""
+        current = bench.current
         settled = {
             dispute.chunk
             for dispute in current.disputes
             if dispute.attempt == current.attempt and dispute.outcome == "right"
         }
-        for number, part in enumerate(current.parts):
-            span = self._span(current, number)
-            for chunk in range(span.start, span.stop):
-                if part.leader == self.node.name or chunk in settled:
-                    continue
-                if (yield from self._is_wrong(current, number, chunk, parts[number])):
+        updates = yield from self._gather(current, current.roster)
+        for number, published in enumerate(current.parts):
+            if published.leader == self.node.name:
+                continue
+            for chunk in self._wrong_chunks(bench, number, parts[number], updates):
+                if chunk not in settled:
                     self.node.post(Suspected(current.number, current.attempt, number, chunk))
-                    raise MergeMismatch(f"Part {number}, merged by {part.leader}, is wrong at chunk {chunk}.")
+                    raise MergeMismatch(f"Part {number}, merged by {published.leader}, is wrong at {chunk}.")
 
     # --- training ----------------------------------------------------------------------------------
 
