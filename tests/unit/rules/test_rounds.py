@@ -82,6 +82,15 @@ def test_members_that_do_nothing_do_not_keep_the_others_from_a_majority(swarm):
     assert world.study.history[0].absent == {"c": "silent", "d": "silent"}
 
 
+def test_members_that_have_done_nothing_yet_are_not_thrown_out_at_once(swarm):
+    world = swarm(parts="leader").start().commit().publish().tick().tick()
+    assert (world.open.attempt, world.open.roster) == (2, ("a", "b", "c", "d"))
+    assert all(participant.present for participant in world.study.participants.values())
+    for _ in range(2):  # but in the third attempt they are gone
+        world.publish().tick().tick()
+    assert len(world.open.commits) == 1
+
+
 def test_every_member_leads_a_part_and_the_deal_changes_with_the_attempt():
     deals = {deal("0" * 64, 1, attempt, "abcd", 4) for attempt in range(30)}
     assert all(sorted(dealt) == list("abcd") for dealt in deals)

@@ -11,6 +11,7 @@ from konsil.core.rules.agreement import rule_mixes
 from konsil.core.rules.calls import Accept, Publish, Report
 from konsil.core.rules.refusing import in_open_round, require, require_digest, running, study_named
 from konsil.core.rules.rounds import (
+    QUICK_ATTEMPTS,
     accept_if_due,
     collect_again,
     deal_parts,
@@ -187,16 +188,18 @@ def tick_merging(study: Study, current: OpenRound, now_s: int) -> Study:
 
 
 def _begin_again(study: Study, current: OpenRound, now_s: int) -> Study:
-    """This roster does not come to a merge: go on with those who do something, and with who is new.
+    """This roster did not come to a merge: the round collects again, so that members who were away come in.
 
-    Who published, accepted or reported is there. A leader that withholds what it published is a matter
-    of the others' reports; who did nothing at all is gone, and without it a majority may be had. Where all
-    are there, one of them may lie and the others be too few to prove it: so the round collects again, and
-    members that were away come in.
+    All updates on record stay at first, for slow is not dead: the next attempt has twice the time, and who
+    cannot be had or withholds a part is a matter of the others' reports. But who has let a leader's deadline
+    pass before, or several attempts, and has done nothing in this one (published, accepted, reported), is
+    gone, and without it a majority may be had.
     """
     there = {*(part.leader for part in current.parts), *current.accepts, *current.reports}
     gone = set(current.roster) - there
-    if gone and current.digest:  # before that, who leads no part has nothing to do
+    if current.attempt < QUICK_ATTEMPTS:
+        gone &= set(current.silent)
+    if gone and current.digest:
         return leave_roster(_away(study, gone), current, gone, "silent", now_s)
     return collect_again(study, replace(current, attempt=current.attempt + 1, reports={}), now_s)
 
