@@ -102,7 +102,10 @@ def medians() -> None:
             count, law = found_by(name, first)
             counts.append(count or MOST + 1)
             laws.add(law)
-        print(f"| {name} | {statistics.median(counts):g} | {max(counts)} | {'; '.join(sorted(laws))} |", flush=True)
+        print(
+            f"| {name} | {statistics.median(counts):g} | {max(counts)} | {'; '.join(sorted(laws))} |",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -46,6 +46,16 @@ _LONGEST_S = 60.0
 long and others do."""
 
 _MORE_FAULTS = 0.45
+_SAME_MEMBER = 0.3
+"""Two faults at one member find more than two at two."""
+
+_FEW_BESIDE_A_LIAR = 0.5
+"""How often an honest member is away when a liar begins: where the honest are just a majority of the members
+but not of a roster, a protocol is at its weakest."""
+
+_RESTARTS = 0.5
+"""How often the node dies of a member that has finished and goes on contributing."""
+
 _STARTS = 0.15
 _DIES_FOR_GOOD = 0.3
 _MIXING = 0.08
@@ -98,6 +108,12 @@ class _Drawing:
             self.faults.append(fault)
 
     def _member(self) -> str:
+        last = self.faults[-1] if self.faults else None
+        if (
+            isinstance(last, Crash | TrainingDies | Finishes | DiskFull)
+            and self.chance.random() < _SAME_MEMBER
+        ):
+            return last.member
         return self.chance.choice(self.plan.names)
 
     def _span(self) -> tuple[float, float]:
@@ -138,7 +154,11 @@ class _Drawing:
         contribution: Contribution = self.chance.choice(get_args(Contribution))
         if contribution == "inactive" and not self._may_be_lost(member):
             return None
-        return Finishes(member, self.chance.randint(1, 2), contribution)
+        if contribution == "active" and self.chance.random() < _RESTARTS:
+            at_s, back_s = self._span()
+            self.faults.append(Crash(member, at_s, back_s))
+        self.plan = replace(self.plan, rounds=max(2, self.plan.rounds))  # something is to come after it
+        return Finishes(member, self.chance.randint(1, self.plan.rounds - 1), contribution)
 
     def late(self) -> AnyFault | None:
         """A member comes late; of a study that has not begun only."""
@@ -183,9 +203,22 @@ class _Drawing:
         return LedgerHalt(tuple(sorted(self.chance.sample(self.plan.names, count))), at_s, until_s)
 
     def liar(self) -> AnyFault | None:
-        """A member lies."""
-        member = self._member()
-        return Liar(member, self.chance.choice(LIES)) if self._may_be_lost(member) else None
+        """A member lies; some lies need a rule that mixes, and most do more harm where few are there."""
+        member, lie = self.chance.choice(self.plan.names), self.chance.choice(LIES)
+        if not self._may_be_lost(member):
+            return None
+        if lie == "names another matrix":
+            self.plan = replace(self.plan, rule="geometric_median")
+        if self.chance.random() < _FEW_BESIDE_A_LIAR:
+            self.faults.append(self._away_early(self.chance.choice(self.plan.names)))
+        return Liar(member, lie)
+
+    def _away_early(self, member: str) -> AnyFault:
+        at_s = round(self.chance.uniform(0.0, 3.0), 3)
+        back_s = round(at_s + self.chance.uniform(15.0, 45.0), 3)
+        if self.chance.random() < 0.5:  # noqa: PLR2004 - one or the other
+            return Crash(member, at_s, back_s)
+        return LedgerHalt((member,), at_s, back_s)
 
 
 _FAULTS: tuple[Callable[[_Drawing], AnyFault | None], ...] = (
@@ -201,6 +234,7 @@ _FAULTS: tuple[Callable[[_Drawing], AnyFault | None], ...] = (
     _Drawing.cut,
     _Drawing.disk_full,
     _Drawing.ledger_halt,
+    _Drawing.liar,
     _Drawing.liar,
     _Drawing.liar,
     _Drawing.liar,

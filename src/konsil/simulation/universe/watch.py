@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from konsil.core.round import Deliver
-from konsil.core.rules import Accept, Call, Commit, Publish, RoundRecord, State, Study, is_over
+from konsil.core.rules import Accept, Call, Commit, Publish, RoundRecord, State, Study, Tick, is_over
 from konsil.simulation.universe.ledger import STUDY
 from konsil.simulation.universe.models import Content, whole
 from konsil.simulation.universe.plan import Cut, DialsOut, LedgerHalt, Partition, Plan, Slow
@@ -90,6 +90,10 @@ class Watch:
         for record in now.history[len(was.history) :]:
             self._accept(now, record)
         self._commits_stand(was, now)
+        if isinstance(call, Tick) and was.open is not None and after.now_s < was.open.deadline_s:
+            raise Violation(
+                "nothing happens before its deadline", f"{name} ticked before {was.open.deadline_s}."
+            )
         for member in self.honest:
             participant = now.participants.get(member)
             if participant is not None and participant.struck:

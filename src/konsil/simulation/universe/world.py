@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from konsil.simulation.universe.agenda import Agenda
-from konsil.simulation.universe.ledger import MERGE_S, PATIENCE_S, SILENCE_S, Ledger, initial_model
+from konsil.simulation.universe.ledger import PATIENCE_S, Ledger, initial_model
 from konsil.simulation.universe.liars import make_node
 from konsil.simulation.universe.models import Content, Merges
 from konsil.simulation.universe.network import Network
@@ -26,8 +26,9 @@ from konsil.simulation.universe.plan import (
 from konsil.simulation.universe.training import Training
 from konsil.simulation.universe.watch import Violation, Watch
 
-BOUND_S = 5 * PATIENCE_S + 100 * MERGE_S + SILENCE_S
-"""How long a round may take once all that passes has passed."""
+BOUND_S = 5.0 * PATIENCE_S
+"""How long a round may take once all that passes has passed. Most take as long as their training; the longest
+come from liars that let others hang while few are there, and time to merge doubles with each attempt."""
 
 MOST_EVENTS = 100_000
 """A hundred times what a universe takes: a machine that spins shows here."""
@@ -51,7 +52,8 @@ class World:
         self.ledger = Ledger(plan, self.agenda, self.network, self.watch.taken)
         self.ledger.moved = self._moved
         self.up: set[str] = set()
-        self.limit_s = float(BOUND_S)
+        self.limit_s = BOUND_S
+        self.longest_s = 0.0
         skews = {fault.member: fault.ahead_s for fault in plan.faults if isinstance(fault, Skew)}
         self.nodes = {name: make_node(self, name, skews.get(name, 0.0)) for name in plan.names}
         for node in self.nodes.values():
@@ -142,6 +144,7 @@ class World:
 
     def round_begins(self) -> None:
         """A round was accepted: the next one has its time anew."""
+        self.longest_s = max(self.longest_s, self.agenda.now_s - (self.limit_s - BOUND_S))
         self.limit_s = max(self.plan.healed_s, self.agenda.now_s) + BOUND_S
 
     # --- running -----------------------------------------------------------------------------------
@@ -172,7 +175,10 @@ class World:
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How a universe ended. ``law``, ``what``: the invariant that did not hold, "" if all did."""
+    """How a universe ended. ``law``, ``what``: the invariant that did not hold, "" if all did.
+
+    ``seconds``: of its own time; ``longest_s``: what a round took at most once all that passes had passed.
+    """
 
     plan: Plan
     law: str
@@ -180,6 +186,7 @@ class Outcome(msgspec.Struct, frozen=True):
     rounds: int
     calls: int
     seconds: float
+    longest_s: float
 
 
 def run_universe(plan: Plan, tell: Callable[[str], None] | None = None) -> Outcome:
@@ -193,4 +200,6 @@ def run_universe(plan: Plan, tell: Callable[[str], None] | None = None) -> Outco
         law, what = violation.law, violation.what
         world.story(lambda: f"VIOLATED {violation}")
     rounds = len(world.ledger.study.history)
-    return Outcome(plan, law, what, rounds, world.watch.calls, round(world.agenda.now_s, 3))
+    return Outcome(
+        plan, law, what, rounds, world.watch.calls, round(world.agenda.now_s, 3), round(world.longest_s, 3)
+    )
