@@ -183,6 +183,12 @@ ALL = (
         "    return replace(study, open=deal_parts(study, current, now_s))\n",
     ),
     (
+        "leaders that are all silent lead again and again",
+        "core.rules.merging",
+        "    if set(current.roster) <= set(silent_now):\n        return collect_again(study, current, now_s)\n",
+        "",
+    ),
+    (
         "members that have not spoken yet are thrown out",
         "core.rules.merging",
         "    if current.attempt < QUICK_ATTEMPTS:\n        gone &= set(current.silent)\n",

@@ -175,7 +175,7 @@ def tick_merging(study: Study, current: OpenRound, now_s: int) -> Study:
         silent = {part.leader for part in current.parts if not part.digest}
         if not silent:  # all parts are here, and do not fit together
             return _begin_again(study, current, now_s)
-        return replace(study, open=_without_parts_of_the_silent(study, current, silent, now_s))
+        return _without_parts_of_the_silent(study, current, silent, now_s)
     study = accept_if_due(study, now_s)
     if study.open is None or study.open.number != current.number or study.phase != "running":
         return study
@@ -212,7 +212,10 @@ def _away(study: Study, names: set[str]) -> Study:
     return replace(study, participants=participants)
 
 
-def _without_parts_of_the_silent(study: Study, current: OpenRound, silent: set[str], now_s: int) -> OpenRound:
+def _without_parts_of_the_silent(study: Study, current: OpenRound, silent: set[str], now_s: int) -> Study:
+    """Others lead the parts of the silent; where nobody is left who could, others are let in."""
     silent_now = tuple(sorted({*current.silent, *silent}))
     current = replace(current, attempt=current.attempt + 1, silent=silent_now)
-    return deal_parts(study, current, now_s, keep=True)
+    if set(current.roster) <= set(silent_now):
+        return collect_again(study, current, now_s)
+    return replace(study, open=deal_parts(study, current, now_s, keep=True))
