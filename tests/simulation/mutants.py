@@ -53,6 +53,7 @@ class _Changed(SourceFileLoader):
         self.planter = planter
 
     def get_code(self, fullname):
+        del fullname  # there is one
         mutant = self.planter.mutant
         source = Path(self.path).read_text()
         count = source.count(mutant.old)
@@ -66,7 +67,7 @@ def hunt(mutant: Mutant, first: int, most: int) -> tuple[int, str]:
     """How many universes it takes to find a planted bug, and the law that it breaks; 0 if it is not found."""
     planter = Planter(mutant)
     sys.meta_path.insert(0, planter)
-    from konsil.simulation.universe import draw_plan, run_universe
+    from konsil.simulation.universe import draw_plan, run_universe  # noqa: PLC0415 - with the bug in it
 
     assert planter.planted, f"{mutant.module} was not imported"
     for seed in range(first, first + most):
@@ -102,10 +103,9 @@ def medians() -> None:
             count, law = found_by(name, first)
             counts.append(count or MOST + 1)
             laws.add(law)
-        print(
-            f"| {name} | {statistics.median(counts):g} | {max(counts)} | {'; '.join(sorted(laws))} |",
-            flush=True,
-        )
+        row = f"| {name} | {statistics.median(counts):g} | {max(counts)} | {'; '.join(sorted(laws))} |"
+        sys.stdout.write(row + "\n")
+        sys.stdout.flush()
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def main() -> None:
         return
     first, most = [*map(int, sys.argv[2:]), *([0, MOST][len(sys.argv) - 2 :])]
     count, law = hunt(MUTANTS[sys.argv[1]], first, most)
-    print(count, law)
+    sys.stdout.write(f"{count} {law}\n")
 
 
 from planted import ALL  # noqa: E402 - the list is long, and this file says what it is for

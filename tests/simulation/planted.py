@@ -179,8 +179,7 @@ ALL = (
         "the roster that comes to no merge never lets others in",
         "core.rules.merging",
         "    return collect_again(study, replace(current, attempt=current.attempt + 1, reports={}), now_s)\n",
-        "    current = replace(current, attempt=current.attempt + 1, reports={})\n"
-        "    return replace(study, open=deal_parts(study, current, now_s))\n",
+        "    return replace(study, open=deal_parts(study, replace(current, attempt=current.attempt + 1), now_s))\n",
     ),
     (
         "leaders that are all silent lead again and again",

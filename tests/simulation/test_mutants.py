@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mutants import MOST, MUTANTS, Mutant, found_by
+from mutants import MOST, MUTANTS, found_by
 
 
 def test_there_are_enough_planted_bugs_and_each_has_a_name_of_its_own():

@@ -166,6 +166,17 @@ async def test_parts_that_do_not_give_the_digest_are_not_loaded(swarm):
     assert (await benches["a"].complete(published.parts, published.digest)).digest == published.digest
 
 
+async def test_a_leader_whose_part_is_the_digest_of_something_else_is_named(swarm):
+    opened = swarm.open()
+    benches = benches_of(swarm, opened)
+    published = await lead_all(swarm, opened, benches)
+    other = swarm.updates["b"]  # a whole model with as many chunks as the one part, behind its root
+    parts = (Part("b", other.digest), *published.parts[1:])
+    with pytest.raises(UpdatesMissing, match="b published no part") as caught:
+        await benches["a"].complete(parts, published.digest)
+    assert caught.value.members == ("b",)
+
+
 async def test_a_leader_answers_only_for_what_it_merged_itself(swarm):
     opened = swarm.open()
     benches = benches_of(swarm, opened)
