@@ -257,8 +257,8 @@ ALL = (
     (
         "nobody ticks",
         "core.round.goals",
-        "    if due_s is not None and now_s >= due_s:\n        yield Submit(Tick(state.study))",
-        "    if due_s is None:\n        yield Submit(Tick(state.study))",
+        "    if due_s is not None and now_s >= due_s:\n        return (Submit(Tick(state.study)),)",
+        "    if due_s is None:\n        return (Submit(Tick(state.study)),)",
     ),
     (
         "a member that has finished does not come back",

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from konsil.errors import ConfigError
-from konsil.simulation.universe import Plan, decode_plan, draw_plan, encode_plan, run_universe
+from konsil.simulation.universe import (
+    Plan,
+    decode_plan,
+    draw_long,
+    draw_plan,
+    encode_plan,
+    run_universe,
+)
 from konsil.simulation.universe.batch import run_many, run_some
 from konsil.simulation.universe.minimise import minimise
 from konsil.simulation.universe.plan import LIES, Crash, Liar, Skew, Weather
@@ -107,6 +114,14 @@ def test_plans_are_written_down_and_read_back(seed):
 def test_what_is_no_plan_is_refused():
     with pytest.raises(ConfigError, match="no plan of a universe"):
         decode_plan('{"seed": "seven"}')
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_study_goes_on_for_hours_with_a_fault_every_few_minutes(seed):
+    outcome = run_universe(draw_long(seed, 0.25))
+    assert not outcome.law, outcome.what
+    assert outcome.seconds >= 900
+    assert outcome.rounds > 30
 
 
 def test_a_tally_counts_what_was_run():

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from konsil.simulation.universe import Outcome, Plan, decode_plan, draw_plan, encode_plan, run_universe
+from konsil.simulation.universe import (
+    Outcome,
+    Plan,
+    decode_plan,
+    draw_long,
+    draw_plan,
+    encode_plan,
+    run_universe,
+)
 from konsil.simulation.universe.batch import run_many
 from konsil.simulation.universe.minimise import minimise
 from konsil.simulation.universe.sentences import sentences
@@ -16,6 +24,7 @@ from konsil.simulation.universe.sentences import sentences
 @click.command()
 @click.option("--seed", default=0, show_default=True, help="The universe, or the first of many.")
 @click.option("--universes", default=1, show_default=True, help="How many, from that seed on.")
+@click.option("--hours", default=0.0, help="One long universe of so many hours.")
 @click.option("--processes", default=0, help="How many at once; as many as there are cores unless told.")
 @click.option("--trace", is_flag=True, help="Tell the universe's story, event by event.")
 @click.option("--minimise", "small", is_flag=True, help="Look for the smallest that breaks the same law.")
@@ -27,7 +36,15 @@ from konsil.simulation.universe.sentences import sentences
     help="Run the plan in this file instead of a seed's.",
 )
 def simulate(
-    *, seed: int, universes: int, processes: int, trace: bool, small: bool, as_plan: bool, file: Path | None
+    *,
+    seed: int,
+    universes: int,
+    hours: float,
+    processes: int,
+    trace: bool,
+    small: bool,
+    as_plan: bool,
+    file: Path | None,
 ) -> None:
     r"""Run seeded universes: the real contract, rounds and merges among crashes, cuts and liars.
 
@@ -41,7 +58,9 @@ def simulate(
     """
     if universes > 1:
         sys.exit(_many(seed, universes, processes))
-    plan = draw_plan(seed) if file is None else decode_plan(file.read_text())
+    plan = draw_long(seed, hours) if hours > 0 else draw_plan(seed)
+    if file is not None:
+        plan = decode_plan(file.read_text())
     if small:
         plan = minimise(plan)
     if as_plan:

@@ -40,25 +40,20 @@ def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
     wanted: list[Effect] = []
     for goal in goals(study):
         wanted += goal(state, study, now_s)
-    if not wanted and not state.doing and not state.retries:
-        return Step(state, (), _wake(state, study, now_s))
-    wanted = list(dict.fromkeys(wanted))
-    given_up = tuple(
-        effect for effect in state.doing if isinstance(effect, CANCELLED) and effect not in wanted
-    )
-    doing = tuple(effect for effect in state.doing if effect not in given_up) if given_up else state.doing
-    starts = tuple(
-        effect
-        for effect in wanted
-        if effect not in doing and state.retries.get(effect, NEVER_FAILED).at_s <= now_s
-    )
-    retries = state.retries
+    if len(wanted) > 1:
+        wanted = list(dict.fromkeys(wanted))
+    doing, retries = state.doing, state.retries
+    given_up = [effect for effect in doing if effect not in wanted and isinstance(effect, CANCELLED)]
+    if given_up:
+        doing = tuple(effect for effect in doing if effect not in given_up)
+    starts = [effect for effect in wanted if effect not in doing]
     if retries:
+        starts = [effect for effect in starts if retries.get(effect, NEVER_FAILED).at_s <= now_s]
         retries = {effect: retry for effect, retry in retries.items() if effect in wanted}
     if starts or given_up or retries != state.retries:
-        state = replace(state, doing=doing + starts, retries=retries)
-    cancels = tuple(Cancel(effect) for effect in given_up)
-    return Step(state, cancels + starts, _wake(state, study, now_s))
+        state = replace(state, doing=(*doing, *starts), retries=retries)
+    cancels = [Cancel(effect) for effect in given_up]
+    return Step(state, (*cancels, *starts), _wake(state, study, now_s))
 
 
 def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:

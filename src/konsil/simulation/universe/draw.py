@@ -56,6 +56,9 @@ but not of a roster, a protocol is at its weakest."""
 _RESTARTS = 0.5
 """How often the node dies of a member that has finished and goes on contributing."""
 
+_MINUTES_BETWEEN = 4
+"""In a long universe: most faults last up to a minute, so the swarm has time to recover, and little more."""
+
 _STARTS = 0.15
 _DIES_FOR_GOOD = 0.3
 _MIXING = 0.08
@@ -82,6 +85,31 @@ def draw_plan(seed: int) -> Plan:
         weather=chance.choice(_WEATHERS),
     )
     return _Drawing(plan, chance).with_faults()
+
+
+def draw_long(seed: int, hours: float) -> Plan:
+    """A study that goes on for hours, four hospitals of which one lies, with a fault every few minutes."""
+    chance = random.Random(seed)  # noqa: S311 - as above
+    plan = Plan(
+        seed=seed, members=4, rounds=1_000_000, quorum=3, chunks=4, weather=Weather(loss=0.01), hours=hours
+    )
+    drawing = _Drawing(plan, chance)
+    drawing.lost = {"d"}
+    drawing.faults.append(Liar("d", chance.choice(LIES)))
+    kinds = (_Drawing.crash, _Drawing.partition, _Drawing.cut, _Drawing.disk_full, _Drawing.ledger_halt)
+    for minute in range(0, int(hours * 60), _MINUTES_BETWEEN):
+        fault = chance.choice(kinds)(drawing)
+        if fault is not None:
+            drawing.faults.append(_later(fault, minute * 60.0))
+    return replace(plan, faults=tuple(drawing.faults))
+
+
+def _later(fault: AnyFault, wait_s: float) -> AnyFault:
+    """The same fault after a time."""
+    moments = {
+        name: getattr(fault, name) + wait_s for name in ("at_s", "back_s", "until_s") if hasattr(fault, name)
+    }
+    return replace(fault, **moments)
 
 
 class _Drawing:

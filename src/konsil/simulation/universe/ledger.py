@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 from konsil.core.digest import bytes_digest
 from konsil.core.rules import (
@@ -46,9 +45,7 @@ class Ledger:
     """
 
     def __init__(self, plan: Plan, agenda: Agenda, network: Network, watch: Watch) -> None:
-        self.state = first_state(
-            plan.names, plan.rounds, plan.quorum, plan.rule, plan.parts, plan.chunks, plan.running
-        )
+        self.state = _begun(plan.names, _settings(plan), plan.chunks, plan.running)
         self.study: Study = self.state.studies[STUDY]
         self.over = False
         self._agenda = agenda
@@ -110,26 +107,38 @@ def initial_model(chunks: int) -> Content:
     return model_of([float(index) for index in range(chunks)])
 
 
-@cache
-def first_state(
-    names: Sequence[str], rounds: int, quorum: int, rule: str, parts: str, chunks: int, running: bool
-) -> State:
-    """The ledger when a universe begins: a study that all agreed to, or its first round just opened."""
-    settings = StudySettings(
+def _settings(plan: Plan) -> StudySettings:
+    return StudySettings(
         name=STUDY,
-        min_members=quorum,
-        quorum=quorum,
-        rounds=rounds,
+        min_members=plan.quorum,
+        quorum=plan.quorum,
+        rounds=plan.rounds,
         every_steps=1,
-        rule=rule,
+        rule=plan.rule,
         weighting="examples",
-        parts="leader" if parts == "leader" else "shared",
+        parts=plan.parts,
         audit_fraction=1.0,
         silence_s=SILENCE_S,
         patience_s=PATIENCE_S,
         merge_s=MERGE_S,
         give_up_s=GIVE_UP_S,
+        stop_minutes=plan.hours * 60,
     )
+
+
+def _begun(names: tuple[str, ...], settings: StudySettings, chunks: int, running: bool) -> State:
+    """The ledger when a universe begins: a study that all agreed to, or its first round just opened."""
+    key = names, settings_digest(settings), chunks, running
+    if key not in _known:
+        _known[key] = _first_state(names, settings, chunks, running=running)
+    return _known[key]
+
+
+_known: dict[tuple[object, ...], State] = {}
+"""Most universes begin in one of a few ways."""
+
+
+def _first_state(names: Sequence[str], settings: StudySettings, chunks: int, *, running: bool) -> State:
     records = tuple(_record(name) for name in names)
     state = initial_state(Genesis("lungs", "local", names[0], BEGIN_S, records))
     calls: list[tuple[str, Call]] = [(names[0], ProposeStudy(settings))]

@@ -151,7 +151,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``seed``: draws delays, losses and what is random at members. ``members``: how many, from "a" on.
     ``chunks``: of the model. ``running``: whether it begins in round 1 with everybody there, or with a study
-    that was proposed.
+    that was proposed. ``hours``: the study ends after them; 0 for by its rounds alone.
     """
 
     seed: int
@@ -162,6 +162,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rule: str = "mean"
     parts: Literal["shared", "leader"] = "shared"
     running: bool = True
+    hours: float = 0.0
     weather: Weather = Weather()
     faults: tuple[AnyFault, ...] = ()
 

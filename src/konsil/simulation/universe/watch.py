@@ -85,7 +85,7 @@ class Watch:
             raise Violation("the ledger is not flooded", f"{self.calls} calls, the last one {name}'s.")
         was, now = before.studies[STUDY], after.studies[STUDY]
         self.world.story(lambda: f"{name} says {type(call).__name__}: {_about(now)}")
-        if was.history != now.history[: len(was.history)]:
+        if was.history is not now.history:
             self._history_only_grows(was, now)
         for record in now.history[len(was.history) :]:
             self._accept(now, record)
@@ -104,7 +104,7 @@ class Watch:
     def _history_only_grows(self, was: Study, now: Study) -> None:
         """Scores come late; nothing else of an accepted round may change."""
         for old, new in zip(was.history, now.history, strict=False):
-            if _without_scores(old) != _without_scores(new):
+            if old is not new and _without_scores(old) != _without_scores(new):
                 raise Violation("history only grows", f"round {old.number} is another one now.")
 
     def _commits_stand(self, was: Study, now: Study) -> None:
