@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from konsil.simulation.universe.world import World
 
 
-CALLS_AT_ONCE, CALLS_A_SECOND = 150, 2.0
-"""More calls than any universe needs: without a bound members that are all well, and cannot reach each
+CALLS_AT_ONCE, CALLS_A_SECOND, CALLS_A_MEMBER = 120, 2.0, 5
+"""At first, each second, and for each member in each accepted round. More calls than any universe needs: without a bound members that are all well, and cannot reach each
 other, fill the ledger's disk."""
 
 
@@ -42,7 +42,7 @@ class Watch:
         self.honest = frozenset(world.plan.honest)
         self._said: dict[tuple[str, ...], str] = {}
         self._accepted: dict[int, str] = {}
-        self.calls = 0
+        self.calls = self._honest_calls = 0
         self._undisturbed = _undisturbed(world.plan)
 
     # --- what nodes say ----------------------------------------------------------------------------
@@ -81,8 +81,10 @@ class Watch:
     def taken(self, name: str, call: Call, before: State, after: State) -> None:
         """The ledger took a call."""
         self.calls += 1
-        if name in self.honest and self.calls > CALLS_AT_ONCE + CALLS_A_SECOND * self.world.agenda.now_s:
-            raise Violation("the ledger is not flooded", f"{self.calls} calls, the last one {name}'s.")
+        self._honest_calls += name in self.honest
+        rounds = len(self._accepted) * CALLS_A_MEMBER * self.world.plan.members
+        if self._honest_calls > CALLS_AT_ONCE + rounds + CALLS_A_SECOND * self.world.agenda.now_s:
+            raise Violation("the ledger is not flooded", f"{self._honest_calls} calls, the last one {name}'s.")
         was, now = before.studies[STUDY], after.studies[STUDY]
         self.world.story(lambda: f"{name} says {type(call).__name__}: {_about(now)}")
         if was.history is not now.history:
