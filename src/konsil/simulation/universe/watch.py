@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 CALLS_AT_ONCE, CALLS_A_SECOND, CALLS_A_MEMBER = 120, 2.0, 5
-"""At first, each second, and for each member in each accepted round. More calls than any universe needs: without a bound members that are all well, and cannot reach each
-other, fill the ledger's disk."""
+"""At first, each second, and for each member in each accepted round: more than any universe needs. Without
+a bound members that are all well, and cannot reach each other, fill the ledger's disk."""
 
 
 class Violation(Exception):
@@ -84,7 +84,9 @@ class Watch:
         self._honest_calls += name in self.honest
         rounds = len(self._accepted) * CALLS_A_MEMBER * self.world.plan.members
         if self._honest_calls > CALLS_AT_ONCE + rounds + CALLS_A_SECOND * self.world.agenda.now_s:
-            raise Violation("the ledger is not flooded", f"{self._honest_calls} calls, the last one {name}'s.")
+            raise Violation(
+                "the ledger is not flooded", f"{self._honest_calls} calls, the last one {name}'s."
+            )
         was, now = before.studies[STUDY], after.studies[STUDY]
         self.world.story(lambda: f"{name} says {type(call).__name__}: {_about(now)}")
         if was.history is not now.history:
