@@ -94,10 +94,14 @@ class LoopbackSwarm:
         *,
         swarm: str = "loopback",
         dial_only: Sequence[str] = (),
+        advertise: Mapping[str, str] | None = None,
         log_level: str = "info",
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Make every member's directory under ``root``; start nothing yet."""
+        """Make every member's directory under ``root``; start nothing yet.
+
+        ``advertise``: for members that peers must dial elsewhere than where they listen, that address.
+        """
         self.root = root
         self.members = tuple(members)
         self.swarm = swarm
@@ -107,7 +111,7 @@ class LoopbackSwarm:
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._ready.bind(str(root / "ready.sock"))
         for name in members:
-            self.make(name, dial_only=name in dial_only)
+            self.make(name, dial_only=name in dial_only, advertise=(advertise or {}).get(name, ""))
         self.genesis = self._found()
 
     # --- setting up ----------------------------------------------------------------------------
@@ -120,13 +124,17 @@ class LoopbackSwarm:
         """A member's control socket."""
         return Control(self.directory(name))
 
-    def make(self, name: str, *, dial_only: bool = False) -> Config:
+    def make(self, name: str, *, dial_only: bool = False, advertise: str = "") -> Config:
         """A member's directory with keys, config and card."""
         listen = "" if dial_only else f"127.0.0.1:{free_port()}"
         config = Config(
             self.directory(name),
             MemberTable(name),
-            node=NodeTable(listen=listen, log_level=self.log_level),  # type: ignore[arg-type]  # a word
+            node=NodeTable(
+                listen=listen,
+                advertise=(advertise,) if advertise and listen else (),
+                log_level=self.log_level,  # type: ignore[arg-type]  # a word
+            ),
         )
         make_directory(config)
         write_own_card(config)

@@ -1,0 +1,122 @@
+"""Lines that break, hang and crawl between real nodes: a hiccup kills nothing, and slow is not dead."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+
+THREE = ("berlin", "bonn", "koeln")
+
+
+def test_a_line_that_hangs_for_seconds_in_the_middle_of_a_round_costs_nobody_anything(lab):
+    lab.make(*THREE)
+    lab.study(rounds=6)
+    lab.train(pause=0.2)
+    lab.trainers["berlin"].until("merged", 2)
+    lab.network.do("cut", "koeln")
+    time.sleep(4)
+    lab.network.do("heal", "koeln")
+    lab.ends()
+    history = lab.intact()
+    assert len(history) == 6
+    assert all(set(record.roster) == set(THREE) for record in history)
+
+
+def test_connections_that_break_in_the_middle_of_a_round_are_made_anew(lab):
+    lab.make(*THREE)
+    lab.study(rounds=6)
+    lab.train(pause=0.2, elements=1_000_000)
+    lab.trainers["berlin"].until("merged", 2)
+    for _ in range(2):
+        lab.network.do("reset", "koeln")
+        time.sleep(1)
+        lab.network.do("heal", "koeln")
+        time.sleep(1)
+    lab.ends()
+    history = lab.intact()
+    assert len(history) == 6
+    assert set(history[-1].roster) == set(THREE)
+
+
+def test_a_gateway_that_restarts_leaves_dead_connections_and_the_nodes_notice_and_dial_again(lab):
+    """A VPN's reboot: what was connected never answers again and nobody is told; new connections pass."""
+    lab.make(*THREE)
+    lab.study(rounds=4)
+    lab.train(pause=0.3)
+    lab.trainers["berlin"].until("merged", 2)
+    began_s = time.monotonic()
+    lab.network.do("lose", "koeln")
+    time.sleep(1)
+    lab.network.do("heal", "koeln")
+    lab.ends()
+    assert time.monotonic() - began_s < 60
+    history = lab.intact()
+    assert len(history) == 4
+    assert set(history[-1].roster) == set(THREE)
+    assert "silent for" in lab.log("koeln") + lab.log("berlin")
+
+
+def test_a_site_in_a_black_hole_is_left_out_by_name_and_takes_part_again_once_the_line_is_back(lab):
+    lab.make(*THREE)
+    lab.study(rounds=40, silence_s=3)
+    lab.train(pause=0.3)
+    lab.trainers["koeln"].until("merged", 2)
+    lab.network.do("lose", "koeln")
+    without = lab.wait("berlin", lambda study: "koeln" in study.history[-1].absent)
+    assert without.history[-1].absent["koeln"] in {"silent", "unreachable"}
+    assert f"koeln did not take part: {without.history[-1].absent['koeln']}" in lab.konsil(
+        "berlin", "ledger", "show", "aml"
+    )
+    # The site itself is told what is wrong, and that nothing is lost.
+    told = lab.swarm.control("koeln").node()
+    assert told.member == "koeln"
+    lab.network.do("heal", "koeln")
+    lab.wait("berlin", lambda study: "koeln" in study.history[-1].roster)
+    lab.ends()
+    history = lab.intact()
+    assert len(history) == 40
+    assert set(history[-1].roster) == set(THREE)
+
+
+@pytest.mark.parametrize("merge_s", [30, 2])
+def test_a_site_twenty_times_slower_than_the_others_is_waited_for_and_merged(lab, merge_s):
+    """Its line is so slow that a merge takes longer than `merge_s` = 2: no fixed time throws it out."""
+    lab.make(*THREE)
+    for name in THREE:
+        lab.network.do("slow", name, bytes_s=20e6)
+    lab.study(rounds=2, silence_s=5, merge_s=merge_s)
+    lab.network.do("slow", "koeln", bytes_s=1e6)
+    lab.train(elements=1_000_000)
+    lab.ends()
+    history = lab.intact()
+    assert len(history) == 2
+    for record in history:
+        assert set(record.roster) == set(THREE)
+
+
+def test_who_trains_longer_than_the_patience_is_left_out_as_too_slow_and_stalls_nobody(lab):
+    lab.make(*THREE)
+    lab.study(rounds=3, silence_s=2, patience_s=4)
+    lab.train("berlin", "bonn")
+    lab.train("koeln", pause=60)
+    lab.ends("berlin", "bonn")
+    lab.trainers["koeln"].kill()
+    history = lab.intact()
+    assert history[0].absent == {"koeln": "too slow"}
+    assert all(set(record.roster) == {"berlin", "bonn"} for record in history)
+
+
+def test_with_200_ms_each_way_on_every_line_all_rounds_go_through_at_the_first_attempt(lab):
+    lab.make(*THREE, "lyon", start=False)
+    lab.network.do("delay", delay_s=0.2)
+    lab.swarm.start()
+    lab.study(rounds=3, audit_fraction=1.0)
+    lab.train(elements=1_000_000)
+    lab.ends()
+    history = lab.intact()
+    assert len(history) == 3
+    assert all(len(record.roster) == 4 and record.attempt == 1 for record in history)
+    assert all(not record.absent and not record.disputes for record in history)
