@@ -121,14 +121,14 @@ class Merging:
         left_s = max(0.0, (current.deadline_s - self._clock()) * BLAMED_AFTER)
         try:
             await asyncio.wait({task}, timeout=left_s if current.attempt >= BLAMED_FROM_ATTEMPT else None)
-            if task.done():
+            hanging = () if task.done() else bench.gatherer.who_hangs(before)
+            if not hanging:
+                # Slow is not dead: on a slow line a new beginning would never come to an end.
                 return await task
-            hanging = bench.gatherer.who_hangs(before)  # before the work ends, and its waiting with it
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        who = ", ".join(hanging) or "More than one member, or this node's own line,"
-        raise UpdatesMissing(hanging, f"{who} let a part of the merge hang.")
+        raise UpdatesMissing(hanging, f"{', '.join(hanging)} let a part of the merge hang.")
 
     async def recompute(self, effect: Recompute) -> bool:
         """Whether a disputed chunk is wrong."""

@@ -47,54 +47,59 @@ def test_a_gateway_that_restarts_leaves_dead_connections_and_the_nodes_notice_an
     lab.study(rounds=4)
     lab.train(pause=0.3)
     lab.trainers["berlin"].until("merged", 2)
-    began_s = time.monotonic()
     lab.network.do("lose", "koeln")
-    time.sleep(1)
+    problem = problem_at(lab, "koeln", "silent for")
+    assert "berlin: " in problem
+    assert "Requests are safe to repeat. It is tried again by itself." in problem
     lab.network.do("heal", "koeln")
     lab.ends()
-    assert time.monotonic() - began_s < 60
     history = lab.intact()
     assert len(history) == 4
-    assert set(history[-1].roster) == set(THREE)
-    assert "silent for" in lab.log("koeln") + lab.log("berlin")
+    assert all(set(record.roster) == set(THREE) for record in history)
+    assert not lab.swarm.control("koeln").node().problems
+
+
+def problem_at(lab, name: str, words: str, timeout_s: float = 30.0) -> str:
+    """What a person at this member reads in `konsil node status` once something with these words is wrong."""
+    until_s = time.monotonic() + timeout_s
+    while time.monotonic() < until_s:
+        for problem in lab.swarm.control(name).node().problems:
+            if words in problem:
+                assert problem in lab.konsil(name, "node", "status").replace("\n", " ")
+                return problem
+        time.sleep(0.1)
+    raise AssertionError(lab.swarm.control(name).node().problems)
 
 
 def test_a_site_in_a_black_hole_is_left_out_by_name_and_takes_part_again_once_the_line_is_back(lab):
     lab.make(*THREE)
-    lab.study(rounds=40, silence_s=3)
-    lab.train(pause=0.3)
+    lab.study(rounds=20, silence_s=3)
+    lab.train(pause=0.4)
     lab.trainers["koeln"].until("merged", 2)
-    lab.network.do("lose", "koeln")
-    without = lab.wait("berlin", lambda study: "koeln" in study.history[-1].absent)
-    assert without.history[-1].absent["koeln"] in {"silent", "unreachable"}
-    assert f"koeln did not take part: {without.history[-1].absent['koeln']}" in lab.konsil(
-        "berlin", "ledger", "show", "aml"
-    )
-    # The site itself is told what is wrong, and that nothing is lost.
-    told = lab.swarm.control("koeln").node()
-    assert told.member == "koeln"
+    lab.network.do("cut", "koeln")
+    without = lab.wait("berlin", lambda study: "koeln" in study.history[-1].absent).history[-1]
+    assert without.absent["koeln"] in {"silent", "unreachable"}
     lab.network.do("heal", "koeln")
     lab.wait("berlin", lambda study: "koeln" in study.history[-1].roster)
     lab.ends()
     history = lab.intact()
-    assert len(history) == 40
+    assert len(history) == 20
     assert set(history[-1].roster) == set(THREE)
 
 
-@pytest.mark.parametrize("merge_s", [30, 2])
+@pytest.mark.parametrize("merge_s", [30, 1])
 def test_a_site_twenty_times_slower_than_the_others_is_waited_for_and_merged(lab, merge_s):
-    """Its line is so slow that a merge takes longer than `merge_s` = 2: no fixed time throws it out."""
+    """A merge over its line takes longer than `merge_s` = 1: no fixed time throws it, or others, out."""
     lab.make(*THREE)
     for name in THREE:
         lab.network.do("slow", name, bytes_s=20e6)
     lab.study(rounds=2, silence_s=5, merge_s=merge_s)
     lab.network.do("slow", "koeln", bytes_s=1e6)
-    lab.train(elements=1_000_000)
+    lab.train(elements=500_000)
     lab.ends()
     history = lab.intact()
     assert len(history) == 2
-    for record in history:
-        assert set(record.roster) == set(THREE)
+    assert all(set(record.roster) == set(THREE) and not record.absent for record in history)
 
 
 def test_who_trains_longer_than_the_patience_is_left_out_as_too_slow_and_stalls_nobody(lab):
