@@ -50,7 +50,7 @@ def test_a_gateway_that_restarts_leaves_dead_connections_and_the_nodes_notice_an
     lab.network.do("lose", "koeln")
     problem = problem_at(lab, "koeln", "silent for")
     assert "berlin: " in problem
-    assert "Requests are safe to repeat. It is tried again by itself." in problem
+    assert "Requests are safe to repeat." in problem
     lab.network.do("heal", "koeln")
     lab.ends()
     history = lab.intact()
@@ -95,7 +95,7 @@ def test_a_site_twenty_times_slower_than_the_others_is_waited_for_and_merged(lab
         lab.network.do("slow", name, bytes_s=20e6)
     lab.study(rounds=2, silence_s=5, merge_s=merge_s)
     lab.network.do("slow", "koeln", bytes_s=1e6)
-    lab.train(elements=500_000)
+    lab.train(elements=250_000)
     lab.ends()
     history = lab.intact()
     assert len(history) == 2
