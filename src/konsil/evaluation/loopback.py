@@ -94,20 +94,25 @@ class LoopbackSwarm:
         *,
         swarm: str = "loopback",
         dial_only: Sequence[str] = (),
+        advertise: Mapping[str, str] | None = None,
         log_level: str = "info",
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Make every member's directory under ``root``; start nothing yet."""
+        """Make every member's directory under ``root``; start nothing yet.
+
+        ``advertise``: for members that peers must dial elsewhere than where they listen, that address.
+        """
         self.root = root
         self.members = tuple(members)
         self.swarm = swarm
         self.log_level = log_level
         self.environment = dict(environment or {})
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._held: list[socket.socket] = []
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._ready.bind(str(root / "ready.sock"))
         for name in members:
-            self.make(name, dial_only=name in dial_only)
+            self.make(name, dial_only=name in dial_only, advertise=(advertise or {}).get(name, ""))
         self.genesis = self._found()
 
     # --- setting up ----------------------------------------------------------------------------
@@ -120,13 +125,17 @@ class LoopbackSwarm:
         """A member's control socket."""
         return Control(self.directory(name))
 
-    def make(self, name: str, *, dial_only: bool = False) -> Config:
+    def make(self, name: str, *, dial_only: bool = False, advertise: str = "") -> Config:
         """A member's directory with keys, config and card."""
-        listen = "" if dial_only else f"127.0.0.1:{free_port()}"
+        listen = "" if dial_only else f"127.0.0.1:{free_port(self._held)}"
         config = Config(
             self.directory(name),
             MemberTable(name),
-            node=NodeTable(listen=listen, log_level=self.log_level),  # type: ignore[arg-type]  # a word
+            node=NodeTable(
+                listen=listen,
+                advertise=(advertise,) if advertise and listen else (),
+                log_level=self.log_level,  # type: ignore[arg-type]  # a word
+            ),
         )
         make_directory(config)
         write_own_card(config)
@@ -235,6 +244,9 @@ class LoopbackSwarm:
                 process.wait()
         self._processes.clear()
         self._ready.close()
+        for holder in self._held:
+            holder.close()
+        self._held.clear()
 
     # --- studies -------------------------------------------------------------------------------
 
@@ -268,10 +280,23 @@ class LoopbackSwarm:
         self.close()
 
 
-def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens at."""
+def free_port(held: list[socket.socket] | None = None) -> int:
+    """A port on 127.0.0.1 that nobody listens at.
+
+    Args:
+        held: gets what keeps other swarms of this machine from the port, until it is closed: between now and
+            the start of a node there is time for them to choose the same one.
+    """
     for port in _random.sample(_PORTS, 200):
+        holder = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe, contextlib.suppress(OSError):
+            if sys.platform == "linux":
+                holder.bind(f"\0konsil port {port}")  # a name without a file: gone with its process
             probe.bind(("127.0.0.1", port))
+            if held is None:
+                holder.close()
+            else:
+                held.append(holder)
             return port
+        holder.close()
     raise NodeError("No free port between 20000 and 32000.")

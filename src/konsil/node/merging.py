@@ -38,20 +38,11 @@ T = TypeVar("T")
 class Merging:
     """Works on the open round of a study, as the ledger has it at each call."""
 
-    def __init__(
-        self,
-        name: str,
-        site: Site,
-        store: Store,
-        study: Callable[[], Study],
-        ledger_now_s: Callable[[], float] | None = None,
-    ) -> None:
-        """``name``: the study's; ``study``: the study as it stands on the ledger now; ``ledger_now_s``: the
-        ledger's time, the node's clock unless told otherwise.
-        """
+    def __init__(self, name: str, site: Site, store: Store, study: Callable[[], Study]) -> None:
+        """``name``: the study's; ``study``: the study as it stands on the ledger now."""
         self.me = site.me
         self.max_model_bytes = site.max_model_bytes
-        self._ledger_now_s = ledger_now_s or site.clock
+        self._ledger_s = site.ledger_s
         self.puller = Puller(site.me, site.peers, name)
         self.store = store
         self.rules = site.rules
@@ -71,10 +62,13 @@ class Merging:
             self._bench = None
 
     def let_go(self) -> None:
-        """Forget the workbench of a round that is over."""
-        current = self._study().open
-        if self._bench is not None and (current is None or self._bench.roster.round != current.number):
-            self.close()
+        """Forget the workbench of a round that is over, once nothing on it is of use any more."""
+        study, bench = self._study(), self._bench
+        if bench is None or (study.open is not None and bench.roster.round == study.open.number):
+            return
+        if bench.roster.round == len(study.history) and self.store.model(study.accepted) is None:
+            return  # the others went on: what a slow line has brought so far is not to be fetched again
+        self.close()
 
     # --- the open round ------------------------------------------------------------------------
 
@@ -127,17 +121,17 @@ class Merging:
         """Do a part of the merge; where somebody lets it hang, say who before the attempt is over."""
         task = asyncio.ensure_future(work)
         before = self.puller.peers.received()
-        left_s = max(0.0, (current.deadline_s - self._ledger_now_s()) * BLAMED_AFTER)
+        left_s = max(0.0, (current.deadline_s - self._ledger_s()) * BLAMED_AFTER)
         try:
             await asyncio.wait({task}, timeout=left_s if current.attempt >= BLAMED_FROM_ATTEMPT else None)
-            if task.done():
+            hanging = () if task.done() else bench.gatherer.who_hangs(before)
+            if not hanging:
+                # Slow is not dead: on a slow line a new beginning would never come to an end.
                 return await task
-            hanging = bench.gatherer.who_hangs(before)  # before the work ends, and its waiting with it
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        who = ", ".join(hanging) or "More than one member, or this node's own line,"
-        raise UpdatesMissing(hanging, f"{who} let a part of the merge hang.")
+        raise UpdatesMissing(hanging, f"{', '.join(hanging)} let a part of the merge hang.")
 
     async def recompute(self, effect: Recompute) -> bool:
         """Whether a disputed chunk is wrong."""
@@ -219,7 +213,8 @@ class Merging:
             turn = index % len(holders)  # so that all who have it share the load
             order = (*holders[turn:], *holders[:turn])
             with assembly.chunk(index) as into:
-                await self.puller.chunk(digest, index, manifest.leaves[index], into, order)
+                if self._bench is None or not self._bench.give(index, manifest.leaves[index], into):
+                    await self.puller.chunk(digest, index, manifest.leaves[index], into, order)
 
     def _likely_holders(self) -> tuple[str, ...]:
         """Other participants, those first that said that they hold the accepted model."""

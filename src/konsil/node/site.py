@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from konsil.core.round import LedgerTime
+from konsil.core.rules import Call
 from konsil.ledger.base import Ledger
 from konsil.node.journal import Journal
 from konsil.node.models import Models
@@ -25,7 +27,7 @@ def default_max_model_bytes() -> int:
 
 @dataclass
 class Site:
-    """A member's name and its node's parts. ``clock``: unix time in seconds."""
+    """A member's name and its node's parts. ``clock``: this machine's unix time in seconds."""
 
     me: str
     ledger: Ledger
@@ -35,3 +37,24 @@ class Site:
     clock: Callable[[], float] = time.time
     rules: Rules = field(default_factory=Rules)
     max_model_bytes: int = field(default_factory=default_max_model_bytes)
+    _time: LedgerTime = field(default=LedgerTime(), init=False)
+    _heard_s: int = field(default=0, init=False)
+
+    def ledger_s(self) -> float:
+        """The ledger's time, in which its deadlines are: the clock, corrected as far as that shows it wrong.
+
+        A clock that is behind would let a member be silent while it trains; one that is ahead would make it
+        say all the time that it trains.
+        """
+        own_s, entry_s = self.clock(), self.ledger.state.now_s
+        if entry_s != self._heard_s:
+            self._heard_s = entry_s
+            self._time = self._time.heard(entry_s, own_s)
+        return self._time.now_s(own_s)
+
+    async def submit(self, call: Call) -> int:
+        """Put a call on the ledger; see ``Ledger.submit``."""
+        sent_s = self.clock()
+        height = await self.ledger.submit(call)
+        self._time = self._time.answered(sent_s, self.ledger.state.now_s)
+        return height
