@@ -106,6 +106,9 @@ def _fill(world: World, fault: DiskFull) -> None:
 def _empty(world: World, fault: DiskFull) -> None:
     world.say(f"{fault.member}'s disk works again")
     world.disks[fault.member].refuses = 0
+    if fault.broken:  # a journal that a disk has failed is not trusted before a new start: people do that
+        world.crash(fault.member, "killed")
+        world.start(fault.member)
 
 
 def _halt(world: World, fault: LedgerHalt) -> None:

@@ -282,6 +282,9 @@ class SimulatedTransport:
         except TimeoutError:
             address = address or PeerAddress(peer, "", ("",), b"")
             raise too_late(address, timeout_s, problem="", connected=connection is not None) from None
+        finally:
+            if into is not None:
+                into.release()
 
     async def answer(self, peer: str, message: bytes) -> Reply:
         """Serve a peer's request.
@@ -334,6 +337,7 @@ class _Trip:
         finally:
             del self._connection.asks[self._answered]
             self._answered.cancel()
+            self._into = None  # what comes too late must not hold the asker's memory
             for task in self._serving:  # as a CANCEL frame does
                 task.cancel()
 
@@ -381,6 +385,8 @@ class _Trip:
             ask.settle()
         except KonsilError as problem:
             fail(self._answered, problem)
+        finally:
+            ask.let_go()
 
 
 def _pair(one: str, other: str) -> Pair:

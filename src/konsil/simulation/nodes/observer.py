@@ -40,16 +40,22 @@ class Observer:
         if isinstance(node.ledger, LocalLedger):
             if self._task is not None:
                 self._task.cancel()
-            self._task = loop.create_task(self._watch(node.ledger), name="observer")
+            self._task = loop.create_task(self._watch(node, node.ledger), name="observer")
 
-    async def _watch(self, ledger: LocalLedger) -> None:
+    async def _watch(self, node: SimulatedNode, ledger: LocalLedger) -> None:
         if ledger.state.height < self.state.height:
             self._broken(f"the operator told {self.state.height} entries and now has {ledger.state.height}")
             return
+        loop = asyncio.get_running_loop()
         while True:
+            began_s = loop.time()
             try:
                 entries = await ledger.follow(self.state.height, WAIT_S)
             except KonsilError:
+                return
+            if not node.process.alive:
+                return
+            if not entries and loop.time() - began_s < WAIT_S:
                 return  # it has been closed
             for data in entries:
                 entry = decode_entry(data)

@@ -80,8 +80,12 @@ class _Heard:
     def __call__(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
         error = event.pop("exc_info", None)
         what = ", ".join(f"{key}={value}" for key, value in sorted(event.items()) if key != "event")
-        self._tell(method, f"{event.get('event')}: {what}" + (f" {error!r}" if error else ""))
+        self._tell(method, f"{event.get('event')}: {what}" + (f" {_shown(error)}" if error else ""))
         raise structlog.DropEvent
+
+
+def _shown(error: object) -> str:
+    return repr(error)
 
 
 @contextmanager

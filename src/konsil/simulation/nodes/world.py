@@ -221,8 +221,10 @@ class World:
         return is_over and self.loop.time() > self.plan.quiet_s and not self._who_waits()
 
     def _who_waits(self) -> list[str]:
-        """Honest members whose training does not know yet that the study is over."""
-        return [n for n, s in self.scripts.items() if not (s.over or s.left) and n not in self.plan.liars]
+        """Honest members that take part and whose training does not know yet that the study is over."""
+        study = self.state.studies.get(STUDY)
+        expected = set(study.participants) - self.plan.liars if study is not None else set()
+        return [name for name in sorted(expected) if not (self.scripts[name].over or self.scripts[name].left)]
 
     def _how_it_is(self) -> str:
         study = self.state.studies.get(STUDY)
@@ -242,7 +244,7 @@ class World:
         await asyncio.gather(*(node.close() for node in self.nodes.values()))
         await asyncio.gather(*(node.closed() for node in self._gone))
         await self._observer.close()
-        left = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        left = [f"{task.get_name()} {task.get_coro()}" for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         if left:
             self.broken(f"tasks were left behind: {', '.join(sorted(left))}")
         for problem in self.loop.problems:
