@@ -173,11 +173,11 @@ class Network:
         """Whether what one sends to the other is lost now."""
         return self._holes[sender, receiver] > 0
 
-    def takes_s(self, sender: str, receiver: str, body_bytes: int = 0) -> float:
+    def takes_s(self, sender: str, receiver: str, body_bytes: float = 0) -> float:
         """How long a message is on its way. Drawn for each, so that later ones overtake earlier ones."""
         slow = max(self.conditions.slow.get(sender, 1.0), self.conditions.slow.get(receiver, 1.0))
         lots = self._lots_of((sender, receiver))
-        sent_s = self.scale * body_bytes / self.conditions.bytes_per_s
+        sent_s = body_bytes / self.conditions.bytes_per_s
         return slow * (lots.expovariate(1 / self.conditions.delay_s) + sent_s)
 
     def comes_twice(self, sender: str, receiver: str) -> bool:
@@ -215,6 +215,10 @@ class SimulatedTransport:
         self._news = asyncio.Event()
         self._closed = False
         network.add(self)
+
+    def answer_by(self, handler: Handler) -> None:
+        """Answer otherwise from now on."""
+        self._handler = handler
 
     def address(self, peer: str) -> PeerAddress | None:
         """The peer as it stands in this side's directory."""
@@ -342,6 +346,11 @@ class _Trip:
                 task.cancel()
 
     @property
+    def _scale(self) -> float:
+        """Of what is asked for, only a model's chunk goes straight into memory."""
+        return self._network.scale if self._into is not None else 1.0
+
+    @property
     def _over(self) -> bool:
         is_open = self._network.is_open(self._connection, self._near.name, self._peer)
         return self._answered.done() or not is_open
@@ -364,7 +373,7 @@ class _Trip:
             return
         reply = None if error is not None else task.result()
         body_bytes = memoryview(reply.body).nbytes if reply is not None else 0
-        takes_s = self._network.takes_s(self._peer, self._near.name, body_bytes)
+        takes_s = self._network.takes_s(self._peer, self._near.name, body_bytes * self._scale)
         self._network.loop.call_later(takes_s, self._answer_arrives, reply, error)
 
     def _answer_arrives(self, reply: Reply | None, error: BaseException | None) -> None:
@@ -374,7 +383,7 @@ class _Trip:
             self._answered.set_exception(error or RuntimeError("no answer"))
             return
         view = flat(reply.body)
-        came = HEADER_BYTES + len(reply.message) + int(self._network.scale * len(view))
+        came = HEADER_BYTES + len(reply.message) + int(self._scale * len(view))
         self._connection.bytes_in[self._near.name] += came
         self._near.bytes_in += HEADER_BYTES + len(reply.message) + len(view)
         ask = Ask(self._answered, self._into, self._limit_bytes)

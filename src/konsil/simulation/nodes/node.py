@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, cast
 
@@ -195,9 +195,20 @@ class SimulatedNode:
                     await ledger.submit(Agree(STUDY, study.settings_digest))
                 elif study is not None:
                     return
-            except KonsilError:
+            except KonsilError as error:
+                self.world.say(f"{self.name} is told: {error.what}")
                 await asyncio.sleep(AGAIN_S)
             await ledger.changed(ledger.state.height, WATCH_S)
+
+    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside everything else, until the end."""
+        task = self.world.loop.spawn(self.process, work, f"beside {self.name}")
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        self._stack.push_async_callback(end)
 
     # --- the training process --------------------------------------------------------------------
 

@@ -146,10 +146,11 @@ def draw(seed: int) -> Plan:
     members = NAMES[: lots.choice((3, 3, 4, 4, 5))]
     few = 2 if lots.random() < 1 / 4 else 3
     trains_s = {name: lots.uniform(0.2, 2.0) for name in members}
+    settings = _settings(lots, few)
     return Plan(
         seed=seed,
         members=members,
-        settings=_settings(lots, members, few),
+        settings=settings,
         trains_s=trains_s,
         engine=lots.random() < 1 / 3,
         dial_only=members[1:3] if lots.random() < 1 / 5 else (),
@@ -159,13 +160,13 @@ def draw(seed: int) -> Plan:
         slow={lots.choice(members): lots.choice((3.0, 10.0))} if lots.random() < 1 / 5 else {},
         ledger_delay_s=lots.choice((0.005, 0.05, 0.3)),
         lost_calls=lots.choice((0.0, 0.0, 0.05, 0.2)),
-        faults=_faults(lots, members),
+        faults=_faults(lots, members, settings.quorum),
     )
 
 
-def _settings(lots: random.Random, members: tuple[str, ...], few: int) -> StudySettings:
+def _settings(lots: random.Random, few: int) -> StudySettings:
     outer = lots.random() < 1 / 6 and few >= 3  # noqa: PLR2004 - what the contract asks of an outer optimiser
-    rules = ("mean", "mean", "median", "geometric_median", "norm_clipping")
+    rules = ("mean", "mean", "median", "geometric_median", "mean" if outer else "norm_clipping")
     return StudySettings(
         name=STUDY,
         min_members=few,
@@ -184,7 +185,7 @@ def _settings(lots: random.Random, members: tuple[str, ...], few: int) -> StudyS
     )
 
 
-def _faults(lots: random.Random, members: tuple[str, ...]) -> tuple[Fault, ...]:
+def _faults(lots: random.Random, members: tuple[str, ...], quorum: int) -> tuple[Fault, ...]:
     kinds = (_crash, _crash, _crash, _partition, _cut, _disk, _halt, _skew, _late, _script, _liar)
     found: list[Fault] = []
     for _ in range(lots.choice((0, 1, 2, 2, 3, 4))):
@@ -192,7 +193,15 @@ def _faults(lots: random.Random, members: tuple[str, ...]) -> tuple[Fault, ...]:
         same = [other for other in found if type(other) is type(fault)]
         if not (same and isinstance(fault, Liar | Late | Skew)):
             found.append(fault)
+    can_spare = len(members) - quorum
+    for fault in [fault for fault in found if _takes_one_away(fault)][can_spare:]:
+        found.remove(fault)
     return tuple(found)
+
+
+def _takes_one_away(fault: Fault) -> bool:
+    """Whether rounds may have to do without a member for good."""
+    return isinstance(fault, Liar) or (isinstance(fault, Script) and fault.how == "inactive")
 
 
 def _window(lots: random.Random) -> tuple[float, float]:
