@@ -111,7 +111,7 @@ class TrainingProcess:
         self._life = 0
         self._task: asyncio.Task[None] | None = None
         self._wish: Contribution | None = None
-        self._goodbye = False
+        self._goodbye = self._comes_back = False
         self._forget()
 
     def _forget(self) -> None:
@@ -123,8 +123,9 @@ class TrainingProcess:
     # --- life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Run; a process that runs or that has finished is left alone."""
+        """Run; a process that runs or that has finished is left alone. One about to leave comes back then."""
         if self._task is not None or self.over:
+            self._comes_back = self._goodbye
             return
         self._life += 1
         self.left = self._goodbye = False
@@ -161,6 +162,9 @@ class TrainingProcess:
             if not self.over and not self.left:
                 await asyncio.sleep(AGAIN_S)
         self._task = None
+        if self._comes_back:
+            self._comes_back = False
+            self.start()
 
     # --- what is said ----------------------------------------------------------------------------
 

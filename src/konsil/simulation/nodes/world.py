@@ -263,7 +263,6 @@ def run_universe(seed: int, plan: Plan | None = None) -> Outcome:
         plan: instead of the one that the seed draws.
     """
     plan = plan or draw(seed)
-    gc.collect()
     gc.disable()  # what is alive must not depend on when the collector comes by
     before = _descriptors()
     try:
