@@ -81,6 +81,19 @@ class Invariants:
         if Manifest.decode(manifest).digest != digest or (known is not None and data != SCHEMA.header + known):
             self._broken(f"{name} {when}, but what is on its disk is not {digest[:8]}")
 
+    def serves(self, name: str, peer: str, digest: str, state: State) -> None:
+        """A member's node gives a peer what is behind a digest."""
+        study = state.studies.get(STUDY)
+        if study is None or peer not in study.participants:
+            self._broken(f"{name} gives {digest[:8]} to {peer}, which takes no part")
+            return
+        current = study.open
+        known = {study.accepted, *(record.digest for record in study.history)}
+        if current is None or current.phase != "collecting" or digest in known:
+            return
+        if any(commit.digest == digest and other != peer for other, commit in current.commits.items()):
+            self._broken(f"{name} gives {peer} an update of round {current.number}, which still collects")
+
     # --- what the ledger takes -------------------------------------------------------------------
 
     def took(self, before: State, after: State) -> None:

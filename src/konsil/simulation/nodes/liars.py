@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from msgspec.structs import replace
 
-from konsil.core.digest import group_digest, leaf
-from konsil.core.messages import GetChunk, GetManifest, decode_request
+from konsil.core.digest import Manifest, group_digest, leaf
+from konsil.core.messages import MAX_MANIFEST_BYTES, GetChunk, GetManifest, decode_request
 from konsil.core.rules import Call, Commit, Dispute, OpenRound, Publish, Report, State
 from konsil.errors import KonsilError, LedgerError, PeerRefused
 from konsil.ledger.base import Ledger
@@ -147,6 +147,39 @@ def _wrong_chunks(node: SimulatedNode) -> None:
     _answers(node, lie)
 
 
+def _wrong_manifests(node: SimulatedNode) -> None:
+    """Serves manifests of something else."""
+
+    def lie(request: GetManifest | GetChunk, reply: Reply) -> Reply:
+        if not isinstance(request, GetManifest) or not reply.body:
+            return reply
+        right = Manifest.decode(bytes(reply.body))
+        groups = tuple(tuple(each[::-1] for each in group) for group in right.groups)
+        return Reply(reply.message, Manifest(right.header, groups).encode())
+
+    _answers(node, lie)
+
+
+def _curious(node: SimulatedNode) -> None:
+    """Asks for the others' updates before the roster is fixed."""
+
+    async def watch() -> None:
+        ledger = node.ledger
+        while True:
+            study = ledger.state.studies.get(STUDY)
+            current = study.open if study is not None else None
+            commits = current.commits if current is not None and current.phase == "collecting" else {}
+            for name in sorted(commits):
+                if name != node.name:
+                    request = GetManifest(STUDY, commits[name].digest)
+                    with contextlib.suppress(KonsilError):
+                        await node.peers.ask(name, request, timeout_s=0.2, limit_bytes=MAX_MANIFEST_BYTES)
+            height = ledger.state.height
+            await ledger.changed(height, WATCH_S)
+
+    node.beside(watch())
+
+
 def _withheld_update(node: SimulatedNode) -> None:
     """Commits an update and gives it to nobody."""
 
@@ -213,6 +246,8 @@ def _needless_dispute(node: SimulatedNode) -> None:
 _LIES: dict[str, Callable[[Any], None]] = {
     "wrong part": _wrong_part,
     "wrong chunks": _wrong_chunks,
+    "wrong manifests": _wrong_manifests,
+    "curious": _curious,
     "withheld update": _withheld_update,
     "silent leader": _silent_leader,
     "false reports": _false_reports,

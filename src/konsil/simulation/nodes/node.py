@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, cast
 
+from konsil.core.messages import GetChunk, GetManifest, decode_request
 from konsil.core.rules import Agree, Call, ProposeStudy, State
 from konsil.errors import KonsilError, LedgerError, NodeBusy
 from konsil.files import make_private_folder
@@ -26,7 +27,7 @@ from konsil.simulation.nodes.ledger import SharedLedger
 from konsil.simulation.nodes.loop import Process
 from konsil.simulation.nodes.network import SimulatedTransport
 from konsil.simulation.nodes.plan import STUDY
-from konsil.transport.base import PeerAddress
+from konsil.transport.base import PeerAddress, Reply
 from konsil.wall.frames import failure
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ class SimulatedNode:
             raise NodeBusy(f"The disk refuses: {error.strerror}.") from error
         journal = stack.enter_context(Journal(folder / "journal.db"))
         service = Service(self.name, lambda: self.runners, lambda _digest: None)
-        self.transport = SimulatedTransport(self.process, service.answer, world.network)
+        self.service = service
+        self.transport = SimulatedTransport(self.process, self._answer, world.network)
         stack.push_async_callback(self.transport.close)
         self.peers = service.peers = Peers(self.transport)
         self._set_peers()
@@ -130,7 +132,6 @@ class SimulatedNode:
         service.operator = self.ledger if isinstance(self.ledger, LocalLedger) else None
         models = Models(folder / "merges")
         stack.push_async_callback(models.close)
-        self.service = service
         self.site = Site(
             self.name,
             service.ledger,
@@ -153,6 +154,15 @@ class SimulatedNode:
             return await LocalLedger.open(path, world.genesis, key, self.name, clock, world.verify)
         operator = OperatorLine(world.genesis.operator, peers)
         return await FollowerLedger.open(path, world.genesis, key, self.name, operator, world.verify)
+
+    async def _answer(self, peer: str, message: bytes) -> Reply:
+        """Answer a peer; the world sees what is given away."""
+        reply = await self.service.answer(peer, message)
+        if reply.body and self.process.alive:
+            request = decode_request(message)
+            if isinstance(request, GetManifest | GetChunk):
+                self.world.invariants.serves(self.name, peer, request.digest, self.ledger.state)
+        return reply
 
     def _says(self, call: Call, state: State) -> None:
         if self.process.alive:

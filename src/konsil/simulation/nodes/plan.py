@@ -80,8 +80,8 @@ class Late:
 
 
 Lie = Literal[
-    "wrong part", "wrong chunks", "withheld update", "silent leader", "false reports", "needless dispute",
-    "replayed calls", "another commit",
+    "wrong part", "wrong chunks", "wrong manifests", "withheld update", "silent leader", "false reports",
+    "needless dispute", "replayed calls", "another commit", "curious",
 ]  # fmt: skip
 
 

@@ -1,0 +1,142 @@
+"""Bugs to plant: name -> module, text as it is, text as it must not be."""
+
+from __future__ import annotations
+
+MUTANTS = {
+    "a file's new name is not put on disk": (
+        "konsil.files",
+        "    _sync_folder(path.parent)\n    return True\n",
+        "    return True\n",
+    ),
+    "a file's bytes are not put on disk": ("konsil.files", "            os.fsync(target.fileno())\n", ""),
+    "a new folder's name is not put on disk": (
+        "konsil.files",
+        "        _sync_folder(folder.parent)\n",
+        "",
+    ),
+    "the promise is written after the ledger heard it": (
+        "konsil.node.study",
+        """            await asyncio.to_thread(self.site.journal.promise, call, attempt)
+        await self.site.ledger.submit(call)
+""",
+        """            await self.site.ledger.submit(call)
+            await asyncio.to_thread(self.site.journal.promise, call, attempt)
+            return
+        await self.site.ledger.submit(call)
+""",
+    ),
+    "promises are written without waiting for the disk": (
+        "konsil.node.journal",
+        "PRAGMA synchronous=FULL",
+        "PRAGMA synchronous=OFF",
+    ),
+    "the ledger's journal waits for the disk now and then only": (
+        "konsil.ledger.local.journal",
+        "PRAGMA synchronous=FULL",
+        "PRAGMA synchronous=NORMAL",
+    ),
+    "the operator tells entries before they are written": (
+        "konsil.ledger.local.operator",
+        """                try:
+                    await self._replica.in_worker(partial(self._replica.journal.append, entries))
+""",
+        """                self._replica.publish(entries, batch[-1].state)
+                try:
+                    await self._replica.in_worker(partial(self._replica.journal.append, entries))
+""",
+    ),
+    "a chunk that came is not checked": (
+        "konsil.node.pull",
+        "                await in_thread(partial(check_leaf, into, leaf, index=index))\n",
+        "",
+    ),
+    "a manifest that came is not checked": (
+        "konsil.node.pull",
+        "                _require_same(manifest, digest)\n",
+        "",
+    ),
+    "everybody may read everything": (
+        "konsil.node.study",
+        "        return digest in readable(self.study, peer)\n",
+        "        return True\n",
+    ),
+    "nobody may read anything": (
+        "konsil.node.study",
+        "        return digest in readable(self.study, peer)\n",
+        "        return False\n",
+    ),
+    "saved models are dropped though they are needed": (
+        "konsil.node.models",
+        "            if manifest.stem in needed:\n                continue\n",
+        "",
+    ),
+    "a merge is accepted before it is on disk": (
+        "konsil.node.study",
+        """            case Accept(digest=digest):
+                await self._make_durable(digest)
+""",
+        "",
+    ),
+    "an update is committed before its base is on disk": (
+        "konsil.node.study",
+        "                await self._make_durable(base)\n",
+        "",
+    ),
+    "an update is committed before its outer state is on disk": (
+        "konsil.node.study",
+        "                await self.outer.make_durable(start)\n",
+        "",
+    ),
+    "who cannot be reached is not reported": (
+        "konsil.node.study",
+        "            self.post(Failed(effect, unreachable=missing.members))\n",
+        "            self.post(Failed(effect))\n",
+    ),
+    "a leader publishes what another one merged": (
+        "konsil.node.bench",
+        "if index not in self._merged_here]",
+        "if index not in self.leaves]",
+    ),
+    "audits find nothing": (
+        "konsil.node.bench",
+        "            if await self.is_wrong(index, model.manifest.leaves[index]):\n",
+        "            if False:\n",
+    ),
+    "a merge whose round went on is taken all the same": (
+        "konsil.node.merging",
+        "        if bench.closed:",
+        "        if False:",
+    ),
+    "a stopped study puts its model aside": (
+        "konsil.node.rest",
+        " and not self._closed:",
+        ":",
+    ),
+    "memory that was given back is sealed": (
+        "konsil.node.store",
+        """        if self._map is None:
+            raise _given_back()
+        self._map.close()
+""",
+        """        if self._map is not None:
+            self._map.close()
+""",
+    ),
+    "a second promise takes the first one's place": (
+        "konsil.node.journal",
+        "INSERT OR IGNORE INTO promises",
+        "INSERT OR REPLACE INTO promises",
+    ),
+    "an update is forgotten once it is committed": (
+        "konsil.node.study",
+        """        if self.state.update is not None and study.phase not in {"finished", "failed"}:
+            keep.add(self.state.update.digest)
+""",
+        "",
+    ),
+    "a node that starts does not look at its disk": (
+        "konsil.node.study",
+        "        model = await self.site.models.load(self.name, self.study.accepted)\n",
+        "        model = None\n",
+    ),
+}
