@@ -30,7 +30,7 @@ from konsil.core.round.events import (
     UpdateReady,
 )
 from konsil.core.round.knowledge import NEVER_FAILED, NodeRound, Retry
-from konsil.core.rules.calls import Leave, Score
+from konsil.core.rules.calls import Alive, Leave, Score
 
 RETRY_FIRST_S = 0.5
 """A failed effect is tried again after this; each further failure doubles it."""
@@ -101,7 +101,7 @@ def _found(state: NodeRound, event: Found, _now_s: float) -> NodeRound:
     return replace(state, findings=state.findings | {event.at: event.wrong})
 
 
-def _done(state: NodeRound, event: Done, _now_s: float) -> NodeRound:
+def _done(state: NodeRound, event: Done, now_s: float) -> NodeRound:
     match event.effect:
         case Deliver(digest=digest, start=start):
             state = replace(
@@ -111,6 +111,8 @@ def _done(state: NodeRound, event: Done, _now_s: float) -> NodeRound:
             state = replace(state, probed=state.probed | {probe})
         case Submit(call=Score() as score):
             state = replace(state, scores=tuple(other for other in state.scores if other != score))
+        case Submit(call=Alive()):
+            state = replace(state, alive_at_s=now_s)
         case Submit(call=Leave()):
             state = replace(state, leaving=False)
     retries = {effect: retry for effect, retry in state.retries.items() if effect != event.effect}

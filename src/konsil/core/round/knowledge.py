@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from konsil.core.round.events import (
@@ -39,7 +40,8 @@ class NodeRound:
     whose update could not be had there. ``probed``: members whose update is well though another reported
     it. ``outer``: the outer state after the accepted merge, in a study with an outer optimiser;
     ``trains_from``: the one that the model of the training process is of, "" if that is not known.
-    ``doing``: effects under way.
+    ``doing``: effects under way. ``alive_at_s``: when this node last said that it
+    is still training, on its own clock.
     """
 
     me: str
@@ -55,6 +57,7 @@ class NodeRound:
     trains_from: str = ""
     update: UpdateReady | None = None
     progress: float = 0.0
+    alive_at_s: float = -math.inf
     finish: Contribution | None = None
     scores: tuple[Score, ...] = ()
     merged: dict[tuple[int, int, int], PartMerged] = field(default_factory=dict)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 
 from konsil.core.digest import Manifest, chunk_count, chunk_range
 from konsil.core.merge import merge_whole, rule
-from konsil.core.rules import Accept, Call, Commit, Initialise, Publish, RoundRecord, State, Study
+from konsil.core.rules import Accept, Alive, Call, Commit, Initialise, Publish, RoundRecord, State, Study
 from konsil.simulation.nodes.disk import Disk
 from konsil.simulation.nodes.plan import STUDY
 from konsil.simulation.nodes.script import SCHEMA, digest_of, initial
+
+
+MOST_ALIVE, ALIVE_WITHIN_S = 8, 3
+"""Of a member's signs of life so many in so many seconds are a flood: half of the silence, 2.5 s, is between
+two that are needed."""
 
 
 class Invariants:
@@ -34,6 +40,7 @@ class Invariants:
         self._said: dict[tuple[object, ...], str] = {}
         self._accepted: RoundRecord | None = None
         self._rounds = 0
+        self._alive: dict[str, deque[int]] = {}
 
     # --- what members say ------------------------------------------------------------------------
 
@@ -96,8 +103,13 @@ class Invariants:
 
     # --- what the ledger takes -------------------------------------------------------------------
 
-    def took(self, before: State, after: State) -> None:
+    def took(self, caller: str, call: Call, before: State, after: State) -> None:
         """The contract took a call."""
+        if isinstance(call, Alive) and caller not in self._liars:
+            times_s = self._alive.setdefault(caller, deque(maxlen=MOST_ALIVE))
+            times_s.append(after.now_s)
+            if len(times_s) == MOST_ALIVE and times_s[-1] - times_s[0] <= ALIVE_WITHIN_S:
+                self._broken(f"{caller} floods the ledger with signs of life")
         study = after.studies.get(STUDY)
         if study is None:
             return

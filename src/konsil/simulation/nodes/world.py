@@ -132,7 +132,7 @@ class World:
     def took(self, caller: str, call: Call, before: State, after: State) -> None:
         """The ledger took a call."""
         self.say(f"{after.height:3}. {caller} {sentence(call)}")
-        self.invariants.took(before, after)
+        self.invariants.took(caller, call, before, after)
         study = after.studies.get(STUDY)
         if study is not None and len(study.history) > len(before.studies[STUDY].history if STUDY in before.studies else ()):
             record = study.history[-1]
