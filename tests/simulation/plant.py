@@ -32,7 +32,7 @@ class Loader(importlib.machinery.SourceFileLoader):
         super().__init__(name, path)
         self.planter = planter
 
-    def get_code(self, fullname):  # never from a cache
+    def get_code(self, _fullname):  # never from a cache
         source = self.get_data(self.path).decode()
         found = source.count(self.planter.old)
         if found != 1:
@@ -52,9 +52,9 @@ def main():
     for number in range(count):
         outcome = run_universe(first + number)
         if outcome.broken:
-            print(json.dumps([number + 1, outcome.broken[0]]))
+            sys.stdout.write(json.dumps([number + 1, outcome.broken[0]]))
             return
-    print(json.dumps([0, ""]))
+    sys.stdout.write(json.dumps([0, ""]))
 
 
 main()

@@ -291,19 +291,13 @@ class StudyRunner:
             self._problems.pop(None, None)
 
     async def _fetch(self, effect: Fetch) -> None:
-        if self.store.model(effect.digest) is None:
-            self._keep(await self._found(effect.digest))
+        if effect.attempt:
+            self._keep(await self._complete(self.merging.current(effect)))
+        elif self.store.model(effect.digest) is None:
+            # On this node's own disk, too: when it started its ledger may have been behind what it had saved.
+            model = await self.site.models.load(self.name, effect.digest)
+            self._keep(model or await self.merging.fetch(effect.digest))
         self.post(Held(effect.digest))
-
-    async def _found(self, digest: str) -> Model:
-        # On this node's own disk, too: when it started again its ledger may have been behind what it had saved.
-        model = await self.site.models.load(self.name, digest)
-        if model is not None:
-            return model
-        current = self.study.open
-        if current is not None and current.digest == digest and self.site.me in current.roster:
-            return await self._complete(current)
-        return await self.merging.fetch(digest)
 
     async def _complete(self, current: OpenRound) -> Model:
         try:

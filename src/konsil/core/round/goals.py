@@ -51,8 +51,10 @@ def _accept_the_merge(state: NodeRound, study: Study, _now_s: float) -> Iterator
     current = study.open
     if current is None or not current.digest or state.me not in current.roster:
         return
-    if current.digest not in state.held:
-        yield Fetch(current.number, current.digest)
+    # Not by its digest alone: a leader may publish a model that everybody holds, such as the base.
+    completed = state.completed == (current.number, current.attempt, current.digest)
+    if not completed or current.digest not in state.held:
+        yield Fetch(current.number, current.digest, current.attempt)
     elif state.me not in current.accepts:
         yield Submit(Accept(state.study, current.number, current.attempt, current.digest))
 
@@ -152,7 +154,7 @@ def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | 
         return None if _trained_from_another(state, study) else commit(update.digest, update.examples)
     if state.me not in current.expected:
         return None
-    if participant.finished == "snapshot" and update is not None:
+    if participant.finished == "snapshot" and update is not None and study.accepted in state.held:
         return commit(update.digest, update.examples)
     examples = _examples(state, study)
     if participant.finished == "active" and study.accepted in state.held and examples is not None:

@@ -1,6 +1,7 @@
 """Real nodes in a world of one seed: their code unchanged, on virtual time, lines, disks and ledger.
 
-``world`` has ``run_universe``; ``plan`` says what goes wrong there, ``invariants`` what must hold all the same.
+``world`` has ``run_universe``; ``plan`` says what goes wrong there, ``invariants`` what must hold all the
+same.
 """
 
 from __future__ import annotations

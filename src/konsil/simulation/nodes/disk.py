@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 Loss = Literal["killed", "power"]
-"""Of a process that is killed the system still writes everything; without power only what was fsynced is sure."""
+"""Of a process that is killed the system still writes everything; without power only what was fsynced is
+sure."""
 
 Survival = Literal["least", "most", "some"]
 """What is left of that which was not fsynced: nothing, everything, or each by lot."""
@@ -41,7 +42,10 @@ class Folder:
 
 
 class Disk:
-    """One member's disk. ``folder``: where its node's files lie now; ``refuses``: errno of every write, or 0."""
+    """One member's disk. ``folder``: where its node's files lie now; ``refuses``: errno of every write, or 0.
+
+    ``databases``: of each, the files as they are on the disk for sure.
+    """
 
     def __init__(self, place: Path, name: str, clock_ns: Callable[[], int]) -> None:
         """Begin with an empty folder; ``clock_ns`` gives the time that files are written at."""
@@ -97,7 +101,9 @@ class Disk:
             self._folders[self._key(path)] = Folder(_names(path))
             return
         now_ns = self._clock_ns()
-        os.utime(descriptor, ns=(now_ns, now_ns))  # real time hardly passes here, and files are told apart by it
+        os.utime(
+            descriptor, ns=(now_ns, now_ns)
+        )  # real time hardly passes here, and files are told apart by it
         status = os.fstat(descriptor)
         self._contents[status.st_ino] = Content(path.read_bytes(), now_ns)
 
@@ -127,7 +133,9 @@ class Disk:
 
     def crash(self, loss: Loss, lots: random.Random) -> tuple[str, ...]:
         """Lose what the crash loses; sentences about that. The old folder is left to whoever was at it."""
-        survival: Survival = "most" if loss == "killed" else lots.choice(("least", "least", "some", "some", "most"))
+        survival: Survival = (
+            "most" if loss == "killed" else lots.choice(("least", "least", "some", "some", "most"))
+        )
         old, said = self.folder, list[str]()
         self.refuses = 0
         new = self._new_folder()
@@ -143,7 +151,15 @@ class Disk:
         return tuple(said)
 
     def _lay_out(
-        self, old: Path, new: Path, key: str, survival: Survival, lots: random.Random, said: list[str], *, torn: bool
+        self,
+        old: Path,
+        new: Path,
+        key: str,
+        survival: Survival,
+        lots: random.Random,
+        said: list[str],
+        *,
+        torn: bool,
     ) -> None:
         here = old if key == "." else old / key
         sure, now = self._folders.get(key, Folder()).names, _names(here)

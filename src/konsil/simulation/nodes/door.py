@@ -1,4 +1,4 @@
-"""The wall between a simulated training process and its node: words in order, descriptors copied, no socket."""
+"""The wall between a simulated training process and its node: words in order, descriptors copied."""
 
 from __future__ import annotations
 

@@ -29,21 +29,31 @@ def _arrange(world: World, fault: Fault) -> None:
                 (one, other) for one in fault.side for other in world.plan.members if other not in fault.side
             ]
             _during(
-                world, fault.at_s, fault.until_s, lambda: _part(world, fault, pairs), lambda: _join(world, fault, pairs)
+                world,
+                fault.at_s,
+                fault.until_s,
+                lambda: _part(world, fault, pairs),
+                lambda: _join(world, fault, pairs),
             )
         case Cut():
             _during(world, fault.at_s, fault.until_s, lambda: _cut(world, fault), lambda: _mend(world, fault))
         case DiskFull():
-            _during(world, fault.at_s, fault.until_s, lambda: _fill(world, fault), lambda: _empty(world, fault))
+            _during(
+                world, fault.at_s, fault.until_s, lambda: _fill(world, fault), lambda: _empty(world, fault)
+            )
         case LedgerHalt():
-            _during(world, fault.at_s, fault.until_s, lambda: _halt(world, fault), lambda: _release(world, fault))
+            _during(
+                world, fault.at_s, fault.until_s, lambda: _halt(world, fault), lambda: _release(world, fault)
+            )
         case Script():
             _during(world, fault.at_s, fault.back_s, lambda: _end(world, fault), lambda: _begin(world, fault))
         case _:  # the others hold from the beginning
             return
 
 
-def _during(world: World, at_s: float, until_s: float, begin: Callable[[], None], end: Callable[[], None]) -> None:
+def _during(
+    world: World, at_s: float, until_s: float, begin: Callable[[], None], end: Callable[[], None]
+) -> None:
     world.loop.call_at(at_s, begin)
     if until_s > 0:
         world.loop.call_at(until_s, end)
@@ -62,7 +72,9 @@ def _back(world: World, fault: Crash) -> None:
 
 
 def _part(world: World, fault: Partition, pairs: list[tuple[str, str]]) -> None:
-    world.say(f"{', '.join(fault.side)} and the others {'lose' if fault.silent else 'are cut off from'} each other")
+    world.say(
+        f"{', '.join(fault.side)} and the others {'lose' if fault.silent else 'are cut off from'} each other"
+    )
     for one, other in pairs:
         if fault.silent:
             world.network.swallow(one, other)

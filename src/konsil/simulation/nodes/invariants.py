@@ -12,7 +12,6 @@ from konsil.simulation.nodes.disk import Disk
 from konsil.simulation.nodes.plan import STUDY
 from konsil.simulation.nodes.script import SCHEMA, digest_of, initial
 
-
 MOST_ALIVE, ALIVE_WITHIN_S = 8, 3
 """Of a member's signs of life so many in so many seconds are a flood: half of the silence, 2.5 s, is between
 two that are needed."""
@@ -73,7 +72,9 @@ class Invariants:
     def _is_promised(self, name: str, call: Commit | Publish) -> None:
         files = self._disks[name].databases.get("journal.db", {})
         if not any(call.digest.encode() in data for data in files.values()):
-            self._broken(f"{name} says {type(call).__name__} {call.digest[:8]} before the promise is on its disk")
+            self._broken(
+                f"{name} says {type(call).__name__} {call.digest[:8]} before the promise is on its disk"
+            )
 
     def _is_kept(self, name: str, digest: str, when: str) -> None:
         self._is_on_disk(name, STUDY, digest, when)
@@ -85,7 +86,9 @@ class Invariants:
             self._broken(f"{name} {when}, but {digest[:8]} would not survive a power cut there")
             return
         known = self._merges.get(digest)
-        if Manifest.decode(manifest).digest != digest or (known is not None and data != SCHEMA.header + known):
+        if Manifest.decode(manifest).digest != digest or (
+            known is not None and data != SCHEMA.header + known
+        ):
             self._broken(f"{name} {when}, but what is on its disk is not {digest[:8]}")
 
     def serves(self, name: str, peer: str, digest: str, state: State) -> None:
@@ -132,7 +135,9 @@ class Invariants:
         digest, data = expected
         self._merges[digest] = data
         if digest != record.digest:
-            self._broken(f"round {record.number} was accepted with {record.digest[:8]}, its commits give {digest[:8]}")
+            self._broken(
+                f"round {record.number} was accepted with {record.digest[:8]}, its commits give {digest[:8]}"
+            )
             return
         for name in record.accepts:
             if name not in self._liars:

@@ -15,7 +15,7 @@ from konsil.core.rules import Call, Commit, Dispute, OpenRound, Publish, Report,
 from konsil.errors import KonsilError, LedgerError, PeerRefused
 from konsil.ledger.base import Ledger
 from konsil.node.peers import NOT_HERE, failure_reply
-from konsil.node.store import Slice
+from konsil.node.store import Model, Slice
 from konsil.simulation.nodes.plan import STUDY, Liar
 from konsil.transport.base import Reply
 
@@ -60,27 +60,39 @@ class _LyingLedger:
 
 @dataclass(frozen=True)
 class _WrongPart:
-    """A part whose every chunk is zeros, with leaves that fit."""
+    """A part with other chunks than it should have, and leaves that fit."""
 
     leaves: tuple[bytes, ...]
-    lengths: tuple[int, ...]
+    chunks: tuple[bytes, ...]
     source: object
 
     def chunk(self, index: int) -> bytes:
-        return bytes(self.lengths[index])
+        return self.chunks[index]
 
 
 def _wrong_part(node: SimulatedNode) -> None:
     """Publishes a part that its commits do not give, and serves it faithfully."""
+    _publish(node, lambda part, _base: tuple(bytes(len(part.chunk(i))) for i in range(len(part.leaves))))
 
+
+def _stale_part(node: SimulatedNode) -> None:
+    """Publishes what the round started from as what came out of it."""
+    _publish(
+        node,
+        lambda part, base: tuple(bytes(base.chunk(part.first_chunk + i)) for i in range(len(part.leaves))),
+    )
+
+
+def _publish(node: SimulatedNode, instead_of: Callable[[Slice, Model], tuple[bytes, ...]]) -> None:
     async def instead(ledger: Ledger, call: Call) -> int:
-        part = node.runners[STUDY].store.part(call.digest) if isinstance(call, Publish) else None
-        if part is None or not isinstance(call, Publish):
+        current, store = _merging(node), node.runners[STUDY].store
+        part = store.part(call.digest) if isinstance(call, Publish) else None
+        base = store.model(current.base) if current is not None else None
+        if part is None or base is None or not isinstance(call, Publish):
             return await ledger.submit(call)
-        lengths = tuple(len(part.chunk(index)) for index in range(len(part.leaves)))
-        leaves = tuple(leaf(bytes(length)) for length in lengths)
-        wrong = _WrongPart(leaves, lengths, part.source)
-        node.runners[STUDY].store.add_part(group_digest(leaves), cast("Slice", wrong))
+        chunks = instead_of(part, base)
+        leaves = tuple(leaf(chunk) for chunk in chunks)
+        store.add_part(group_digest(leaves), cast("Slice", _WrongPart(leaves, chunks, part.source)))
         return await ledger.submit(replace(call, digest=group_digest(leaves)))
 
     node.site.ledger = _LyingLedger(node.site.ledger, instead)
@@ -245,6 +257,7 @@ def _needless_dispute(node: SimulatedNode) -> None:
 
 _LIES: dict[str, Callable[[Any], None]] = {
     "wrong part": _wrong_part,
+    "stale part": _stale_part,
     "wrong chunks": _wrong_chunks,
     "wrong manifests": _wrong_manifests,
     "curious": _curious,

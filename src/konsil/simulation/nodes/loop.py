@@ -130,9 +130,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """A future that hashes by its number."""
         return _Future(loop=self)
 
-    def run_in_executor(  # type: ignore[override]
-        self, executor: object, func: Callable[[*Ts], T], *args: *Ts
-    ) -> asyncio.Future[T]:
+    def run_in_executor(self, executor: object, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """Carry something out later on. What is under way cannot be stopped, as in a thread.
 
         An executor of its own is one thread: its works come one after the other.

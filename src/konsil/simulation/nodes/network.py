@@ -281,7 +281,9 @@ class SimulatedTransport:
                         raise unknown(peer, closed=self._closed)
                     connection = self._network.connection(self.name, peer)
                     if connection is not None:
-                        return await _Trip(self, self._network, connection, peer).make(message, into, limit_bytes)
+                        return await _Trip(self, self._network, connection, peer).make(
+                            message, into, limit_bytes
+                        )
                     await self._news.wait()
         except TimeoutError:
             address = address or PeerAddress(peer, "", ("",), b"")

@@ -189,7 +189,9 @@ class SimulatedNode:
     def _set_peers(self) -> None:
         plan = self.world.plan
         self.transport.set_peers(
-            PeerAddress(name, f"spiffe://{name}.example/node", () if name in plan.dial_only else (f"{name}:1",), b"")
+            PeerAddress(
+                name, f"spiffe://{name}.example/node", () if name in plan.dial_only else (f"{name}:1",), b""
+            )
             for name in plan.members
         )
 

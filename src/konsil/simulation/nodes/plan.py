@@ -6,10 +6,15 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
+from msgspec.structs import replace
+
 from konsil.core.rules import Outer, StudySettings
 from konsil.simulation.nodes.disk import Loss
 
 STUDY = "aml"
+MOST_HONEST = 3
+"""A roster in which the honest are more than half, with one that is not."""
+
 NAMES = ("ada", "bea", "cid", "dov", "eva")
 
 
@@ -80,8 +85,8 @@ class Late:
 
 
 Lie = Literal[
-    "wrong part", "wrong chunks", "wrong manifests", "withheld update", "silent leader", "false reports",
-    "needless dispute", "replayed calls", "another commit", "curious",
+    "wrong part", "stale part", "wrong chunks", "wrong manifests", "withheld update", "silent leader",
+    "false reports", "needless dispute", "replayed calls", "another commit", "curious",
 ]  # fmt: skip
 
 
@@ -93,13 +98,16 @@ class Liar:
     lie: Lie
 
 
+How = Literal["dies", "goodbye", "snapshot", "active", "inactive"]
+
+
 @dataclass(frozen=True)
 class Script:
     """A member's training process ends: it dies, says goodbye, or has finished; ``back_s``: 0 for never."""
 
     at_s: float
     member: str
-    how: Literal["dies", "goodbye", "snapshot", "active", "inactive"]
+    how: How
     back_s: float
 
 
@@ -143,10 +151,15 @@ class Plan:
 def draw(seed: int) -> Plan:
     """The plan of a seed."""
     lots = random.Random(f"plan {seed}")  # noqa: S311 - reproducible, keeps no secret
-    members = NAMES[: lots.choice((3, 3, 4, 4, 5))]
+    members = NAMES[: lots.choice((3, 4, 4, 5))]
     few = 2 if lots.random() < 1 / 4 else 3
     trains_s = {name: lots.uniform(0.2, 2.0) for name in members}
     settings = _settings(lots, few)
+    faults = _faults(lots, members)
+    if any(isinstance(fault, Liar) for fault in faults):
+        # Of a roster of two nobody can say who lies: a dispute stays undecided until others take part.
+        settings = replace(settings, quorum=MOST_HONEST, min_members=MOST_HONEST)
+    faults = _spared(faults, len(members) - settings.quorum)
     return Plan(
         seed=seed,
         members=members,
@@ -160,7 +173,7 @@ def draw(seed: int) -> Plan:
         slow={lots.choice(members): lots.choice((3.0, 10.0))} if lots.random() < 1 / 5 else {},
         ledger_delay_s=lots.choice((0.005, 0.05, 0.3)),
         lost_calls=lots.choice((0.0, 0.0, 0.05, 0.2)),
-        faults=_faults(lots, members, settings.quorum),
+        faults=faults,
     )
 
 
@@ -185,18 +198,35 @@ def _settings(lots: random.Random, few: int) -> StudySettings:
     )
 
 
-def _faults(lots: random.Random, members: tuple[str, ...], quorum: int) -> tuple[Fault, ...]:
-    kinds = (_crash, _crash, _crash, _partition, _cut, _disk, _halt, _skew, _late, _script, _liar)
+def _faults(lots: random.Random, members: tuple[str, ...]) -> tuple[Fault, ...]:
+    kinds = (
+        _crash,
+        _crash,
+        _crash,
+        _partition,
+        _cut,
+        _disk,
+        _halt,
+        _skew,
+        _late,
+        _script,
+        _liar,
+        _liar,
+        _liar,
+    )
     found: list[Fault] = []
     for _ in range(lots.choice((0, 1, 2, 2, 3, 4))):
         fault = lots.choice(kinds)(lots, members)
         same = [other for other in found if type(other) is type(fault)]
         if not (same and isinstance(fault, Liar | Late | Skew)):
             found.append(fault)
-    can_spare = len(members) - quorum
-    for fault in [fault for fault in found if _takes_one_away(fault)][can_spare:]:
-        found.remove(fault)
     return tuple(found)
+
+
+def _spared(faults: tuple[Fault, ...], can_spare: int) -> tuple[Fault, ...]:
+    """As many of these as leave a quorum of those that go on."""
+    too_many = [fault for fault in faults if _takes_one_away(fault)][can_spare:]
+    return tuple(fault for fault in faults if fault not in too_many)
 
 
 def _takes_one_away(fault: Fault) -> bool:
@@ -249,7 +279,8 @@ def _late(lots: random.Random, members: tuple[str, ...]) -> Fault:
 
 def _script(lots: random.Random, members: tuple[str, ...]) -> Fault:
     at_s, back_s = _window(lots)
-    how = lots.choice(("dies", "dies", "goodbye", "snapshot", "active", "inactive"))
+    hows: tuple[How, ...] = ("dies", "dies", "goodbye", "snapshot", "active", "inactive")
+    how = lots.choice(hows)
     is_last = how in {"snapshot", "active", "inactive"}
     return Script(at_s, lots.choice(members), how, 0.0 if is_last else back_s)
 

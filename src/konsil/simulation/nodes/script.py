@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from konsil.core.digest import Manifest, chunk_count, chunk_range, leaf
 from konsil.core.parameters import Schema, pack, views
@@ -41,7 +43,7 @@ AGAIN_S = 0.4
 ANSWER_S = 15.0
 """A node that is there answers small words sooner."""
 
-ARRAYS = {"weights": np.zeros(120, np.float32), "bias": np.zeros(3)}
+ARRAYS: dict[str, NDArray[Any]] = {"weights": np.zeros(120, np.float32), "bias": np.zeros(3)}
 SCHEMA = Schema.of(ARRAYS)
 
 Word = TypeVar("Word", bound=FromNode)
@@ -62,10 +64,24 @@ def initial() -> bytes:
     return _packed(ARRAYS)
 
 
-def _packed(arrays: dict[str, np.ndarray]) -> bytes:
+def _packed(arrays: dict[str, NDArray[Any]]) -> bytes:
     data = bytearray(SCHEMA.data_bytes)
     pack(SCHEMA, arrays, memoryview(data))
     return bytes(data)
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a training process has around it.
+
+    ``door``: a line to the node, or None while that is away. ``made``: told of every update and its digest.
+    ``loaded``: told of every model that was handed over: round, digest, data. ``say``: told what happens.
+    """
+
+    door: Callable[[], ScriptEnd | None]
+    made: Callable[[str, bytes], None]
+    loaded: Callable[[int, str, bytes], None]
+    say: Callable[[str], None]
 
 
 class TrainingProcess:
@@ -77,24 +93,11 @@ class TrainingProcess:
         name: the member's.
         number: tells its updates from those of others.
         trains_s: how long it trains a round, about.
-        door: a line to the node, or None while that is away.
-        made: told of every update and its digest.
-        loaded: told of every model that was handed over: round, digest, data.
-        say: told what happens, in words.
+        around: what it has around it.
     """
 
     def __init__(
-        self,
-        loop: SimulatedLoop,
-        seed: str,
-        name: str,
-        number: int,
-        trains_s: float,
-        *,
-        door: Callable[[], ScriptEnd | None],
-        made: Callable[[str, bytes], None],
-        loaded: Callable[[int, str, bytes], None],
-        say: Callable[[str], None],
+        self, loop: SimulatedLoop, seed: str, name: str, number: int, trains_s: float, around: Around
     ) -> None:
         """Not started."""
         self.name = name
@@ -104,10 +107,7 @@ class TrainingProcess:
         self._seed = seed
         self._number = number
         self._trains_s = trains_s
-        self._door = door
-        self._made = made
-        self._loaded = loaded
-        self._say = say
+        self._around = around
         self._life = 0
         self._task: asyncio.Task[None] | None = None
         self._wish: Contribution | None = None
@@ -151,7 +151,7 @@ class TrainingProcess:
 
     async def _run(self) -> None:
         while not self.over and not self.left:
-            line = self._door()
+            line = self._around.door()
             if line is not None:
                 try:
                     await self._talk(line)
@@ -210,8 +210,10 @@ class TrainingProcess:
         arrays = views(SCHEMA, self._model)
         change = self._number + number / 8 + self._life / 64
         grown = np.arange(120, dtype=np.float32) / 128
-        data = _packed({"weights": arrays["weights"] + grown + np.float32(change), "bias": arrays["bias"] + change})
-        self._made(digest_of(data), data)
+        data = _packed(
+            {"weights": arrays["weights"] + grown + np.float32(change), "bias": arrays["bias"] + change}
+        )
+        self._around.made(digest_of(data), data)
         self._update = Update(number, self._digest, 10 * self._number), data
         return True
 
@@ -233,7 +235,9 @@ class TrainingProcess:
         else:
             await line.send(Finished(self._wish))
         await self._answer(line, Noted, 2 * ANSWER_S)
-        self._say(f"{self.name}'s training says " + ("goodbye" if self._wish is None else f"finished: {self._wish}"))
+        self._around.say(
+            f"{self.name}'s training says " + ("goodbye" if self._wish is None else f"finished: {self._wish}")
+        )
         self.left = True
         self.over = self._wish is not None
 
@@ -269,9 +273,9 @@ class TrainingProcess:
                 raise KonsilError(f"{self.name} was handed a model with another header.")
             self._model = bytes(memory.data[header:])
         if isinstance(word, Merged):
-            self._loaded(word.round, word.digest, self._model)
+            self._around.loaded(word.round, word.digest, self._model)
         elif isinstance(word, Joined):
-            self._loaded(word.round - 1, word.digest, self._model)
+            self._around.loaded(word.round - 1, word.digest, self._model)
 
     def _take(self, word: Joined | Merged) -> None:
         self._round = word.round - 1 if isinstance(word, Joined) else word.round

@@ -1,4 +1,4 @@
-"""Ledger keys that cost next to nothing: in one process nobody forges, and the order of calls is what counts."""
+"""Ledger keys that cost next to nothing: in one process nobody forges, and the order of calls counts."""
 
 from __future__ import annotations
 

@@ -11,14 +11,15 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 from urllib.parse import unquote, urlsplit
 
 from konsil.simulation.nodes.disk import BROKEN, Disk
 from konsil.simulation.nodes.scope import replaced
 
 DURABLE = 2
-"""``PRAGMA synchronous`` from FULL on: only then a commit in a write-ahead log is on the disk when it returns."""
+"""``PRAGMA synchronous`` from FULL on: only then a commit in a write-ahead log is on the disk when it
+returns."""
 
 _READS = ("SELECT", "PRAGMA", "ROLLBACK", "COMMIT")
 
@@ -56,7 +57,7 @@ class Watched(sqlite3.Connection):
         self._settled()
         return cursor
 
-    def executemany(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:  # type: ignore[override]
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:
         """As the class above."""
         self._about_to(sql)
         cursor = super().executemany(sql, parameters)
@@ -78,8 +79,8 @@ class Watched(sqlite3.Connection):
     def __enter__(self) -> Self:
         return super().__enter__()
 
-    def __exit__(self, *error: Any) -> Any:
-        outcome = super().__exit__(*error)
+    def __exit__(self, *error: object) -> Any:
+        outcome = super().__exit__(*cast("Any", error))
         self._settled()
         return outcome
 
@@ -97,7 +98,7 @@ def watched(disks: Iterable[Disk]) -> Iterator[None]:
 
     def watched_fsync(descriptor: Any) -> None:
         number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
-        path = Path(os.readlink(f"/proc/self/fd/{number}"))
+        path = Path(f"/proc/self/fd/{number}").readlink()
         disk = disk_of(path)
         if disk is None:
             fsync(number)
@@ -118,10 +119,10 @@ def watched(disks: Iterable[Disk]) -> Iterator[None]:
         place = Path(unquote(urlsplit(database).path) if str(database).startswith("file:") else database)
         disk = disk_of(place)
         if disk is None:
-            return connect(database, *rest, **options)
-        connection = connect(database, *rest, factory=Watched, **options)
-        connection.disk, connection.place = disk, place
-        return connection
+            return cast("sqlite3.Connection", connect(database, *rest, **options))
+        made: Any = connect(database, *rest, factory=Watched, **options)
+        made.disk, made.place = disk, place
+        return cast("sqlite3.Connection", made)
 
     with (
         replaced(os, "fsync", watched_fsync),

@@ -23,11 +23,17 @@ from konsil.core.rules import (
 _WORDS: dict[type, Callable[[Any], str]] = {
     Initialise: lambda call: f"names the initial parameters, {call.digest[:8]}",
     Commit: lambda call: f"commits {call.digest[:8]} to round {call.round}",
-    Publish: lambda call: f"publishes part {call.part} of round {call.round}.{call.attempt}: {call.digest[:8]}",
+    Publish: lambda call: (
+        f"publishes part {call.part} of round {call.round}.{call.attempt}: {call.digest[:8]}"
+    ),
     Accept: lambda call: f"accepts {call.digest[:8]} in round {call.round}.{call.attempt}",
     Report: lambda call: f"does not reach {', '.join(call.unreachable)} in round {call.round}.{call.attempt}",
-    Dispute: lambda call: f"disputes chunk {call.chunk} of part {call.part} in round {call.round}.{call.attempt}",
-    Verdict: lambda call: f"finds chunk {call.chunk} {'wrong' if call.wrong else 'right'} in round {call.round}",
+    Dispute: lambda call: (
+        f"disputes chunk {call.chunk} of part {call.part} in round {call.round}.{call.attempt}"
+    ),
+    Verdict: lambda call: (
+        f"finds chunk {call.chunk} {'wrong' if call.wrong else 'right'} in round {call.round}"
+    ),
     Alive: lambda call: f"is still training for round {call.round}",
     Score: lambda call: f"scores round {call.round}",
     Finish: lambda call: f"has finished: {call.contribution}",

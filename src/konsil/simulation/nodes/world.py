@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import tempfile
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from konsil.core.digest import bytes_digest
@@ -24,10 +24,10 @@ from konsil.simulation.nodes.node import SimulatedNode
 from konsil.simulation.nodes.observer import Observer
 from konsil.simulation.nodes.plan import STUDY, Late, Plan, Skew, draw
 from konsil.simulation.nodes.scope import simulated
-from konsil.simulation.nodes.script import TrainingProcess
-from konsil.simulation.nodes.trace import sentence
+from konsil.simulation.nodes.script import Around, TrainingProcess
 from konsil.simulation.nodes.signing import FastKey, verify
 from konsil.simulation.nodes.system import watched
+from konsil.simulation.nodes.trace import sentence
 
 BEGIN_S = 1_000_000
 """Unix time at which every world begins."""
@@ -83,9 +83,7 @@ class World:
         self.genesis = Genesis(
             "lungs", "local", plan.members[0], BEGIN_S, tuple(self._record(name) for name in plan.members)
         )
-        self.disks = {
-            name: Disk(place, name, lambda name=name: int(self.clock(name) * 1e9)) for name in plan.members
-        }
+        self.disks = {name: Disk(place, name, partial(self._clock_ns, name)) for name in plan.members}
         self.invariants = Invariants(self.disks, plan.liars, self.broken)
         conditions = Conditions(plan.delay_s, plan.repeated, plan.bytes_per_s, plan.slow)
         self.network = Network(self.loop, self.seed, conditions, SCALE)
@@ -111,7 +109,9 @@ class World:
     def _record(self, name: str) -> MemberRecord:
         addresses = () if name in self.plan.dial_only else (f"{name}:1",)
         bundle, card = bytes_digest(name.encode(), "bundle"), bytes_digest(name.encode(), "card")
-        return MemberRecord(name, f"spiffe://{name}.example/node", self.keys[name].public, bundle, card, addresses)
+        return MemberRecord(
+            name, f"spiffe://{name}.example/node", self.keys[name].public, bundle, card, addresses
+        )
 
     # --- what is heard ---------------------------------------------------------------------------
 
@@ -134,9 +134,13 @@ class World:
         self.say(f"{after.height:3}. {caller} {sentence(call)}")
         self.invariants.took(caller, call, before, after)
         study = after.studies.get(STUDY)
-        if study is not None and len(study.history) > len(before.studies[STUDY].history if STUDY in before.studies else ()):
+        if study is not None and len(study.history) > len(
+            before.studies[STUDY].history if STUDY in before.studies else ()
+        ):
             record = study.history[-1]
-            self.say(f"round {record.number} is accepted with {record.digest[:8]} by {', '.join(record.accepts)}")
+            self.say(
+                f"round {record.number} is accepted with {record.digest[:8]} by {', '.join(record.accepts)}"
+            )
 
     @property
     def state(self) -> State:
@@ -146,6 +150,9 @@ class World:
     def clock(self, name: str) -> float:
         """Unix time on a member's machine."""
         return BEGIN_S + self.loop.time() + self.skews.get(name, 0.0)
+
+    def _clock_ns(self, name: str) -> int:
+        return int(self.clock(name) * 1e9)
 
     # --- members ---------------------------------------------------------------------------------
 
@@ -178,17 +185,13 @@ class World:
             self.say(f"{name}'s training has the model of round {round_number}, {digest[:8]}")
             self.invariants.handed(name, round_number, digest, data, outer=outer)
 
-        return TrainingProcess(
-            self.loop,
-            self.seed,
-            name,
-            number,
-            self.plan.trains_s[name],
+        around = Around(
             door=lambda: self.nodes[name].visit() if name in self.nodes else None,
             made=self.invariants.made,
             loaded=loaded,
             say=self.say,
         )
+        return TrainingProcess(self.loop, self.seed, name, number, self.plan.trains_s[name], around)
 
     # --- the whole -------------------------------------------------------------------------------
 
@@ -207,7 +210,8 @@ class World:
         bound_s = self.plan.quiet_s + BOUND_S
         while not self.problems and not self._is_done:
             if self.loop.time() > bound_s:
-                self.broken(f"{BOUND_S:g} s after the last fault the study has not come to its end: {self._how_it_is()}")
+                how = self._how_it_is()
+                self.broken(f"{BOUND_S:g} s after the last fault the study has not come to its end: {how}")
                 return
             await asyncio.sleep(LOOK_S)  # the world looks on: nobody tells it
         await asyncio.sleep(REST_S)
@@ -231,8 +235,12 @@ class World:
         if study is None:
             return "there is none"
         current = study.open
-        where = f"round {current.number}, attempt {current.attempt}, {current.phase}" if current else study.phase
-        problems = {name: runner.problem for name, node in self.nodes.items() for runner in node.runners.values()}
+        where = (
+            f"round {current.number}, attempt {current.attempt}, {current.phase}" if current else study.phase
+        )
+        problems = {
+            name: runner.problem for name, node in self.nodes.items() for runner in node.runners.values()
+        }
         said = "; ".join(f"{name}: {problem}" for name, problem in problems.items() if problem)
         return f"{where}; waiting: {', '.join(self._who_waits())}; {said}"
 
@@ -240,11 +248,17 @@ class World:
         for script in self.scripts.values():
             await script.die()
         for name, node in self.nodes.items():
-            self.problems += [f"{name} answered with an error: {what}" for what in getattr(node, "transport", _NONE).broken]
+            self.problems += [
+                f"{name} answered with an error: {what}" for what in getattr(node, "transport", _NONE).broken
+            ]
         await asyncio.gather(*(node.close() for node in self.nodes.values()))
         await asyncio.gather(*(node.closed() for node in self._gone))
         await self._observer.close()
-        left = [f"{task.get_name()} {task.get_coro()}" for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        left = [
+            f"{task.get_name()} {task.get_coro()}"
+            for task in asyncio.all_tasks()
+            if task is not asyncio.current_task()
+        ]
         if left:
             self.broken(f"tasks were left behind: {', '.join(sorted(left))}")
         for problem in self.loop.problems:
@@ -267,9 +281,13 @@ def run_universe(seed: int, plan: Plan | None = None) -> Outcome:
     before = _descriptors()
     try:
         with ExitStack() as stack:
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)))
+            place = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None))
+            )
             said: list[tuple[str, str]] = []
-            stack.enter_context(simulated(f"universe {plan.seed}", CHUNK_BYTES, lambda *line: said.append(line)))
+            stack.enter_context(
+                simulated(f"universe {plan.seed}", CHUNK_BYTES, lambda *line: said.append(line))
+            )
             world = World(plan, place)
             stack.callback(world.loop.close)
             stack.enter_context(watched(world.disks.values()))
@@ -292,9 +310,7 @@ def run_universe(seed: int, plan: Plan | None = None) -> Outcome:
 
 def _descriptors() -> list[str]:
     found = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found.append(f"{name} to {os.readlink(f'/proc/self/fd/{name}')}")
-        except OSError:
-            continue
+    for place in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the one through which this looks
+            found.append(f"{place.name} to {place.readlink()}")
     return found
