@@ -139,4 +139,45 @@ MUTANTS = {
         "        model = await self.site.models.load(self.name, self.study.accepted)\n",
         "        model = None\n",
     ),
+    "a merge is taken by its digest alone": (
+        "konsil.core.round.goals",
+        "    completed = state.completed == (current.number, current.attempt, current.digest)\n",
+        "    completed = True\n",
+    ),
+    "nobody relays who is a holder": (
+        "konsil.node.pull",
+        "            for relay in sorted(connected)  # holders",
+        "            for relay in sorted(connected - set(others))  # holders",
+    ),
+    "what is on the own disk is asked of peers only": (
+        "konsil.node.study",
+        "            model = await self.site.models.load(self.name, effect.digest)\n",
+        "            model = None\n",
+    ),
+    "a bench goes on with memory that was given back": (
+        "konsil.node.bench",
+        "(self._sealed.digest == digest and self._sealed.memory.fd >= 0)",
+        "(self._sealed.digest == digest)",
+    ),
+    "a node whose clock is ahead says all the time that it trains": (
+        "konsil.core.round.goals",
+        "max(until_s - study.settings.silence_s / 2, state.alive_at_s + study.settings.silence_s / 4)",
+        "until_s - study.settings.silence_s / 2",
+    ),
+    "an update stays in memory when the node stops": (
+        "konsil.node.training",
+        """        except BaseException:  # a node that stops meanwhile has nobody to serve it to
+            memory.close()
+            raise
+""",
+        """        except KonsilError:
+            memory.close()
+            raise
+""",
+    ),
+    "a model that nobody waited for stays in memory": (
+        "konsil.node.models",
+        "            reading.add_done_callback(_give_back)\n",
+        "",
+    ),
 }

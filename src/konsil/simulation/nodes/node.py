@@ -25,8 +25,8 @@ from konsil.node.training import Training
 from konsil.simulation.nodes.door import NodeEnd, ScriptEnd, line
 from konsil.simulation.nodes.ledger import SharedLedger
 from konsil.simulation.nodes.loop import Process
-from konsil.simulation.nodes.network import SimulatedTransport
 from konsil.simulation.nodes.plan import STUDY
+from konsil.simulation.nodes.transport import SimulatedTransport
 from konsil.transport.base import PeerAddress, Reply
 from konsil.wall.frames import failure
 
