@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 from msgspec.structs import replace
@@ -160,13 +161,18 @@ def _wrong_chunks(node: SimulatedNode) -> None:
 
 
 def _wrong_manifests(node: SimulatedNode) -> None:
-    """Serves manifests of something else."""
+    """Serves manifests of something else, and then just that."""
 
     def lie(request: GetManifest | GetChunk, reply: Reply) -> Reply:
-        if not isinstance(request, GetManifest) or not reply.body:
+        if not reply.body:
             return reply
-        right = Manifest.decode(bytes(reply.body))
-        groups = tuple(tuple(each[::-1] for each in group) for group in right.groups)
+        if isinstance(request, GetChunk):
+            return Reply(reply.message, bytes(reply.body)[::-1])
+        right, store, index = Manifest.decode(bytes(reply.body)), node.runners[STUDY].store, count()
+        groups = tuple(
+            tuple(leaf(bytes(store.chunk(request.digest, next(index)) or b"")[::-1]) for _ in group)
+            for group in right.groups
+        )
         return Reply(reply.message, Manifest(right.header, groups).encode())
 
     _answers(node, lie)

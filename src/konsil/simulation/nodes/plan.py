@@ -8,7 +8,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from konsil.core.rules import Outer, StudySettings
+from konsil.core.rules import Best, Outer, StudySettings
 from konsil.simulation.nodes.disk import Loss
 
 STUDY = "aml"
@@ -195,6 +195,7 @@ def _settings(lots: random.Random, few: int) -> StudySettings:
         merge_s=3,
         give_up_s=3000,
         outer=Outer(learning_rate=0.1) if outer else None,
+        best=Best() if lots.random() < 1 / 4 else None,
     )
 
 

@@ -117,6 +117,7 @@ class TrainingProcess:
     def _forget(self) -> None:
         """What a process knows that has just been started."""
         self._round, self._digest = -1, ""
+        self._ended = False
         self._model = b""
         self._update: tuple[Update, bytes] | None = None
 
@@ -179,15 +180,21 @@ class TrainingProcess:
             await line.send(join)
         self._take(await self._answer(line, Joined))
         while not self.over and not self.left:
-            if self._goodbye or (self._wish is not None and self._round > 0):
+            if not self._ended and (self._goodbye or (self._wish is not None and self._round > 0)):
                 await self._leave(line)
                 return
-            if not self._has_update and not await self._train(line):
-                continue
-            await self._hand_over(line)
-        if self.over:
-            await line.send(Wanted(0.5))
-            await self._answer(line, Final, ANSWER_S)
+            if not self._ended and (self._has_update or await self._train(line)):
+                await self._hand_over(line)
+            if self._ended:
+                await self._get_final(line)
+
+    async def _get_final(self, line: ScriptEnd) -> None:
+        """Ask for the study's model until nothing can change which one it is."""
+        final = Final(0, "", settled=False)
+        while not final.settled:
+            await line.send(Wanted(ANSWER_S))
+            final = await self._answer(line, Final, ANSWER_S)
+        self.over = True
 
     @property
     def _has_update(self) -> bool:
@@ -223,10 +230,11 @@ class TrainingProcess:
         update, data = self._update
         with seal_pieces([SCHEMA.header, data]) as memory:
             await line.send(update, memory.fd)
-        while self._round < update.round and not self.over:
+        while self._round < update.round and not self._ended:
             self._take(await self._answer(line, Merged))
-        if not self.over:
-            await line.send(Scored(self._round, 10, loss=1.0 / (self._round + self._number)))
+        if self._round:
+            # Worse from round to round: where the best merge is wanted, it is the oldest one.
+            await line.send(Scored(self._round, 10, loss=self._round + self._number / 8))
             await self._answer(line, Noted, ANSWER_S)
 
     async def _leave(self, line: ScriptEnd) -> None:
@@ -276,9 +284,10 @@ class TrainingProcess:
             self._around.loaded(word.round, word.digest, self._model)
         elif isinstance(word, Joined):
             self._around.loaded(word.round - 1, word.digest, self._model)
+        elif isinstance(word, Final):
+            self._around.loaded(word.round, word.digest, self._model)
 
     def _take(self, word: Joined | Merged) -> None:
         self._round = word.round - 1 if isinstance(word, Joined) else word.round
         self._digest = word.digest
-        if word.ended:
-            self.over = True
+        self._ended = bool(word.ended)
