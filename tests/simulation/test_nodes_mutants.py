@@ -92,11 +92,6 @@ MUTANTS = {
 """,
         "",
     ),
-    "an update is committed before its base is on disk": (
-        "konsil.node.study",
-        "                await self._make_durable(base)\n",
-        "",
-    ),
     "an update is committed before its outer state is on disk": (
         "konsil.node.study",
         "                await self.outer.make_durable(start)\n",
@@ -106,11 +101,6 @@ MUTANTS = {
         "konsil.node.study",
         "            self.post(Failed(effect, unreachable=missing.members))\n",
         "            self.post(Failed(effect))\n",
-    ),
-    "a leader publishes what another one merged": (
-        "konsil.node.bench",
-        "if index not in self._merged_here]",
-        "if index not in self.leaves]",
     ),
     "audits find nothing": (
         "konsil.node.bench",
@@ -136,11 +126,6 @@ MUTANTS = {
         """        if self._map is not None:
             self._map.close()
 """,
-    ),
-    "a second promise takes the first one's place": (
-        "konsil.node.journal",
-        "INSERT OR IGNORE INTO promises",
-        "INSERT OR REPLACE INTO promises",
     ),
     "an update is forgotten once it is committed": (
         "konsil.node.study",
@@ -173,11 +158,6 @@ MUTANTS = {
         "konsil.node.bench",
         "(self._sealed.digest == digest and self._sealed.memory.fd >= 0)",
         "(self._sealed.digest == digest)",
-    ),
-    "a node whose clock is ahead says all the time that it trains": (
-        "konsil.core.round.goals",
-        "max(until_s - study.settings.silence_s / 2, state.alive_at_s + study.settings.silence_s / 4)",
-        "until_s - study.settings.silence_s / 2",
     ),
     "an update stays in memory when the node stops": (
         "konsil.node.training",

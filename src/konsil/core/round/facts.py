@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from konsil.core.round.events import (
     Advanced,
@@ -11,6 +12,7 @@ from konsil.core.round.events import (
     Deliver,
     Detached,
     Done,
+    Effect,
     Event,
     Failed,
     Fetch,
@@ -30,7 +32,7 @@ from konsil.core.round.events import (
     UpdateReady,
 )
 from konsil.core.round.knowledge import NEVER_FAILED, NodeRound, Retry
-from konsil.core.rules.calls import Alive, Leave, Score
+from konsil.core.rules.calls import Leave, Score
 
 RETRY_FIRST_S = 0.5
 """A failed effect is tried again after this; each further failure doubles it."""
@@ -101,7 +103,7 @@ def _found(state: NodeRound, event: Found, _now_s: float) -> NodeRound:
     return replace(state, findings=state.findings | {event.at: event.wrong})
 
 
-def _done(state: NodeRound, event: Done, now_s: float) -> NodeRound:
+def _done(state: NodeRound, event: Done, _now_s: float) -> NodeRound:
     match event.effect:
         case Deliver(digest=digest, start=start):
             state = replace(
@@ -113,12 +115,10 @@ def _done(state: NodeRound, event: Done, now_s: float) -> NodeRound:
             state = replace(state, probed=state.probed | {probe})
         case Submit(call=Score() as score):
             state = replace(state, scores=tuple(other for other in state.scores if other != score))
-        case Submit(call=Alive()):
-            state = replace(state, alive_at_s=now_s)
         case Submit(call=Leave()):
             state = replace(state, leaving=False)
     retries = {effect: retry for effect, retry in state.retries.items() if effect != event.effect}
-    return replace(state, doing=state.doing - {event.effect}, retries=retries)
+    return replace(state, doing=_without(state.doing, event.effect), retries=retries)
 
 
 def _failed(state: NodeRound, event: Failed, now_s: float) -> NodeRound:
@@ -130,7 +130,11 @@ def _failed(state: NodeRound, event: Failed, now_s: float) -> NodeRound:
     if event.unreachable and isinstance(event.effect, Lead | Fetch | Probe | Recompute):
         known = state.unreachable[1] if state.unreachable[0] == event.effect.round else frozenset()
         state = replace(state, unreachable=(event.effect.round, known | set(event.unreachable)))
-    return replace(state, doing=state.doing - {event.effect}, retries=retries)
+    return replace(state, doing=_without(state.doing, event.effect), retries=retries)
+
+
+def _without(doing: tuple[Effect, ...], over: Effect) -> tuple[Effect, ...]:
+    return tuple(effect for effect in doing if effect != over)
 
 
 FACTS: dict[type[Event], Any] = {

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+import msgspec
 
 from konsil.core.round.events import (
     Advanced,
@@ -18,8 +17,7 @@ from konsil.core.round.events import (
 from konsil.core.rules.calls import Contribution, Score
 
 
-@dataclass(frozen=True)
-class Retry:
+class Retry(msgspec.Struct, frozen=True):
     """When to try a failed effect again, and how often it has failed."""
 
     at_s: float
@@ -29,8 +27,7 @@ class Retry:
 NOBODY_MISSED: tuple[int, frozenset[str]] = (0, frozenset())
 
 
-@dataclass(frozen=True)
-class NodeRound:
+class NodeRound(msgspec.Struct, frozen=True):
     """What a node knows of its own part in a study; the rest stands on the ledger.
 
     ``greeted``: the training process got its first model since it joined. ``delivered``: digest of the
@@ -40,9 +37,7 @@ class NodeRound:
     ``unreachable``: of which round, and whose update could not be had there. ``probed``: members whose
     update is well though another reported it. ``outer``: the outer state after the accepted merge, in a
     study with an outer optimiser; ``trains_from``: the one that the model of the training process is of,
-    "" if that is not known.
-    ``alive_at_s``: when this node last said that it is still training, on its own clock. ``doing``: effects
-    under way.
+    "" if that is not known. ``doing``: effects under way, in the order in which they began.
     """
 
     me: str
@@ -59,16 +54,15 @@ class NodeRound:
     trains_from: str = ""
     update: UpdateReady | None = None
     progress: float = 0.0
-    alive_at_s: float = -math.inf
     finish: Contribution | None = None
     scores: tuple[Score, ...] = ()
-    merged: dict[tuple[int, int, int], PartMerged] = field(default_factory=dict)
+    merged: dict[tuple[int, int, int], PartMerged] = {}
     unreachable: tuple[int, frozenset[str]] = NOBODY_MISSED
     probed: frozenset[Probe] = frozenset()
     suspects: tuple[Suspected, ...] = ()
-    findings: dict[Recompute, bool] = field(default_factory=dict)
-    doing: frozenset[Effect] = frozenset()
-    retries: dict[Effect, Retry] = field(default_factory=dict)
+    findings: dict[Recompute, bool] = {}
+    doing: tuple[Effect, ...] = ()
+    retries: dict[Effect, Retry] = {}
 
 
 NEVER_FAILED = Retry(0.0, 0)
