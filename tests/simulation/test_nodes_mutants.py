@@ -31,13 +31,15 @@ MUTANTS = {
     ),
     "the promise is written after the ledger heard it": (
         "konsil.node.study",
-        """            await asyncio.to_thread(self.site.journal.promise, call, attempt)
+        """        if promise is not None:
+            await asyncio.to_thread(self.site.journal.promise, promise)
+        sent_s = self.site.clock()
         await self.site.ledger.submit(call)
 """,
-        """            await self.site.ledger.submit(call)
-            await asyncio.to_thread(self.site.journal.promise, call, attempt)
-            return
+        """        sent_s = self.site.clock()
         await self.site.ledger.submit(call)
+        if promise is not None:
+            await asyncio.to_thread(self.site.journal.promise, promise)
 """,
     ),
     "promises are written without waiting for the disk": (
@@ -67,8 +69,9 @@ MUTANTS = {
     ),
     "a manifest that came is not checked": (
         "konsil.node.pull",
-        "                _require_same(manifest, digest)\n",
-        "",
+        """                manifest.require(digest)
+""",
+        """""",
     ),
     "everybody may read everything": (
         "konsil.node.study",
@@ -86,21 +89,25 @@ MUTANTS = {
         "",
     ),
     "a merge is accepted before it is on disk": (
-        "konsil.node.study",
-        """            case Accept(digest=digest):
-                await self._make_durable(digest)
+        "konsil.core.round.promises",
+        """        case Initialise(digest=digest) | Accept(digest=digest):
 """,
-        "",
+        """        case Initialise(digest=digest):
+""",
     ),
     "an update is committed before its outer state is on disk": (
         "konsil.node.study",
-        "                await self.outer.make_durable(start)\n",
-        "",
+        """            await self.outer.make_durable(call.start)
+""",
+        """            pass
+""",
     ),
     "who cannot be reached is not reported": (
         "konsil.node.study",
-        "            self.post(Failed(effect, unreachable=missing.members))\n",
-        "            self.post(Failed(effect))\n",
+        """            self.post(machine.failed(effect, missing))
+""",
+        """            self.post(Failed(effect))
+""",
     ),
     "audits find nothing": (
         "konsil.node.bench",
@@ -128,11 +135,11 @@ MUTANTS = {
 """,
     ),
     "an update is forgotten once it is committed": (
-        "konsil.node.study",
-        """        if self.state.update is not None and study.phase not in {"finished", "failed"}:
-            keep.add(self.state.update.digest)
+        "konsil.core.round.keeping",
+        """    if state.update is not None and study.phase not in {"finished", "failed"}:
+        hold.add(state.update.digest)
 """,
-        "",
+        """""",
     ),
     "a node that starts does not look at its disk": (
         "konsil.node.study",

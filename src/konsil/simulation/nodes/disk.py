@@ -131,6 +131,10 @@ class Disk:
         content = self._contents.get(inode) if inode is not None else None
         return content.data if content is not None else None
 
+    def has(self, database: str, data: bytes) -> bool:
+        """Whether something stands in a database, as it survives the worst crash now."""
+        return any(data in file for file in self.databases.get(database, {}).values())
+
     def crash(self, loss: Loss, lots: random.Random) -> tuple[str, ...]:
         """Lose what the crash loses; sentences about that. The old folder is left to whoever was at it."""
         survival: Survival = (

@@ -70,8 +70,7 @@ class Invariants:
             self._broken(f"{what[1]} says {digest[:8]} after {before[:8]}: its {what[0]} of round {what[2]}")
 
     def _is_promised(self, name: str, call: Commit | Publish) -> None:
-        files = self._disks[name].databases.get("journal.db", {})
-        if not any(call.digest.encode() in data for data in files.values()):
+        if not self._disks[name].has("journal.db", call.digest.encode()):
             self._broken(
                 f"{name} says {type(call).__name__} {call.digest[:8]} before the promise is on its disk"
             )

@@ -59,6 +59,8 @@ class Observer:
                 return  # it has been closed
             for data in entries:
                 entry = decode_entry(data)
+                if not node.world.disks[node.name].has("ledger.db", entry.state.encode()):
+                    self._broken(f"the operator tells entry {entry.height} before it is on its disk")
                 signed = decode_signed(entry.signed)
                 before = self.state
                 self.state = apply(before, signed.caller, signed.sequence, signed.call, entry.time_s)
