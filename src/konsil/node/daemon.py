@@ -33,6 +33,7 @@ from konsil.errors import (
     NodeError,
     StudyError,
 )
+from konsil.files import make_private_folder
 from konsil.identity.authority import Authority
 from konsil.identity.ledger_key import LedgerKey, verify
 from konsil.identity.source import SvidSource
@@ -136,7 +137,7 @@ class Node:
         stack.enter_context(only_one(config.directory))
         with writable(config.directory):
             for folder in (config.cards_dir, config.merges_dir, config.rules_dir):
-                folder.mkdir(mode=0o700, exist_ok=True)
+                make_private_folder(folder)
         journal = stack.enter_context(Journal(config.journal_file))
         if config.builtin_identity:
             authority = Authority.load(config.keys_dir)

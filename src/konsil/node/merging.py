@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from konsil.core.digest import Manifest
 from konsil.core.parameters import Schema
-from konsil.core.round import Lead, Probe, Recompute
+from konsil.core.round import Fetch, Lead, Probe, Recompute
 from konsil.core.rules import OpenRound, Study, weights_of
 from konsil.errors import NodeError, SchemaMismatch, StudyError, UpdatesMissing
 from konsil.node.bench import Bench
@@ -72,7 +72,7 @@ class Merging:
 
     # --- the open round ------------------------------------------------------------------------
 
-    def _current(self, effect: Lead | Recompute | Probe) -> OpenRound:
+    def current(self, effect: Lead | Fetch | Recompute | Probe) -> OpenRound:
         """The open round, if it is still the attempt that an effect is about.
 
         Raises:
@@ -86,7 +86,7 @@ class Merging:
 
     async def lead(self, effect: Lead) -> tuple[str, str]:
         """Merge a part; its digest and that of the Gram matrix, "" where the rule does not mix."""
-        current = self._current(effect)
+        current = self.current(effect)
         bench = await self._bench_for(current)
         return await self._in_time(current, bench, bench.lead(effect.part))
 
@@ -135,14 +135,14 @@ class Merging:
 
     async def recompute(self, effect: Recompute) -> bool:
         """Whether a disputed chunk is wrong."""
-        current = self._current(effect)
+        current = self.current(effect)
         bench = await self._bench_for(current)
         published = await bench.published_leaf(current.parts[effect.part], effect.part, effect.chunk)
         return await bench.is_wrong(effect.chunk, published)
 
     async def probe(self, effect: Probe) -> None:
         """See that a member's update can be had and is finite."""
-        bench = await self._bench_for(self._current(effect))
+        bench = await self._bench_for(self.current(effect))
         await bench.gatherer.check(effect.member)
 
     async def _bench_for(self, current: OpenRound) -> Bench:

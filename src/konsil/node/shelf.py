@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
@@ -188,8 +189,13 @@ class Shelf:
         if key not in self._getting:
             task = asyncio.create_task(self._found(digest, from_peers=from_peers))
             self._getting[key] = task
-            task.add_done_callback(lambda _: self._getting.pop(key, None))
+            task.add_done_callback(partial(self._got, key))
         return self._getting[key]
+
+    def _got(self, key: tuple[str, bool], task: asyncio.Task[Model]) -> None:
+        self._getting.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # seen: whoever asked may have gone meanwhile
 
     async def _found(self, digest: str, *, from_peers: bool) -> Model:
         name = self._study().settings.name

@@ -288,16 +288,12 @@ class StudyRunner:
         self._problems.pop(None, None)
 
     async def _fetch(self, effect: Fetch) -> None:
-        known = self.store.model(effect.digest)
-        if known is not None:
-            self.post(Held(effect.digest))
-            return
-        current = self.study.open
-        if current is not None and current.digest == effect.digest and self.site.me in current.roster:
-            model = await self._complete(current)
-        else:
-            model = await self.merging.fetch(effect.digest)
-        self._keep(model)
+        if effect.attempt:
+            self._keep(await self._complete(self.merging.current(effect)))
+        elif self.store.model(effect.digest) is None:
+            # On this node's own disk, too: when it started its ledger may have been behind what it had saved.
+            model = await self.site.models.load(self.name, effect.digest)
+            self._keep(model or await self.merging.fetch(effect.digest))
         self.post(Held(effect.digest))
 
     async def _complete(self, current: OpenRound) -> Model:

@@ -165,6 +165,9 @@ class TlsTransport:
             raise too_late(
                 link.address, timeout_s, problem=link.problem, connected=connection is not None
             ) from None
+        finally:
+            if into is not None:
+                into.release()  # whoever keeps the error does not keep the memory
 
     def set_peers(self, peers: Iterable[PeerAddress]) -> None:
         """Take the directory as it is now: connect to new peers, cut off removed ones."""
