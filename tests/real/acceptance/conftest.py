@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,6 @@ from konsil.node.config import read_config
 NUMBERS = {"berlin": 1.0, "bonn": 2.0, "koeln": 4.0, "lyon": 8.0, "metz": 16.0}
 """What each member's training adds to every parameter: each roster has another sum, so a missed merge shows."""
 
-STUDY = "aml"
 SETTLED_S = 60.0
 
 
@@ -99,7 +99,7 @@ class Lab:
     def study(self, **changes: object) -> None:
         """Propose a study and have all agree."""
         known: dict[str, object] = {
-            "name": STUDY,
+            "name": "aml",
             "min_members": len(self.swarm.members),
             "quorum": 2,
             "rounds": 4,
@@ -112,11 +112,12 @@ class Lab:
         self.settings = StudySettings(**(known | changes))
         self.swarm.propose(self.settings)
 
-    def train(self, *members: str, **options: object) -> None:
+    def train(self, *members: str, numbers: dict[str, float] | None = None, **options: object) -> None:
         """Start the training script of these members, of all by default; ``pause=0.5`` is ``--pause 0.5``."""
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         for name in members or self.swarm.members:
-            self.trainers[name] = self.site.train(self.swarm, STUDY, name, NUMBERS[name], *words)
+            number = numbers.get(name, NUMBERS[name]) if numbers else NUMBERS[name]
+            self.trainers[name] = self.site.train(self.swarm, self.settings.name, name, number, *words)
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -131,17 +132,18 @@ class Lab:
         command = [sys.executable, "-m", "konsil", *words, "--dir", str(self.swarm.directory(name))]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
-    def on_ledger(self, name: str = "", study: str = STUDY) -> Study:
+    def on_ledger(self, name: str = "") -> Study:
         """The study as a member's ledger has it now."""
-        return self.swarm.control(name or self.swarm.members[0]).state().studies[study]
+        return self.swarm.control(name or self.swarm.members[0]).state().studies[self.settings.name]
 
     def wait(self, name: str, reached: Callable[[Study], Any], timeout_s: float = 60.0) -> Study:
         """Wait until the study at a member is as wanted."""
 
         def seen(state: Any) -> bool:
-            return STUDY in state.studies and bool(reached(state.studies[STUDY]))
+            return study in state.studies and bool(reached(state.studies[study]))
 
-        return self.swarm.wait(name, seen, timeout_s).studies[STUDY]
+        study = self.settings.name
+        return self.swarm.wait(name, seen, timeout_s).studies[study]
 
     def ends(self, *members: str) -> list[dict[str, Any]]:
         """The last words of these members' scripts, of all by default: all have ended, with one digest."""
@@ -158,23 +160,28 @@ class Lab:
     # --- what must be whole --------------------------------------------------------------------
 
     def intact(
-        self, *members: str, merged: Callable[[RoundRecord, float], float] = record_mean
+        self,
+        *members: str,
+        merged: Callable[[RoundRecord, float], float] = record_mean,
+        phase: str = "finished",
     ) -> tuple[RoundRecord, ...]:
         """See that a study that is over is the same, right and told truly at all members that live.
 
         Args:
             members: those whose nodes run; all by default.
             merged: what a round's merge gives from its record and the value before it.
+            phase: how the study has ended.
 
         Returns:
             The study's rounds.
         """
         names = members or self.swarm.members
         for name in names:
-            self.wait(name, lambda study: study.phase == "finished", SETTLED_S)
+            self.wait(name, lambda study: study.phase == phase, SETTLED_S)
         height = max(self.swarm.control(name).state().height for name in names)
         studies = [
-            self.swarm.wait(name, lambda state: state.height >= height).studies[STUDY] for name in names
+            self.swarm.wait(name, lambda state: state.height >= height).studies[self.settings.name]
+            for name in names
         ]
         history = studies[0].history
         assert history, "no round was accepted"
@@ -195,13 +202,14 @@ class Lab:
     def _told(self, name: str, history: tuple[RoundRecord, ...], value: float) -> tuple[str, str]:
         """What one member's own commands say: the model's digest, and what verifying the ledger gives."""
         out = self.swarm.directory(name) / "final.safetensors"
-        said = json.loads(self.konsil(name, "study", "model", STUDY, "--out", str(out), "--now", "--json"))
+        study = self.settings.name
+        said = json.loads(self.konsil(name, "study", "model", study, "--out", str(out), "--now", "--json"))
         arrays = load_file(out)
         for array in arrays.values():
             assert array.min() == array.max() == pytest.approx(value, rel=1e-5)
         checked = json.loads(self.konsil(name, "study", "check", str(out), "--json"))
         assert (checked["digest"], checked["ledger"]) == (said["digest"], True)
-        shown = self.konsil(name, "ledger", "show", STUDY).split("\nRound 1, accepted")[-1]
+        shown = self.konsil(name, "ledger", "show", study).split("\nRound 1, accepted")[-1]
         for record in history:
             agreed = set(record.roster) | set(record.absent) | set(record.struck)
             assert agreed >= set(self.settings.members or self.swarm.members), record
@@ -261,3 +269,58 @@ def environment(lab: Lab) -> Callable[..., Any]:
     return changed
 
 
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+
+static long shift(void) { return atol(getenv("KONSIL_TEST_SHIFT_S")); }
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int result = real(clock, now);
+    if (clock == CLOCK_REALTIME) now->tv_sec += shift();
+    return result;
+}
+time_t time(time_t *into) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (into) *into = now.tv_sec;
+    return now.tv_sec;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec exact;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    now->tv_sec = exact.tv_sec;
+    now->tv_usec = exact.tv_nsec / 1000;
+    return 0;
+}
+"""
+"""For a process's C libraries too, such as OpenSSL, which looks at certificates' dates."""
+
+CLOCK_OF_PYTHON = """
+import os, time
+_real, _shift = time.time, int(os.environ["KONSIL_TEST_SHIFT_S"])
+time.time = lambda: _real() + _shift
+"""
+
+
+@pytest.fixture
+def wrong_clock(site: Any) -> Callable[[int], dict[str, str]]:
+    """A function from seconds to the environment of a process whose clock is ahead by so many."""
+    compiler = shutil.which("cc")
+    if compiler is None:  # then Python's own clock at least
+        (site.root / "clock").mkdir()
+        (site.root / "clock" / "sitecustomize.py").write_text(CLOCK_OF_PYTHON)
+        variable = {"PYTHONPATH": str(site.root / "clock")}
+    else:
+        source, library = site.root / "clock.c", site.root / "clock.so"
+        source.write_text(CLOCK)
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+        variable = {"LD_PRELOAD": str(library)}
+    return lambda seconds: variable | {"KONSIL_TEST_SHIFT_S": str(seconds)}
