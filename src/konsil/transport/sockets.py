@@ -125,7 +125,8 @@ def broken(error: OSError) -> PeerUnreachable:
 def explain(error: OSError) -> str:
     """A socket's or TLS's error in words a reader of a log can act on."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the peer's certificate is not trusted ({error.verify_message})"
+        dates = "; compare both machines' clocks: `konsil doctor`" if error.verify_code in _BY_DATES else ""
+        return f"the peer's certificate is not trusted ({error.verify_message}{dates})"
     reason = getattr(error, "reason", None)
     if isinstance(error, ssl.SSLError) and reason:
         return _ALERTS.get(reason, f"TLS failed ({reason.lower().replace('_', ' ')})")
@@ -133,6 +134,9 @@ def explain(error: OSError) -> str:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
 
+
+_BY_DATES = (9, 10)
+"""OpenSSL's codes for a certificate that is not valid yet, or not any more: here mostly a wrong clock."""
 
 _ALERTS = {
     "TLSV1_ALERT_UNKNOWN_CA": "the peer does not trust our certificate (no bundle of its directory holds it)",

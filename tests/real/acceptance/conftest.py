@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,19 @@ class Lab:
             self.swarm.start()
         return self.swarm
 
+    def start_changed(self, name: str, how: str, word: str) -> None:
+        """Start `changed_node.py` in place of a member's node."""
+        directory = self.swarm.directory(name)
+        with (directory / "node.log").open("ab") as log:
+            self.swarm._processes[name] = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("changed_node.py")), str(directory), how, word],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"NOTIFY_SOCKET": str(self.swarm.root / "ready.sock")},
+            )
+        self.swarm.wait_ready({name})
+
     def study(self, **changes: object) -> None:
         """Propose a study and have all agree."""
         known: dict[str, object] = {
@@ -144,6 +159,14 @@ class Lab:
 
         study = self.settings.name
         return self.swarm.wait(name, seen, timeout_s).studies[study]
+
+    @staticmethod
+    def until(reached: Callable[[], Any], show: object = "", timeout_s: float = 30.0) -> None:
+        """Wait for what no event tells: what a node says of itself."""
+        until_s = time.monotonic() + timeout_s
+        while not reached():
+            assert time.monotonic() < until_s, show
+            time.sleep(0.1)
 
     def ends(self, *members: str) -> list[dict[str, Any]]:
         """The last words of these members' scripts, of all by default: all have ended, with one digest."""

@@ -218,7 +218,7 @@ class Network:
         """Carry out a word of the test."""
         match word["do"]:
             case "aim":  # where the nodes really listen
-                self.targets = {name: (host, port) for name, (host, port) in word["targets"].items()}
+                self.targets |= {name: (host, port) for name, (host, port) in word["targets"].items()}
             case "cut":  # a black hole: nothing arrives, nobody is told, and what is under way is kept
                 for way in self._between(word):
                     way.open.clear()

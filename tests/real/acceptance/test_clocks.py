@@ -34,13 +34,13 @@ def test_a_study_goes_on_where_clocks_are_minutes_apart_and_deadlines_are_those_
         shift_s = -100 if name == behind else 100 if name == ahead else 0
         with environment(**wrong_clock(shift_s)):
             lab.swarm.start([name])
-    lab.study(rounds=2, silence_s=4)
+    lab.study(rounds=1, silence_s=3)
     quick = next(name for name in THREE if name not in {behind, ahead})
     lab.train(quick)
-    lab.train(behind, pause=7)
-    lab.train(ahead, pause=6)
+    lab.train(behind, pause=6)
+    lab.train(ahead, pause=5)
     lab.ends()
     history = lab.intact()
     said = alive_calls(lab)
     assert all(set(record.roster) == set(THREE) and record.attempt == 1 for record in history), said
-    assert max(said.values()) <= 2 * 6, f"7 s of training at a silence of 4 s: one every 2 s: {said}"
+    assert max(said.values()) <= 8, f"6 s of training at a silence of 3 s: one every 1.5 s: {said}"

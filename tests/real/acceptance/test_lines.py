@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -42,15 +43,27 @@ def test_connections_that_break_in_the_middle_of_a_round_are_made_anew(lab):
 
 
 def test_a_gateway_that_restarts_leaves_dead_connections_and_the_nodes_notice_and_dial_again(lab):
-    """A VPN's reboot: what was connected never answers again and nobody is told; new connections pass."""
+    """A VPN's reboot: what was connected never answers again and nobody is told; new connections pass.
+
+    What a person wants from the ledger meanwhile ends in an error, not in a hang.
+    """
     lab.make(*THREE)
     lab.study(rounds=4)
     lab.train(pause=0.3)
     lab.trainers["berlin"].until("merged", 2)
     lab.network.do("lose", "koeln")
-    problem = problem_at(lab, "koeln", "silent for")
-    assert "berlin: " in problem
-    assert "Requests are safe to repeat." in problem
+    file = lab.site.root / "other.toml"
+    file.write_text('name = "other"\nevery_steps = 1\n')
+    with ThreadPoolExecutor() as beside:
+        proposing = beside.submit(lab.typed, "koeln", "study", "propose", str(file), timeout_s=60)
+        problem = problem_at(lab, "koeln", "silent for")
+        assert "berlin: " in problem
+        assert "Requests are safe to repeat." in problem
+        ended = proposing.result()
+    assert ended.returncode == 1
+    said = " ".join(ended.stderr.split())
+    assert said.startswith("LedgerUnreachable: No answer from operator 'berlin' within 30 s.")
+    assert "nothing else was changed. Submitting it again is safe." in said
     lab.network.do("heal", "koeln")
     lab.ends()
     history = lab.intact()
