@@ -39,7 +39,7 @@ class Site:
     _shift_s: float = field(default=0.0, init=False)
 
     def ledger_s(self) -> float:
-        """The ledger's time, in which its deadlines are: the clock, moved as far as the ledger shows it wrong.
+        """The ledger's time, in which its deadlines are: the clock, corrected as far as that shows it wrong.
 
         A clock that is behind would let a member be silent while it trains; one that is ahead would make it
         say all the time that it trains.

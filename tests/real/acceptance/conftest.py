@@ -238,7 +238,9 @@ class Lab:
             assert agreed >= set(self.settings.members or self.swarm.members), record
             assert not set(record.roster) & set(record.absent)
             assert len(record.accepts) * 2 > len(record.roster)
-            part = shown.split(f"\nRound {record.number + 1}, accepted")[0].split(f"\nRound {record.number},")[-1]
+            part = shown.split(f"\nRound {record.number + 1}, accepted")[0].split(
+                f"\nRound {record.number},"
+            )[-1]
             for member in record.roster:
                 assert f" {member} took part: " in part
             for member, why in record.absent.items():
@@ -290,8 +292,6 @@ def environment(lab: Lab) -> Callable[..., Any]:
             lab.swarm.environment = before
 
     return changed
-
-
 
 
 CLOCK = """

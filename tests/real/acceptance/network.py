@@ -215,44 +215,65 @@ class Network:
         return [relay for relay in self.relays if ends <= relay.ends]
 
     async def do(self, word: dict[str, Any]) -> Any:
-        """Carry out a word of the test."""
-        match word["do"]:
-            case "aim":  # where the nodes really listen
-                self.targets |= {name: (host, port) for name, (host, port) in word["targets"].items()}
-            case "cut":  # a black hole: nothing arrives, nobody is told, and what is under way is kept
-                for way in self._between(word):
-                    way.open.clear()
-            case "lose":  # ... and connections of now never come back: a gateway that was restarted
-                for relay in self._relays_of(word):
-                    relay.lost = True
-                for way in self._between(word):
-                    way.open.clear()
-            case "reset":  # connections break, and new ones are refused
-                self.resetting.add(word["member"])
-                for relay in self._relays_of(word):
-                    relay.reset = True
-                    self.relays[relay].cancel()
-            case "wall":  # a firewall: nobody gets in, the member gets out
-                self.walled.add(word["member"])
-            case "heal":
-                self.resetting.discard(word["member"])
-                for way in self._between(word):
-                    way.open.set()
-            case "slow":
-                for way in self._between(word):
-                    way.bytes_s = word["bytes_s"] or math.inf
-            case "delay":
-                for member in self.members:
-                    self.ways[member, "*"].delay_s = word["delay_s"]
-            case "moved":  # bytes that went this way so far
-                return sum(way.moved for way in self._between(word))
-            case "until_moved":
-                async with asyncio.timeout(word["timeout_s"]):
-                    while sum(way.moved for way in self._between(word)) < word["bytes"]:
-                        await asyncio.sleep(0.005)
-            case "dialled":
-                return self.dialled
-        return None
+        """Carry out a word of the test: the method of that name."""
+        done = getattr(self, f"on_{word['do']}")(word)
+        return await done if asyncio.iscoroutine(done) else done
+
+    def on_aim(self, word: dict[str, Any]) -> None:
+        """Where nodes really listen."""
+        self.targets |= {name: (host, port) for name, (host, port) in word["targets"].items()}
+
+    def on_cut(self, word: dict[str, Any]) -> None:
+        """A black hole: nothing arrives, nobody is told, and what is under way is kept until it heals."""
+        for way in self._between(word):
+            way.open.clear()
+
+    def on_lose(self, word: dict[str, Any]) -> None:
+        """As a cut, and connections of now never come back: a gateway that was restarted."""
+        for relay in self._relays_of(word):
+            relay.lost = True
+        self.on_cut(word)
+
+    def on_reset(self, word: dict[str, Any]) -> None:
+        """Connections break, and new ones are refused."""
+        self.resetting.add(word["member"])
+        for relay in self._relays_of(word):
+            relay.reset = True
+            self.relays[relay].cancel()
+
+    def on_heal(self, word: dict[str, Any]) -> None:
+        """The end of a cut, a loss or resets."""
+        self.resetting.discard(word["member"])
+        for way in self._between(word):
+            way.open.set()
+
+    def on_wall(self, word: dict[str, Any]) -> None:
+        """A firewall: nobody gets in, the member gets out."""
+        self.walled.add(word["member"])
+
+    def on_slow(self, word: dict[str, Any]) -> None:
+        """So many bytes a second; 0 for as many as there are."""
+        for way in self._between(word):
+            way.bytes_s = word["bytes_s"] or math.inf
+
+    def on_delay(self, word: dict[str, Any]) -> None:
+        """Every line of every member takes so long each way."""
+        for member in self.members:
+            self.ways[member, "*"].delay_s = word["delay_s"]
+
+    def on_moved(self, word: dict[str, Any]) -> int:
+        """How many bytes have gone this way."""
+        return sum(way.moved for way in self._between(word))
+
+    async def on_until_moved(self, word: dict[str, Any]) -> None:
+        """Wait until so many have."""
+        async with asyncio.timeout(word["timeout_s"]):
+            while self.on_moved(word) < word["bytes"]:
+                await asyncio.sleep(0.005)  # bytes that pass wake nobody
+
+    def on_dialled(self, _word: dict[str, Any]) -> list[tuple[str, str]]:
+        """Who has dialled whom."""
+        return self.dialled
 
     async def close(self) -> None:
         tasks = [*self._accepting, *self.relays.values()]

@@ -21,7 +21,9 @@ MERGED = {
     "mean": weighted(EXAMPLES),
     "trimmed_mean": weighted(["bonn", "koeln", "lyon"]),  # without the lowest and the highest
     "multi_krum": weighted(HONEST),  # without the one that is far from all
-    "norm_clipping": weighted(EXAMPLES, {name: min(step, 4.0) for name, step in STEPS.items()}),  # at the median
+    "norm_clipping": weighted(
+        EXAMPLES, {name: min(step, 4.0) for name, step in STEPS.items()}
+    ),  # at the median
 }
 """What one round moves every parameter by, worked out by hand."""
 
@@ -31,7 +33,9 @@ def test_the_merge_follows_the_attacker_by_the_mean_alone(lab):
     assert all(step <= 8 for rule, step in MERGED.items() if rule != "mean")
     lab.make(*EXAMPLES)
     for number, (rule, step) in enumerate(MERGED.items()):
-        lab.study(name=f"study{number}", rule=rule, rounds=2, weighting="examples", quorum=5, audit_fraction=1.0)
+        lab.study(
+            name=f"study{number}", rule=rule, rounds=2, weighting="examples", quorum=5, audit_fraction=1.0
+        )
         for name, count in EXAMPLES.items():
             lab.train(name, numbers=STEPS, examples=count)
         lab.ends()

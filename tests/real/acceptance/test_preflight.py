@@ -57,7 +57,9 @@ def test_before_training_doctor_names_clocks_versions_lines_and_models_that_do_n
     assert found["lyon"][0][0] == "warn"
     assert "Does a firewall stand between?" in found["lyon"][0][2]
     assert found["model"] == [("ok", f"{right} has the schema of study 'aml'", "")]
-    assert {found[check][0][0] for check in ("config", "keys", "card", "genesis", "port", "certificate", "ledger")} == {"ok"}
+    assert {
+        found[check][0][0] for check in ("config", "keys", "card", "genesis", "port", "certificate", "ledger")
+    } == {"ok"}
 
     _, found = findings(lab, "bonn", "--model", str(other))
     assert ("fail", "runs konsil 0.0.9, this is 0.1.0") in [each[:2] for each in found["node"]]
@@ -118,7 +120,9 @@ def test_a_certificate_that_its_peers_cannot_take_yet_is_told_at_both_ends(lab, 
     seen: dict[str, str] = {}
 
     def told(name: str, peer: str) -> bool:
-        seen[name] = " ".join(each for each in lab.swarm.control(name).node().problems if each.startswith(peer))
+        seen[name] = " ".join(
+            each for each in lab.swarm.control(name).node().problems if each.startswith(peer)
+        )
         return "compare both machines' clocks: `konsil doctor`" in seen[name]
 
     lab.until(lambda: told("berlin", "bonn") and told("bonn", "berlin"), seen)

@@ -21,7 +21,9 @@ def test_a_site_whose_daemon_and_script_start_last_joins_by_itself_and_the_waiti
     assert lab.swarm.stop("koeln") == 0
     lab.train("berlin", "bonn")
     for name in ("berlin", "bonn"):
-        lab.wait(name, lambda study: study.participants["bonn"].present and study.participants["berlin"].present)
+        lab.wait(
+            name, lambda study: study.participants["bonn"].present and study.participants["berlin"].present
+        )
     said = lab.konsil("berlin", "study", "status", "aml")
     assert "Study 'aml' is proposed" in said
     assert "agreed: berlin, bonn, koeln; training is ready at: berlin, bonn" in said

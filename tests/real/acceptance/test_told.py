@@ -73,7 +73,13 @@ def test_a_person_sees_the_round_who_is_missing_what_is_waited_for_and_until_whe
         assert re.search(sentence, said), (sentence, said)
     assert re.search(r"this node: round 1, training", lab.konsil("koeln", "study", "status", "aml"))
     seen = on_a_terminal(
-        lab, "berlin", lambda: (lab.trainers["koeln"].kill(), lab.train("koeln")), "study", "status", "aml", "--follow"
+        lab,
+        "berlin",
+        lambda: (lab.trainers["koeln"].kill(), lab.train("koeln")),
+        "study",
+        "status",
+        "aml",
+        "--follow",
     )
     assert "waits for koeln until" in seen
     assert "Study 'aml' is finished: All 2 rounds are done." in seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import os
 import pickle
 import socket
 import ssl
@@ -11,12 +12,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import konsil
-from konsil.core.wall import WALL_VERSION, Failed, Joined, Knock, Terms, Update
-from konsil.core.wall import Join as JoinWord
-from konsil.errors import ConfigError, FrameError, ParametersError
+from konsil.core.parameters import Schema
+from konsil.core.wall import WALL_VERSION, Failed, Join, Joined, Knock, Terms, Update
+from konsil.errors import ParametersError
 from konsil.identity.authority import Authority
 from konsil.identity.tls import ALPN
 from konsil.node.config import read_config
@@ -29,7 +31,17 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 THREE = ("berlin", "bonn", "koeln")
 SOURCES = Path(konsil.__file__).parent
 
-UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
+UNPICKLERS = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "shelve",
+    "marshal",
+    "jsonpickle",
+}
 OF_PICKLES = {("np", "load"), ("numpy", "load"), ("torch", "load"), ("pd", "read_pickle"), ("yaml", "load")}
 SAFE_BY = {"allow_pickle": False, "weights_only": True}
 
@@ -43,7 +55,10 @@ def offences(source: str) -> list[str]:
                 found += [name.name for name in names if name.name.split(".")[0] in UNPICKLERS]
             case ast.ImportFrom(module=module) if (module or "").split(".")[0] in UNPICKLERS:
                 found.append(str(module))
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=whose), attr=what)) if (whose, what) in OF_PICKLES:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=whose), attr=what)) if (
+                whose,
+                what,
+            ) in OF_PICKLES:
                 words = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
                 if not any(word in words and words[word] is safe for word, safe in SAFE_BY.items()):
                     found.append(f"{whose}.{what}")
@@ -238,33 +253,38 @@ def test_a_pickle_is_no_update_whether_a_script_a_peer_or_a_file_brings_it(lab):
         assert "Traceback" not in ended.stderr
 
     lab.study(rounds=2, merge_s=4, silence_s=4, quorum=2)
-    by_hand(lab, "berlin", evil)
     lab.train()
     lab.ends("berlin", "bonn")
     lab.trainers["koeln"].kill()
     history = lab.intact("berlin", "bonn")
     assert all(set(record.roster) == {"berlin", "bonn"} for record in history)
     assert history[0].absent == {"koeln": "unreachable"}
+    by_hand(lab, "bonn", evil.read_bytes())
     assert not mark.exists()
 
 
-def by_hand(lab, name: str, evil: Path) -> None:
-    """A training process that hands over a pickle as the study's model: refused, and its place is free again."""
-    with Line.connect(lab.swarm.directory(name) / "session.sock", 10) as line, pytest.raises(
-        (ParametersError, FrameError, ConfigError)
-    ) as refused:
-        line.send(Knock(WALL_VERSION, "aml", 1))
-        ask(line, Terms)
-        with seal_pieces([evil.read_bytes()]) as memory:
-            line.send(JoinWord(header=evil.read_bytes()), memory.fd)
-            ask(line, Joined)
-            line.send(Update(1, "", 1), memory.fd)
-            ask(line, Joined)
-    assert refused.value.do
+def by_hand(lab, name: str, evil: bytes) -> None:
+    """Training processes that bring a pickle as their parameters' header, and as an update."""
+    schema = Schema.of({"weights": np.zeros(1000, np.float32), "bias": np.zeros(3)})
+    for header, update in ((evil, b""), (schema.header, evil)):
+        with Line.connect(lab.swarm.directory(name) / "session.sock", 10) as line:
+            line.send(Knock(WALL_VERSION, "aml", 1))
+            ask(line, Terms)
+            line.send(Join(header=header))
+            if update:
+                ask(line, Joined)
+                with seal_pieces([update]) as memory:
+                    line.send(Update(2, "", 1), memory.fd)
+            with pytest.raises(ParametersError, match=r"header|hold \d+ bytes") as refused:
+                ask(line, Joined)
+            assert refused.value.do
 
 
 def ask(line: Line, kind: type) -> None:
-    word = line.receive(10).word
+    delivery = line.receive(10)
+    if delivery.fd is not None:
+        os.close(delivery.fd)
+    word = delivery.word
     if isinstance(word, Failed):
         raise raised(word)
     assert isinstance(word, kind), word

@@ -24,7 +24,14 @@ def fails(lab, name: str, *words: str) -> str:
     ended = lab.typed(name, *words, timeout_s=SOON_S)
     assert ended.returncode == 1, ended
     assert "Traceback" not in ended.stderr
-    assert len(re.findall(r"^\w+(?:Error|Refused|Busy|Unreachable|Corrupt|Mismatch)?: ", ended.stderr, re.MULTILINE)) == 1
+    assert (
+        len(
+            re.findall(
+                r"^\w+(?:Error|Refused|Busy|Unreachable|Corrupt|Mismatch)?: ", ended.stderr, re.MULTILINE
+            )
+        )
+        == 1
+    )
     assert len(ended.stderr.strip().splitlines()) >= 2, "what happened, and what is safe or to be done"
     return " ".join(ended.stderr.split())
 
