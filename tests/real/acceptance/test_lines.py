@@ -42,6 +42,23 @@ def test_connections_that_break_in_the_middle_of_a_round_are_made_anew(lab):
     assert set(history[-1].roster) == set(THREE)
 
 
+def test_a_node_that_reboots_in_the_middle_of_a_round_is_back_in_that_round_and_is_started_once(lab):
+    lab.make(*THREE)
+    lab.study(rounds=6)
+    lab.train(pause=0.4)
+    lab.trainers["bonn"].until("merged", 2)
+    lab.swarm.kill("bonn")
+    lab.swarm.start(["bonn"])
+    again = lab.typed("bonn", "node", "start")
+    assert again.returncode == 1
+    assert again.stderr.startswith("NodeBusy: A node runs from")
+    assert "It goes on undisturbed" in again.stderr
+    lab.ends()
+    history = lab.intact()
+    assert len(history) == 6
+    assert all(set(record.roster) == set(THREE) for record in history)
+
+
 def test_a_gateway_that_restarts_leaves_dead_connections_and_the_nodes_notice_and_dial_again(lab):
     """A VPN's reboot: what was connected never answers again and nobody is told; new connections pass.
 
@@ -117,7 +134,7 @@ def test_a_site_twenty_times_slower_than_the_others_is_waited_for_and_merged(lab
 
 def test_who_trains_longer_than_the_patience_is_left_out_as_too_slow_and_stalls_nobody(lab):
     lab.make(*THREE)
-    lab.study(rounds=3, silence_s=2, patience_s=4)
+    lab.study(rounds=2, silence_s=2, patience_s=3)
     lab.train("berlin", "bonn")
     lab.train("koeln", pause=60)
     lab.ends("berlin", "bonn")
@@ -131,10 +148,10 @@ def test_with_200_ms_each_way_on_every_line_all_rounds_go_through_at_the_first_a
     lab.make(*THREE, "lyon", start=False)
     lab.network.do("delay", delay_s=0.2)
     lab.swarm.start()
-    lab.study(rounds=3, audit_fraction=1.0)
-    lab.train(elements=1_000_000)
+    lab.study(rounds=2, audit_fraction=1.0)
+    lab.train(elements=300_000)
     lab.ends()
     history = lab.intact()
-    assert len(history) == 3
+    assert len(history) == 2
     assert all(len(record.roster) == 4 and record.attempt == 1 for record in history)
     assert all(not record.absent and not record.disputes for record in history)

@@ -97,7 +97,7 @@ def test_sites_whose_firewalls_let_nobody_in_take_part_by_dialling_out(lab, know
         lab.network.do("wall", name)
     lab.swarm.start()
     lab.study(rounds=2)
-    lab.train(elements=1_500_000)
+    lab.train(elements=500_000)
     lab.ends()
     history = lab.intact()
     assert all(set(record.roster) == set(THREE) and record.attempt == 1 for record in history)

@@ -125,7 +125,7 @@ def test_while_a_merge_is_pulled_over_a_slow_line_its_leader_is_named(lab):
     lab.study(rounds=1, parts="leader")
     for name in THREE:
         lab.network.do("slow", name, bytes_s=1e6)
-    lab.train(elements=500_000)
+    lab.train(elements=250_000)
     study = lab.wait("berlin", lambda study: study.open is not None and study.open.phase == "merging")
     leader = study.open.parts[0].leader
     said = lab.konsil("berlin", "study", "status", "aml")
