@@ -117,6 +117,21 @@ def test_a_site_in_a_black_hole_is_left_out_by_name_and_takes_part_again_once_th
     assert set(history[-1].roster) == set(THREE)
 
 
+def test_two_sites_that_lose_sight_of_each_other_in_a_study_go_on_through_the_third(lab):
+    lab.make(*THREE)
+    lab.study(rounds=3)
+    lab.train(pause=0.2, elements=250_000)
+    lab.trainers["berlin"].until("merged", 1)
+    lab.network.do("cut", "koeln", peer="bonn")
+    lab.ends()
+    links = {peer.member: peer for peer in lab.swarm.control("koeln").node().peers}
+    assert links["berlin"].connected
+    assert not links["bonn"].connected
+    history = lab.intact()
+    assert len(history) == 3
+    assert all(set(record.roster) == set(THREE) and not record.absent for record in history)
+
+
 @pytest.mark.parametrize("merge_s", [30, 1])
 def test_a_site_twenty_times_slower_than_the_others_is_waited_for_and_merged(lab, merge_s):
     """A merge over its line takes longer than `merge_s` = 1: no fixed time throws it, or others, out."""
