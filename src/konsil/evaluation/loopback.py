@@ -108,6 +108,7 @@ class LoopbackSwarm:
         self.log_level = log_level
         self.environment = dict(environment or {})
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._held: list[socket.socket] = []
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._ready.bind(str(root / "ready.sock"))
         for name in members:
@@ -126,7 +127,7 @@ class LoopbackSwarm:
 
     def make(self, name: str, *, dial_only: bool = False, advertise: str = "") -> Config:
         """A member's directory with keys, config and card."""
-        listen = "" if dial_only else f"127.0.0.1:{free_port()}"
+        listen = "" if dial_only else f"127.0.0.1:{free_port(self._held)}"
         config = Config(
             self.directory(name),
             MemberTable(name),
@@ -243,6 +244,9 @@ class LoopbackSwarm:
                 process.wait()
         self._processes.clear()
         self._ready.close()
+        for holder in self._held:
+            holder.close()
+        self._held.clear()
 
     # --- studies -------------------------------------------------------------------------------
 
@@ -276,10 +280,23 @@ class LoopbackSwarm:
         self.close()
 
 
-def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens at."""
+def free_port(held: list[socket.socket] | None = None) -> int:
+    """A port on 127.0.0.1 that nobody listens at.
+
+    Args:
+        held: gets what keeps other swarms of this machine from the port, until it is closed: between now and
+            the start of a node there is time for them to choose the same one.
+    """
     for port in _random.sample(_PORTS, 200):
+        holder = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe, contextlib.suppress(OSError):
+            if sys.platform == "linux":
+                holder.bind(f"\0konsil port {port}")  # a name without a file: gone with its process
             probe.bind(("127.0.0.1", port))
+            if held is None:
+                holder.close()
+            else:
+                held.append(holder)
             return port
+        holder.close()
     raise NodeError("No free port between 20000 and 32000.")
