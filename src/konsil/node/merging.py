@@ -62,10 +62,13 @@ class Merging:
             self._bench = None
 
     def let_go(self) -> None:
-        """Forget the workbench of a round that is over."""
-        current = self._study().open
-        if self._bench is not None and (current is None or self._bench.roster.round != current.number):
-            self.close()
+        """Forget the workbench of a round that is over, once nothing on it is of use any more."""
+        study, bench = self._study(), self._bench
+        if bench is None or (study.open is not None and bench.roster.round == study.open.number):
+            return
+        if bench.roster.round == len(study.history) and self.store.model(study.accepted) is None:
+            return  # the others went on: what a slow line has brought so far is not to be fetched again
+        self.close()
 
     # --- the open round ------------------------------------------------------------------------
 
@@ -210,7 +213,8 @@ class Merging:
             turn = index % len(holders)  # so that all who have it share the load
             order = (*holders[turn:], *holders[:turn])
             with assembly.chunk(index) as into:
-                await self.puller.chunk(digest, index, manifest.leaves[index], into, order)
+                if self._bench is None or not self._bench.give(index, manifest.leaves[index], into):
+                    await self.puller.chunk(digest, index, manifest.leaves[index], into, order)
 
     def _likely_holders(self) -> tuple[str, ...]:
         """Other participants, those first that said that they hold the accepted model."""
