@@ -167,7 +167,7 @@ class Control:
             swarm=node.genesis.swarm,
             genesis=node.genesis_digest,
             height=node.ledger.state.height,
-            clock_s=node.site.ledger_s(),
+            clock_s=self.clock(),
             svid_expires_s=node.svid_expires_s(),
             peers=links,
             studies=tuple(runner.status() for _, runner in sorted(node.runners.items())),

@@ -42,7 +42,7 @@ class Merging:
         """``name``: the study's; ``study``: the study as it stands on the ledger now."""
         self.me = site.me
         self.max_model_bytes = site.max_model_bytes
-        self._ledger_s = site.ledger_s
+        self._clock = site.clock
         self.puller = Puller(site.me, site.peers, name)
         self.store = store
         self.rules = site.rules
@@ -121,7 +121,7 @@ class Merging:
         """Do a part of the merge; where somebody lets it hang, say who before the attempt is over."""
         task = asyncio.ensure_future(work)
         before = self.puller.peers.received()
-        left_s = max(0.0, (current.deadline_s - self._ledger_s()) * BLAMED_AFTER)
+        left_s = max(0.0, (current.deadline_s - self._clock()) * BLAMED_AFTER)
         try:
             await asyncio.wait({task}, timeout=left_s if current.attempt >= BLAMED_FROM_ATTEMPT else None)
             hanging = () if task.done() else bench.gatherer.who_hangs(before)

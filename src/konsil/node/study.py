@@ -155,7 +155,7 @@ class StudyRunner:
         """Tell the machine a fact and carry out what it wants."""
         if self._closed:
             return
-        now_s = self.site.ledger_s()
+        now_s = self.site.clock()
         before = machine.stage(self.state, self.study)
         outcome = machine.step(self.state, event, self.study, now_s)
         self.state = outcome.state
@@ -256,7 +256,7 @@ class StudyRunner:
             current = self.study.open
             attempt = current.attempt if current is not None else 1
             await asyncio.to_thread(self.site.journal.promise, call, attempt)
-        await self.site.submit(call)
+        await self.site.ledger.submit(call)
 
     def _save_behind(self) -> None:
         """Write the accepted model to disk while training goes on; the next commit waits for it."""
@@ -391,5 +391,5 @@ class StudyRunner:
     def _progress(self) -> MemberProgress:
         stage = machine.stage(self.state, self.study)
         return MemberProgress(
-            self.site.me, self._round_number(), stage, self.state.progress, self.site.ledger_s()
+            self.site.me, self._round_number(), stage, self.state.progress, self.site.clock()
         )

@@ -21,7 +21,7 @@ async def test_a_model_over_the_nodes_limit_is_not_fetched():
     asked = []
     site = SimpleNamespace(
         me="b",
-        ledger_s=lambda: 0.0,
+        clock=lambda: 0.0,
         max_model_bytes=10,
         peers=SimpleNamespace(connected=lambda: (), ask=asked.append),
         rules=None,
