@@ -15,6 +15,7 @@ KonsilError
 ├── TransportError
 │   ├── FrameError           bytes that break the wire format
 │   ├── PeerUnreachable      no connection to a peer, or no answer in time
+│   │   └── UpdatesMissing   updates of a roster that cannot be had
 │   └── PeerRefused          a peer answered with an error
 ├── NodeError
 │   ├── NodeUnreachable      no node answers at this socket
@@ -26,6 +27,8 @@ facts as typed fields beside it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 __all__ = [
     "ConfigError",
@@ -48,6 +51,7 @@ __all__ = [
     "SchemaMismatch",
     "StudyError",
     "TransportError",
+    "UpdatesMissing",
 ]
 
 
@@ -134,6 +138,15 @@ class FrameError(TransportError):
 
 class PeerUnreachable(TransportError):
     """No connection to a peer, or no answer in time."""
+
+
+class UpdatesMissing(PeerUnreachable):
+    """Members of the roster whose update could not be had, or is not a number everywhere."""
+
+    def __init__(self, members: Iterable[str], what: str) -> None:
+        """Keep the names beside the sentence."""
+        super().__init__(what, safe="Accepted rounds are safe.", do="The members report it to the ledger.")
+        self.members = tuple(sorted(members))
 
 
 class PeerRefused(TransportError):

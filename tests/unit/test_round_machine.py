@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
-from msgspec.structs import replace as changed
+from msgspec.structs import replace
 
 from konsil.core.digest import bytes_digest
 from konsil.core.round import (
@@ -92,7 +90,7 @@ class Ledger:
     """The contract's real state, and short words for what the members say."""
 
     def __init__(self, **settings) -> None:
-        self.settings = changed(SETTINGS, **settings)
+        self.settings = replace(SETTINGS, **settings)
         self.now_s = BEGIN_S
         self.state = initial_state(
             Genesis("lungs", "local", "a", BEGIN_S, tuple(record(name) for name in NAMES))

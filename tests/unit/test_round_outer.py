@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
-from msgspec.structs import replace as changed
+from msgspec.structs import replace
 
 from konsil.core.digest import bytes_digest
 from konsil.core.round import (
@@ -54,7 +52,7 @@ MODEL, OURS, THEIRS = digest("model 0"), digest("ours"), digest("theirs")
 class Ledger:
     def __init__(self, names="abcd") -> None:
         self.state = initial_state(Genesis("lungs", "local", "a", BEGIN_S, tuple(map(self._record, names))))
-        self.say("a", ProposeStudy(changed(SETTINGS, min_members=len(names))))
+        self.say("a", ProposeStudy(replace(SETTINGS, min_members=len(names))))
         for name in names[1:]:
             self.say(name, Agree("aml", settings_digest(self.study.settings)))
         self.say("a", Initialise("aml", digest("schema"), MODEL, 1000))

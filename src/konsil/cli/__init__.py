@@ -13,6 +13,7 @@ NOUNS = {
     "ledger": "Read and verify the swarm's history.",
     "node": "Set up and run this member's node.",
     "rule": "Add merge rules of your own, and see which are here.",
+    "simulate": "Run seeded universes in which everything goes wrong; see that the protocol holds.",
     "study": "Propose studies, agree to them, watch them, get their models.",
     "swarm": "Found a swarm; see its members; vote.",
 }

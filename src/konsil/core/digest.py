@@ -167,6 +167,32 @@ class Manifest:
         """All leaves in the order of the chunks."""
         return tuple(each for group in self.groups for each in group)
 
+    def require(self, digest: Digest) -> None:
+        """See that it is the manifest of a model (a root digest) or of a part alone (a group digest).
+
+        Raises:
+            DigestMismatch: it is another one.
+        """
+        is_part = not self.header and len(self.groups) == 1
+        actual = self.group_digests[0] if is_part else self.digest
+        if actual != digest:
+            raise DigestMismatch(
+                f"A manifest has digest {actual}, not {digest}.",
+                safe="Nothing was taken from it.",
+                do="Another holder is asked.",
+            )
+
+    def require_part(self, digest: Digest, chunks: int) -> None:
+        """See that it is the manifest of a part alone, with so many chunks.
+
+        Raises:
+            DigestMismatch: it is not. A leader that published such a digest published no part.
+        """
+        if self.header or len(self.groups) != 1 or self.group_digests[0] != digest:
+            raise DigestMismatch(f"What is behind {digest[:12]} is no part of a merge.")
+        if len(self.leaves) != chunks:
+            raise DigestMismatch(f"The part {digest[:12]} has {len(self.leaves)} chunks instead of {chunks}.")
+
     def encode(self) -> bytes:
         """As bytes: lengths (32 bits, little-endian): header, groups, leaves of each; then header, leaves.
 

@@ -19,8 +19,15 @@ from konsil.core.digest import CHUNK_BYTES, Manifest, chunk_count, group_digest,
 from konsil.core.merge import Rule, merge_chunk
 from konsil.core.parameters import Schema, check_finite
 from konsil.core.rules import BUILT_IN_RULES, Part, StudySettings
-from konsil.errors import DigestMismatch, MergeMismatch, NonFinite, PeerUnreachable, StudyError
-from konsil.node.gather import Gatherer, Roster, UpdatesMissing, together
+from konsil.errors import (
+    DigestMismatch,
+    MergeMismatch,
+    NonFinite,
+    PeerUnreachable,
+    StudyError,
+    UpdatesMissing,
+)
+from konsil.node.gather import Gatherer, Roster, together
 from konsil.node.grams import Grams
 from konsil.node.pull import Puller, in_thread
 from konsil.node.rules import built_in
@@ -239,11 +246,10 @@ class Bench:
             return here
         pull = self.puller.manifest(part.digest, self._holders(part), away_s=self.grace_s)
         manifest = await self._from_leader(part, pull)
-        if len(manifest.leaves) != len(chunks):
-            raise UpdatesMissing(
-                (part.leader,),
-                f"A part of {part.leader} has {len(manifest.leaves)} chunks instead of {len(chunks)}.",
-            )
+        try:
+            manifest.require_part(part.digest, len(chunks))
+        except DigestMismatch as error:
+            raise UpdatesMissing((part.leader,), f"{part.leader} published no part: {error.what}") from error
         return manifest.leaves
 
     async def _from_leader(self, part: Part, pull: Awaitable[T]) -> T:

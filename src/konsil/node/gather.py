@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,14 @@ import numpy as np
 from konsil.core.digest import CHUNK_BYTES, Manifest, chunk_count, chunk_range
 from konsil.core.parameters import Schema, check_finite
 from konsil.core.rules import StudySettings
-from konsil.errors import DigestMismatch, NonFinite, PeerUnreachable, StudyError, TransportError
+from konsil.errors import (
+    DigestMismatch,
+    NonFinite,
+    PeerUnreachable,
+    StudyError,
+    TransportError,
+    UpdatesMissing,
+)
 from konsil.node.pull import Puller, in_thread
 from konsil.node.store import Store
 
@@ -27,15 +34,6 @@ SMALL_TALK_BYTES = 16 * 1024
 
 RETRY_S = 0.25
 """A peer that just restarted has its update back from its training process within about this."""
-
-
-class UpdatesMissing(PeerUnreachable):
-    """Members of the roster whose update could not be had, or is not a number everywhere."""
-
-    def __init__(self, members: Iterable[str], what: str) -> None:
-        """Keep the names beside the sentence."""
-        super().__init__(what, safe="Accepted rounds are safe.", do="The members report it to the ledger.")
-        self.members = tuple(sorted(members))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from konsil.core.rules import Call, Commit, Publish
+from konsil.core.round import Promise
 from konsil.errors import LedgerError, NodeError
 
 _TABLE = """
@@ -46,53 +46,44 @@ class Journal:
             self._db.close()
             raise _cannot_open(path, error) from error
 
-    def promise(self, call: Call, attempt: int = 1) -> None:
+    def promise(self, promise: Promise) -> None:
         """Write a commit or a published part down, before the ledger hears of it.
-
-        Args:
-            call: any other call binds nobody and is not written.
-            attempt: the round's. A commit holds for its attempt: where the round collects again without
-                this member's update, because nobody could get it, another one may take its place.
 
         Raises:
             NodeError: another digest was promised before.
             LedgerError: the disk is full or failed; nothing was promised.
         """
-        match call:
-            case Commit():
-                kind = f"commit on {call.base}" + (f", attempt {attempt}" if attempt > 1 else "")
-            case Publish():
-                kind = f"publish {call.attempt} {call.part}"
-            case _:
-                return
         try:
             with self._turn:
                 self._require_open()
-                self._write(call, kind)
-                promised = self._promised(call.study, call.round, kind)
+                self._write(promise)
+                promised = self._promised(promise.study, promise.round, promise.kind)
         except sqlite3.Error as error:
             raise LedgerError(
-                f"The promise for round {call.round} of study {call.study!r} could not be written: {error}.",
+                f"The promise for round {promise.round} of study {promise.study!r} could not be written: "
+                f"{error}.",
                 safe="Nothing was promised and nothing said to the ledger; accepted rounds are safe.",
                 do="Free disk space; the node tries again by itself.",
             ) from error
-        if promised != call.digest:
+        if promised != promise.digest:
             raise NodeError(
-                f"This node promised {promised} as '{kind}' of round {call.round} of study {call.study!r} "
-                f"and would now promise {call.digest}.",
+                f"This node promised {promised} as '{promise.kind}' of round {promise.round} of study "
+                f"{promise.study!r} and would now promise {promise.digest}.",
                 safe="The second promise was not made.",
                 do="Training was repeated after a crash: the first update stands; go on with the next round.",
             )
 
-    def _write(self, call: Commit | Publish, kind: str) -> None:
+    def _write(self, promise: Promise) -> None:
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(
                 "INSERT OR IGNORE INTO promises VALUES (?, ?, ?, ?)",
-                (call.study, call.round, kind, call.digest),
+                (promise.study, promise.round, promise.kind, promise.digest),
             )
             # Rounds before this one are accepted: nothing that was promised there can be asked for again.
-            self._db.execute("DELETE FROM promises WHERE study = ? AND round < ?", (call.study, call.round))
+            self._db.execute(
+                "DELETE FROM promises WHERE study = ? AND round < ?", (promise.study, promise.round)
+            )
 
     def promised(self, study: str, round_number: int, kind: str) -> str:
         """The digest promised, or ""."""

@@ -10,9 +10,9 @@ from konsil.core.digest import Manifest
 from konsil.core.parameters import Schema
 from konsil.core.round import Lead, Probe, Recompute
 from konsil.core.rules import OpenRound, Study, weights_of
-from konsil.errors import NodeError, SchemaMismatch, StudyError
+from konsil.errors import NodeError, SchemaMismatch, StudyError, UpdatesMissing
 from konsil.node.bench import Bench
-from konsil.node.gather import Roster, UpdatesMissing, together
+from konsil.node.gather import Roster, together
 from konsil.node.pull import Puller
 from konsil.node.site import Site
 from konsil.node.store import Assembly, Model, Store
@@ -38,11 +38,20 @@ T = TypeVar("T")
 class Merging:
     """Works on the open round of a study, as the ledger has it at each call."""
 
-    def __init__(self, name: str, site: Site, store: Store, study: Callable[[], Study]) -> None:
-        """``name``: the study's; ``study``: the study as it stands on the ledger now."""
+    def __init__(
+        self,
+        name: str,
+        site: Site,
+        store: Store,
+        study: Callable[[], Study],
+        ledger_now_s: Callable[[], float] | None = None,
+    ) -> None:
+        """``name``: the study's; ``study``: the study as it stands on the ledger now; ``ledger_now_s``: the
+        ledger's time, the node's clock unless told otherwise.
+        """
         self.me = site.me
         self.max_model_bytes = site.max_model_bytes
-        self._clock = site.clock
+        self._ledger_now_s = ledger_now_s or site.clock
         self.puller = Puller(site.me, site.peers, name)
         self.store = store
         self.rules = site.rules
@@ -121,7 +130,7 @@ class Merging:
         """Do a part of the merge; where somebody lets it hang, say who before the attempt is over."""
         task = asyncio.ensure_future(work)
         before = self.puller.peers.received()
-        left_s = max(0.0, (current.deadline_s - self._clock()) * BLAMED_AFTER)
+        left_s = max(0.0, (current.deadline_s - self._ledger_now_s()) * BLAMED_AFTER)
         try:
             await asyncio.wait({task}, timeout=left_s if current.attempt >= BLAMED_FROM_ATTEMPT else None)
             hanging = () if task.done() else bench.gatherer.who_hangs(before)

@@ -75,6 +75,16 @@ class Models:
                 _remove(*self._paths(study, digest))
             return None
 
+    async def has(self, study: str, digest: str) -> bool:
+        """Whether a model was written down here whole; one that is being written is waited for.
+
+        Raises:
+            NodeError: the disk refuses.
+        """
+        if (study, digest) in self._saving:
+            await asyncio.shield(self._saving[study, digest])
+        return await asyncio.to_thread(self._paths(study, digest)[1].exists)
+
     async def open(self, study: str, digest: str) -> StoredModel | None:
         """A model left on disk, to be read where it is needed; None if it is not there.
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import structlog
 
-from konsil.core.digest import Manifest, check_leaf, group_digest
+from konsil.core.digest import Manifest, check_leaf
 from konsil.core.messages import MAX_MANIFEST_BYTES, GetChunk, GetManifest
 from konsil.errors import DigestMismatch, FrameError, PeerUnreachable, TransportError
 from konsil.node.peers import Peers
@@ -55,7 +55,7 @@ class Puller:
                     via, request, timeout_s=timeout_s, limit_bytes=MAX_MANIFEST_BYTES
                 )
                 manifest = Manifest.decode(received.body)
-                _require_same(manifest, digest)
+                manifest.require(digest)
             except (TransportError, DigestMismatch, FrameError) as error:
                 failures.append(f"{via}: {error.what}")
                 continue
@@ -126,17 +126,6 @@ async def in_thread(work: Callable[[], T]) -> T:
         if not working.cancelled():
             working.exception()  # seen: it does not matter any more
         raise
-
-
-def _require_same(manifest: Manifest, digest: str) -> None:
-    is_part = not manifest.header and len(manifest.groups) == 1
-    actual = group_digest(manifest.groups[0]) if is_part else manifest.digest
-    if actual != digest:
-        raise DigestMismatch(
-            f"A manifest has digest {actual}, not {digest}.",
-            safe="Nothing was taken from it.",
-            do="Another holder is asked.",
-        )
 
 
 def _nobody(digest: str, holders: Sequence[str], failures: Sequence[str]) -> PeerUnreachable:

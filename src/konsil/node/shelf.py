@@ -9,6 +9,7 @@ import structlog
 
 from konsil import __version__
 from konsil.core.model_card import card_of, encode_card
+from konsil.core.round import finalists, to_keep
 from konsil.core.rules import FinalModel, State, Study, asked_for, choosable, final_round, is_over
 from konsil.errors import KonsilError, StudyError
 from konsil.node.merging import Merging
@@ -174,7 +175,7 @@ class Shelf:
     async def recall(self, digest: str) -> bool:
         """Take a model that a peer asks for from disk into memory; whether it is there now."""
         study = self._study()
-        if digest not in _kept(study) | {record.digest for record in study.history[-2:]}:
+        if digest not in finalists(study) | {record.digest for record in study.history[-2:]}:
             return study.settings.outer is not None and await self._outer.recall(digest)
         try:
             await asyncio.shield(self._get(digest, from_peers=False))
@@ -226,21 +227,6 @@ class Shelf:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._lent.clear()
-
-
-def _kept(study: Study) -> set[str]:
-    """The merges of which one is the final model; with an outer optimiser that is in its states."""
-    rounds = choosable(study) if study.settings.outer is None else ()
-    return {study.history[number - 1].digest for number in rounds}
-
-
-def to_keep(study: Study) -> frozenset[str]:
-    """Models that stay on disk: the ledger may still send this node back to them, or choose them as best."""
-    current = study.open
-    keep = {study.accepted} | _kept(study)
-    if current is not None:
-        keep |= {current.base, current.digest}
-    return frozenset(keep)
 
 
 def card_for(state: State, study: str, chosen: FinalModel, model: Model) -> bytes:

@@ -27,6 +27,7 @@ from konsil.core.round import (
     Found,
     Held,
     Lead,
+    LedgerTime,
     Looked,
     NodeRound,
     PartMerged,
@@ -35,15 +36,14 @@ from konsil.core.round import (
     Submit,
     Suspected,
 )
-from konsil.core.rules import Accept, Commit, Initialise, OpenRound, Publish, Score, Study, is_over, readable
+from konsil.core.rules import Commit, OpenRound, Score, Study, is_over, readable
 from konsil.core.wall import MemberProgress, StudyStatus
-from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError
-from konsil.node.gather import UpdatesMissing
+from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError, UpdatesMissing
 from konsil.node.heartbeats import Heartbeats
 from konsil.node.merging import Merging
 from konsil.node.outer import OuterStates
 from konsil.node.rest import Rest
-from konsil.node.shelf import Shelf, to_keep
+from konsil.node.shelf import Shelf
 from konsil.node.site import Site
 from konsil.node.store import Model, Store, model_of
 from konsil.wall.memory import SealedMemory
@@ -77,13 +77,14 @@ class StudyRunner:
         self.state = NodeRound(me=site.me, study=name)
         self.trainee: Trainee | None = None
         self._problems: dict[Effect | None, str] = {}
-        self.merging = Merging(name, site, self.store, lambda: self.study)
+        self.merging = Merging(name, site, self.store, lambda: self.study, self._ledger_now_s)
         self.outer = OuterStates(name, site.models, self.store, self.merging, lambda: self.study)
         self.shelf = Shelf(site, self.store, self.merging, lambda: self.study, self._let_go, self.outer)
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._heartbeats = Heartbeats(name, site, lambda: self.study, self._progress)
         self._rest = Rest(name, site.models, self.store, self._resting)
+        self.time = LedgerTime()
         self._saved = ""
         self._saves: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -92,6 +93,9 @@ class StudyRunner:
     def study(self) -> Study:
         """The study as it stands on the ledger."""
         return self.site.ledger.state.studies[self.name]
+
+    def _ledger_now_s(self) -> float:
+        return self.time.now_s(self.site.clock())
 
     @property
     def problem(self) -> str:
@@ -132,6 +136,7 @@ class StudyRunner:
 
     def look(self) -> None:
         """The ledger moved."""
+        self.time = self.time.heard(self.site.ledger.state.now_s, self.site.clock())
         self.post(Looked())
         self.shelf.look()
 
@@ -155,7 +160,7 @@ class StudyRunner:
         """Tell the machine a fact and carry out what it wants."""
         if self._closed:
             return
-        now_s = self.site.clock()
+        now_s = self._ledger_now_s()
         before = machine.stage(self.state, self.study)
         outcome = machine.step(self.state, event, self.study, now_s)
         self.state = outcome.state
@@ -200,22 +205,20 @@ class StudyRunner:
         except Refused as refusal:
             if isinstance(effect, Submit) and isinstance(effect.call, Score):
                 _log.warning("a score was refused", study=self.name, why=refusal.what)
-                self.post(Done(effect))
-                return
-            wait = refusal.fields.get("wait_s")
-            _log.debug("refused", study=self.name, code=refusal.code, effect=str(effect))
+            else:
+                _log.debug("refused", study=self.name, code=refusal.code, effect=str(effect))
             before = self.state.retries.get(effect)
             if before is not None and before.failures >= REFUSED_OFTEN:
                 self._problems[effect] = str(refusal)
-            self.post(Failed(effect, wait_s=float(wait) if isinstance(wait, int | float) else None))
+            self.post(machine.failed(effect, refusal))
         except UpdatesMissing as missing:
             self._problems[effect] = missing.what
             _log.warning("updates missing", study=self.name, members=missing.members, why=missing.what)
-            self.post(Failed(effect, unreachable=missing.members))
+            self.post(machine.failed(effect, missing))
         except (KonsilError, TimeoutError, ConnectionError) as error:
             self._problems[effect] = str(error)
             _log.warning("to be tried again", study=self.name, effect=type(effect).__name__, why=str(error))
-            self.post(Failed(effect))
+            self.post(machine.failed(effect, error))
         else:
             what = type(effect.call if isinstance(effect, Submit) else effect).__name__
             _log.debug("done", study=self.name, what=what, took_s=round(time.perf_counter() - began_s, 4))
@@ -244,19 +247,17 @@ class StudyRunner:
 
     async def _submit(self, effect: Submit) -> None:
         call = effect.call
-        match call:
-            case Initialise(digest=digest):
-                await self._make_durable(digest)
-            case Accept(digest=digest):
-                await self._make_durable(digest)
-            case Commit(base=base, start=start):
-                await self._make_durable(base)
-                await self.outer.make_durable(start)
-        if isinstance(call, Commit | Publish):
-            current = self.study.open
-            attempt = current.attempt if current is not None else 1
-            await asyncio.to_thread(self.site.journal.promise, call, attempt)
+        for digest in machine.durable_before(call):
+            await self._make_durable(digest)
+        if isinstance(call, Commit):
+            await self.outer.make_durable(call.start)
+        current = self.study.open
+        promise = machine.promise_of(call, current.attempt if current is not None else 1)
+        if promise is not None:
+            await asyncio.to_thread(self.site.journal.promise, promise)
+        sent_s = self.site.clock()
         await self.site.ledger.submit(call)
+        self.time = self.time.answered(sent_s, self.site.ledger.state.now_s)
 
     def _save_behind(self) -> None:
         """Write the accepted model to disk while training goes on; the next commit waits for it."""
@@ -275,7 +276,7 @@ class StudyRunner:
     async def _save(self, model: Model) -> None:
         while model.digest == self.study.accepted:
             try:
-                await self.site.models.save(self.name, model, lambda: to_keep(self.study))
+                await self.site.models.save(self.name, model, lambda: machine.to_keep(self.study))
             except KonsilError as error:
                 self._problems[None] = str(error)
                 _log.warning("the accepted merge is not on disk yet", study=self.name, why=str(error))
@@ -286,9 +287,13 @@ class StudyRunner:
 
     async def _make_durable(self, digest: str) -> None:
         model = self.store.model(digest)
-        if model is not None:
-            await self.site.models.save(self.name, model, lambda: to_keep(self.study))
-            self._problems.pop(None, None)
+        if model is None:
+            if await self.site.models.has(self.name, digest):
+                return
+            # What the call says would not be true.
+            raise StudyError(f"The model {digest[:12]} is not at this node (yet).", do="It is tried again.")
+        await self.site.models.save(self.name, model, lambda: machine.to_keep(self.study))
+        self._problems.pop(None, None)
 
     async def _fetch(self, effect: Fetch) -> None:
         known = self.store.model(effect.digest)
@@ -348,16 +353,7 @@ class StudyRunner:
 
     def _let_go(self) -> None:
         """Forget models and benches that no peer can ask for any more."""
-        study, current = self.study, self.study.open
-        keep = {study.accepted, *self.outer.needed(), *self.shelf.lent}
-        if self.state.update is not None and study.phase not in {"finished", "failed"}:
-            keep.add(self.state.update.digest)
-        if self.state.offered is not None and study.phase == "proposed":
-            keep.add(self.state.offered.digest)
-        if current is not None:
-            keep |= {current.digest, current.base}
-            mine = current.commits.get(self.site.me)
-            keep.add(mine.digest if mine else "")
+        keep = {*machine.to_hold(self.state, self.study), *self.outer.needed(), *self.shelf.lent}
         self.merging.let_go()
         self.store.keep_only(keep, self.merging.assembly)
         self._rest.look()

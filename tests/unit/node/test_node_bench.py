@@ -12,8 +12,7 @@ from konsil.core.digest import leaf, root_from
 from konsil.core.merge import Rule
 from konsil.core.messages import GetChunk
 from konsil.core.rules import Part
-from konsil.errors import ConfigError, DigestMismatch, MergeMismatch, NodeError, StudyError
-from konsil.node.gather import UpdatesMissing
+from konsil.errors import ConfigError, DigestMismatch, MergeMismatch, NodeError, StudyError, UpdatesMissing
 
 RULES = ["mean", "median", "trimmed_mean", "geometric_median", "nnm_trimmed_mean", "norm_clipping"]
 MIXING = {"geometric_median", "nnm_trimmed_mean", "norm_clipping"}
@@ -165,6 +164,17 @@ async def test_parts_that_do_not_give_the_digest_are_not_loaded(swarm):
     with pytest.raises(DigestMismatch, match="Nothing was loaded"):
         await benches["a"].complete(published.parts, "0" * 64)
     assert (await benches["a"].complete(published.parts, published.digest)).digest == published.digest
+
+
+async def test_a_leader_whose_part_is_the_digest_of_something_else_is_named(swarm):
+    opened = swarm.open()
+    benches = benches_of(swarm, opened)
+    published = await lead_all(swarm, opened, benches)
+    other = swarm.updates["b"]  # a whole model with as many chunks as the one part, behind its root
+    parts = (Part("b", other.digest), *published.parts[1:])
+    with pytest.raises(UpdatesMissing, match="b published no part") as caught:
+        await benches["a"].complete(parts, published.digest)
+    assert caught.value.members == ("b",)
 
 
 async def test_a_leader_answers_only_for_what_it_merged_itself(swarm):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from konsil.core.rules import Commit, Publish, Tick
+from konsil.core.round import promise_of
+from konsil.core.rules import Accept, Commit, Publish, Tick
 from konsil.errors import LedgerError, NodeError
 from konsil.node.journal import Journal
 
@@ -21,12 +22,12 @@ class Digests:
 D = Digests()
 
 
-def commit(digest=D.one, number=3, base="0" * 64):
-    return Commit("aml", number, base, digest, 10)
+def commit(digest=D.one, number=3, base="0" * 64, attempt=1):
+    return promise_of(Commit("aml", number, base, digest, 10), attempt)
 
 
 def publish(digest=D.one, attempt=1, part=0):
-    return Publish("aml", 3, attempt, part, digest)
+    return promise_of(Publish("aml", 3, attempt, part, digest))
 
 
 @pytest.fixture
@@ -53,22 +54,21 @@ def test_a_promise_survives_the_node(path):
 def test_other_rounds_parts_and_attempts_are_other_promises(path):
     with Journal(path) as journal:
         journal.promise(publish())
-        for call in (publish(D.other, attempt=2), publish(D.other, part=1), commit(D.other, number=4)):
-            journal.promise(call)
+        for promise in (publish(D.other, attempt=2), publish(D.other, part=1), commit(D.other, number=4)):
+            journal.promise(promise)
 
 
 def test_an_update_that_left_the_ledger_with_its_attempt_may_be_promised_anew(path):
     with Journal(path) as journal:
-        journal.promise(commit(), attempt=1)
+        journal.promise(commit(attempt=1))
         with pytest.raises(NodeError):
-            journal.promise(commit(D.other), attempt=1)
-        journal.promise(commit(D.other), attempt=2)
+            journal.promise(commit(D.other, attempt=1))
+        journal.promise(commit(D.other, attempt=2))
 
 
-def test_calls_that_bind_nobody_are_not_written(path):
-    with Journal(path) as journal:
-        journal.promise(Tick("aml"))
-        assert journal._db.execute("SELECT count(*) FROM promises").fetchone() == (0,)
+def test_calls_that_bind_nobody_are_no_promises():
+    assert promise_of(Tick("aml")) is None
+    assert promise_of(Accept("aml", 3, 1, D.one)) is None
 
 
 def test_promises_of_accepted_rounds_go_with_the_next_ones(path):

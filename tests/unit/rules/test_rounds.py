@@ -15,6 +15,7 @@ from konsil.core.rules import (
     Dispute,
     Enter,
     Finish,
+    Initialise,
     Leave,
     Plateau,
     ProposeAdmit,
@@ -80,6 +81,15 @@ def test_members_that_do_nothing_do_not_keep_the_others_from_a_majority(swarm):
     assert world.open.roster == ("a", "b")
     world.publish().accept()
     assert world.study.history[0].absent == {"c": "silent", "d": "silent"}
+
+
+def test_members_that_have_done_nothing_yet_are_not_thrown_out_at_once(swarm):
+    world = swarm(parts="leader").start().commit().publish().tick().tick()
+    assert (world.open.attempt, world.open.roster) == (2, ("a", "b", "c", "d"))
+    assert all(participant.present for participant in world.study.participants.values())
+    for _ in range(2):  # but in the third attempt they are gone
+        world.publish().tick().tick()
+    assert len(world.open.commits) == 1
 
 
 def test_every_member_leads_a_part_and_the_deal_changes_with_the_attempt():
@@ -329,6 +339,65 @@ def test_parts_of_a_minority_that_mixed_otherwise_are_dealt_to_others(swarm):
     assert world.open.parts[0].leader != odd
     world.do(world.open.parts[0].leader, world.part(0, gram=world.digest("gram")))
     assert world.open.digest
+
+
+def _mixed(world, gram=""):
+    """All leaders publish, each with a matrix of its own unless one is given."""
+    for index, part in enumerate(world.open.parts):
+        world.do(part.leader, world.part(index, gram=world.digest(gram or part.leader)))
+
+
+def test_leaders_who_mixed_otherwise_without_a_majority_give_way_to_others(swarm):
+    world = swarm(rule="geometric_median")
+    world.propose()
+    world.do("a", Initialise("aml", world.digest("schema"), world.digest("round 0"), 8 << 20))
+    for name in "abcd":
+        world.do(name, Enter("aml"))
+    world.commit()
+    first = {part.leader for part in world.open.parts}
+    assert len(first) == 2
+    _mixed(world)
+    assert {part.leader for part in world.open.parts}.isdisjoint(first)
+    _mixed(world, "gram")
+    assert world.open.digest
+
+
+def test_where_all_leaders_mixed_otherwise_the_round_waits_and_collects_again(swarm):
+    world = swarm(rule="geometric_median", min_members=2).start("ab").commit("ab")
+    _mixed(world)
+    assert (world.open.attempt, world.open.phase, world.open.digest) == (1, "merging", "")
+    world.do("c", Enter("aml"))
+    world.tick()
+    assert (world.open.attempt, world.open.phase) == (2, "collecting")
+    assert missing(world.open) == ("c",)
+    world.commit("c")
+    assert world.open.roster == ("a", "b", "c")
+
+
+def test_where_all_leaders_are_silent_others_are_let_in(swarm):
+    world = swarm(min_members=2).start("ab").commit("ab")
+    world.do("c", Enter("aml"))
+    world.tick()
+    assert (world.open.attempt, world.open.phase) == (2, "collecting")
+    assert missing(world.open) == ("c",)
+    assert set(world.open.commits) == {"a", "b"}
+    world.commit("c").publish().accept()
+    assert set(world.study.history[0].roster) == set("abc")
+
+
+def test_a_round_that_collects_again_and_again_takes_its_time(swarm):
+    world = swarm(min_members=2).start("ab").commit("ab")
+    waits = []
+    for _ in range(6):
+        began_s = world.now_s
+        world.do("a", Report("aml", 1, world.open.attempt, ("b",)))
+        world.do("b", Enter("aml"))  # it is well, and only a does not reach it
+        world.commit("b")
+        if world.open.phase == "collecting":
+            world.tick()
+        assert world.open.phase == "merging"
+        waits.append(world.now_s - began_s)
+    assert waits == [0, 0, 30, 60, 120, 240]
 
 
 def test_a_rule_that_mixes_needs_the_digest_of_its_gram_matrix(swarm):

@@ -7,6 +7,7 @@ node has. So a restarted node, or one that missed news, wants the same things as
 everything: there is no transition to miss.
 """
 
+from konsil.core.round.endings import failed
 from konsil.core.round.events import (
     Advance,
     Advanced,
@@ -34,8 +35,11 @@ from konsil.core.round.events import (
     Suspected,
     UpdateReady,
 )
+from konsil.core.round.keeping import finalists, to_hold, to_keep
 from konsil.core.round.knowledge import NodeRound, Retry
+from konsil.core.round.ledger_time import LedgerTime
 from konsil.core.round.machine import Step, stage, step
+from konsil.core.round.promises import Promise, durable_before, promise_of
 
 __all__ = [
     "Advance",
@@ -53,12 +57,14 @@ __all__ = [
     "Found",
     "Held",
     "Lead",
+    "LedgerTime",
     "Looked",
     "NodeRound",
     "Offered",
     "PartMerged",
     "Probe",
     "ProgressMade",
+    "Promise",
     "Recompute",
     "Retry",
     "ScoreReady",
@@ -66,6 +72,12 @@ __all__ = [
     "Submit",
     "Suspected",
     "UpdateReady",
+    "durable_before",
+    "failed",
+    "finalists",
+    "promise_of",
     "stage",
     "step",
+    "to_hold",
+    "to_keep",
 ]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from konsil.core.rules.calls import Call, Contribution, Score
 
 # --- effects: what the shell is to do ------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Submit:
+class Submit(msgspec.Struct, frozen=True):
     """Put a call on the ledger; a commit or a published part goes into the journal first."""
 
     call: Call
@@ -20,16 +19,14 @@ class Submit:
         return hash(type(self.call))
 
 
-@dataclass(frozen=True)
-class Fetch:
+class Fetch(msgspec.Struct, frozen=True):
     """Get the merge (or the initial parameters) behind this digest; audit it if it is not accepted yet."""
 
     round: int
     digest: str
 
 
-@dataclass(frozen=True)
-class Lead:
+class Lead(msgspec.Struct, frozen=True):
     """Merge a part of the open round."""
 
     round: int
@@ -37,8 +34,7 @@ class Lead:
     part: int
 
 
-@dataclass(frozen=True)
-class Recompute:
+class Recompute(msgspec.Struct, frozen=True):
     """Recompute a disputed chunk of the open round."""
 
     round: int
@@ -47,8 +43,7 @@ class Recompute:
     chunk: int
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True):
     """See for oneself whether a member's update, which another reported, can be had and is finite."""
 
     round: int
@@ -56,8 +51,7 @@ class Probe:
     member: str
 
 
-@dataclass(frozen=True)
-class Advance:
+class Advance(msgspec.Struct, frozen=True):
     """Get the outer state after an accepted merge: compute it or, with ``start``, get the one that a majority
     trains from, since this node's own is another.
     """
@@ -67,8 +61,7 @@ class Advance:
     start: str = ""
 
 
-@dataclass(frozen=True)
-class Deliver:
+class Deliver(msgspec.Struct, frozen=True):
     """Hand the held model to the training process, which waits for it. ``start``: the outer state that it is
     of, where there is an outer optimiser.
     """
@@ -78,8 +71,7 @@ class Deliver:
     start: str = ""
 
 
-@dataclass(frozen=True)
-class Cancel:
+class Cancel(msgspec.Struct, frozen=True):
     """Stop an effect that is no longer wanted."""
 
     effect: Lead | Fetch | Recompute | Probe | Advance
@@ -91,20 +83,17 @@ Effect = Submit | Fetch | Lead | Recompute | Probe | Advance | Deliver | Cancel
 # --- events: what happened -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Looked:
+class Looked(msgspec.Struct, frozen=True):
     """The ledger moved, or a wake-up time came."""
 
 
-@dataclass(frozen=True)
-class Attached:
+class Attached(msgspec.Struct, frozen=True):
     """A training process has joined. ``holds``: digest of the model that it already has, or ""."""
 
     holds: str = ""
 
 
-@dataclass(frozen=True)
-class Offered:
+class Offered(msgspec.Struct, frozen=True):
     """The proposer's initial parameters are at hand."""
 
     schema: str
@@ -112,15 +101,13 @@ class Offered:
     data_bytes: int
 
 
-@dataclass(frozen=True)
-class Detached:
+class Detached(msgspec.Struct, frozen=True):
     """The training process is gone. ``goodbye``: it said so itself."""
 
     goodbye: bool
 
 
-@dataclass(frozen=True)
-class UpdateReady:
+class UpdateReady(msgspec.Struct, frozen=True):
     """The training process handed over its update; it now waits for the merge."""
 
     round: int
@@ -129,36 +116,31 @@ class UpdateReady:
     examples: int
 
 
-@dataclass(frozen=True)
-class ProgressMade:
+class ProgressMade(msgspec.Struct, frozen=True):
     """How far the training of the open round is, 0 to 1."""
 
     progress: float
 
 
-@dataclass(frozen=True)
-class FinishWanted:
+class FinishWanted(msgspec.Struct, frozen=True):
     """The training process has finished."""
 
     contribution: Contribution
 
 
-@dataclass(frozen=True)
-class ScoreReady:
+class ScoreReady(msgspec.Struct, frozen=True):
     """The training process scored a merge."""
 
     score: Score
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """A model is here, checked against its digest."""
 
     digest: str
 
 
-@dataclass(frozen=True)
-class Advanced:
+class Advanced(msgspec.Struct, frozen=True):
     """The outer state after an accepted merge is here. ``digest``: of the merge; ``start``: of the state;
     ``model``: of the model in it, from which training goes on.
     """
@@ -168,8 +150,7 @@ class Advanced:
     model: str
 
 
-@dataclass(frozen=True)
-class PartMerged:
+class PartMerged(msgspec.Struct, frozen=True):
     """A part that this node leads is merged."""
 
     round: int
@@ -179,8 +160,7 @@ class PartMerged:
     gram: str
 
 
-@dataclass(frozen=True)
-class Suspected:
+class Suspected(msgspec.Struct, frozen=True):
     """An audited chunk is not what its commits give."""
 
     round: int
@@ -189,23 +169,20 @@ class Suspected:
     chunk: int
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """A disputed chunk was recomputed."""
 
     at: Recompute
     wrong: bool
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """An effect was carried out."""
 
     effect: Effect
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """An effect failed and is to be tried again. ``wait_s``: not before this, if it is known.
     ``unreachable``: members of the roster whose update could not be had.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from konsil.core.round.events import (
     Advanced,
@@ -11,6 +12,7 @@ from konsil.core.round.events import (
     Deliver,
     Detached,
     Done,
+    Effect,
     Event,
     Failed,
     Fetch,
@@ -114,7 +116,7 @@ def _done(state: NodeRound, event: Done, _now_s: float) -> NodeRound:
         case Submit(call=Leave()):
             state = replace(state, leaving=False)
     retries = {effect: retry for effect, retry in state.retries.items() if effect != event.effect}
-    return replace(state, doing=state.doing - {event.effect}, retries=retries)
+    return replace(state, doing=_without(state.doing, event.effect), retries=retries)
 
 
 def _failed(state: NodeRound, event: Failed, now_s: float) -> NodeRound:
@@ -126,7 +128,11 @@ def _failed(state: NodeRound, event: Failed, now_s: float) -> NodeRound:
     if event.unreachable and isinstance(event.effect, Lead | Fetch | Probe | Recompute):
         known = state.unreachable[1] if state.unreachable[0] == event.effect.round else frozenset()
         state = replace(state, unreachable=(event.effect.round, known | set(event.unreachable)))
-    return replace(state, doing=state.doing - {event.effect}, retries=retries)
+    return replace(state, doing=_without(state.doing, event.effect), retries=retries)
+
+
+def _without(doing: tuple[Effect, ...], over: Effect) -> tuple[Effect, ...]:
+    return tuple(effect for effect in doing if effect != over)
 
 
 FACTS: dict[type[Event], Any] = {

@@ -40,14 +40,16 @@ TICK_STAGGER_S = 0.4
 
 
 def _offer_the_initial_parameters(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
-    if study.phase == "proposed" and not study.initial and study.proposer == state.me and state.offered:
+    if not study.initial and study.proposer == state.me and state.offered:
         offer = state.offered
         yield Submit(Initialise(state.study, offer.schema, offer.digest, offer.data_bytes))
 
 
-def _hold_the_accepted_model(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
-    if state.me in study.participants and study.accepted and study.accepted not in state.held:
-        yield Fetch(len(study.history), study.accepted)
+def _hold_the_accepted_model(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
+    accepted = study.accepted
+    if accepted and accepted not in state.held and state.me in study.participants:
+        return (Fetch(len(study.history), accepted),)
+    return ()
 
 
 def _accept_the_merge(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
@@ -60,15 +62,16 @@ def _accept_the_merge(state: NodeRound, study: Study, _now_s: float) -> Iterator
         yield Submit(Accept(state.study, current.number, current.attempt, current.digest))
 
 
-def _have_the_outer_state(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+def _have_the_outer_state(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
     if study.settings.outer is None or state.me not in study.participants:
-        return
+        return ()
     if study.accepted not in state.held:
-        return
+        return ()
     if state.outer is None:
-        yield Advance(len(study.history), study.accepted)
-    elif _is_contradicted(state.outer.start, study):
-        yield Advance(len(study.history), study.accepted, agreed_start(study))
+        return (Advance(len(study.history), study.accepted),)
+    if _is_contradicted(state.outer.start, study):
+        return (Advance(len(study.history), study.accepted, agreed_start(study)),)
+    return ()
 
 
 def _is_contradicted(start: str, study: Study) -> bool:
@@ -94,19 +97,22 @@ def _trained_from_another(state: NodeRound, study: Study) -> bool:
     )
 
 
-def _deliver_it(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+def _deliver_it(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
     if not (state.attached and state.waiting):
-        return
+        return ()
+    accepted = study.accepted
     # A merge may have its base's digest: when training has changed nothing, it is news all the same.
     merged = state.update is not None and state.update.round <= len(study.history)
-    other = not state.greeted or state.delivered != study.accepted
+    other = not state.greeted or state.delivered != accepted
     has_news = other or merged or study.phase == "finished"
+    if not has_news and study.phase != "failed":
+        return ()
     start = _start(state, study)
-    is_here = study.accepted in state.held and start is not None
-    if is_here and (has_news or study.phase == "failed"):
-        yield Deliver(len(study.history), study.accepted, start or "")
-    elif study.phase == "failed" and not _may_still_advance(state, study):
-        yield Deliver(len(study.history), study.accepted)
+    if accepted in state.held and start is not None:
+        return (Deliver(len(study.history), accepted, start or ""),)
+    if study.phase == "failed" and not _may_still_advance(state, study):
+        return (Deliver(len(study.history), accepted),)
+    return ()
 
 
 def _may_still_advance(state: NodeRound, study: Study) -> bool:
@@ -117,13 +123,16 @@ def _may_still_advance(state: NodeRound, study: Study) -> bool:
 
 def _be_present(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
     participant = study.participants.get(state.me)
-    if participant is None or study.phase in {"finished", "failed"} or participant.struck:
+    if participant is None or participant.struck:
         return
     if participant.finished is not None or state.finish is not None:
-        return  # it stays for what it goes on contributing, and does not come back
+        # It stays for what it goes on contributing; a node that was away says so once it is back.
+        if not participant.present and _still_contributes(state, study):
+            yield Submit(Enter(state.study))
+        return
     if state.leaving and not state.attached and participant.present:
         yield Submit(Leave(state.study))
-    if _trained_from_another(state, study):
+    if study.settings.outer is not None and _trained_from_another(state, study):
         # It sits this round out, and nobody is to wait for it: it has no update that belongs here.
         if participant.present and study.open is not None and state.me not in study.open.commits:
             yield Submit(Leave(state.study))
@@ -133,13 +142,12 @@ def _be_present(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effec
         yield Submit(Enter(state.study))
 
 
-def _commit_the_update(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+def _commit_the_update(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
     current = study.open
-    if current is None or current.phase != "collecting" or state.me in current.commits:
-        return
+    if current is None or state.me in current.commits:
+        return ()
     commit = _update_for(state, study, current)
-    if commit is not None:
-        yield Submit(commit)
+    return () if commit is None else (Submit(commit),)
 
 
 def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | None:
@@ -147,6 +155,8 @@ def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | 
     update, participant, start = state.update, study.participants.get(state.me), _start(state, study)
     if participant is None or participant.struck or participant.finished == "inactive" or start is None:
         return None
+    if study.accepted not in state.held:
+        return None  # after a restart: who commits must hold what it goes on from
 
     def commit(digest: str, examples: int) -> Commit:
         return Commit(state.study, current.number, study.accepted, digest, examples, start)
@@ -164,6 +174,14 @@ def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | 
     return None
 
 
+def _still_contributes(state: NodeRound, study: Study) -> bool:
+    """Whether a member that has finished has what it wanted to go on contributing."""
+    participant = study.participants[state.me]
+    if participant.finished == "snapshot":
+        return state.update is not None
+    return participant.finished == "active" and study.accepted in state.held
+
+
 def _examples(state: NodeRound, study: Study) -> int | None:
     """How many examples stand behind this member's last update; None if it never had one."""
     if state.update is not None:
@@ -176,7 +194,7 @@ def _examples(state: NodeRound, study: Study) -> int | None:
 
 def _lead_own_parts(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
     current = study.open
-    if current is None or current.phase != "merging":
+    if current is None:
         return
     for part, dealt in enumerate(current.parts):
         if dealt.leader != state.me or dealt.digest:
@@ -190,20 +208,21 @@ def _lead_own_parts(state: NodeRound, study: Study, _now_s: float) -> Iterator[E
             )
 
 
-def _report_the_unreachable(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+def _report_the_unreachable(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
     current = study.open
-    if current is None or current.phase != "merging" or state.me not in current.roster:
-        return
     round_number, names = state.unreachable
+    if current is None or not names or round_number != current.number or state.me not in current.roster:
+        return ()
     named = tuple(sorted(names & set(current.roster) - {state.me}))
-    if round_number == current.number and named and set(named) - set(current.reports.get(state.me, ())):
-        yield Submit(Report(state.study, current.number, current.attempt, named))
+    if named and set(named) - set(current.reports.get(state.me, ())):
+        return (Submit(Report(state.study, current.number, current.attempt, named)),)
+    return ()
 
 
 def _see_for_oneself(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
     """Only a majority's report counts: where one member reports another, each looks."""
     current = study.open
-    if current is None or current.phase != "merging" or state.me not in current.roster:
+    if current is None or not current.reports or state.me not in current.roster:
         return
     known = set(current.reports.get(state.me, ())) | {state.me}
     if state.unreachable[0] == current.number:
@@ -235,18 +254,19 @@ def _settle_disputes(state: NodeRound, study: Study, _now_s: float) -> Iterator[
         yield at
 
 
-def _put_scores_on_record(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
-    for score in state.scores:
-        if score.round <= len(study.history):
-            yield Submit(score)
+def _put_scores_on_record(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
+    if not state.scores:
+        return ()
+    return [Submit(score) for score in state.scores if score.round <= len(study.history)]
 
 
-def _finish(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+def _finish(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
+    if state.finish is None or state.scores:
+        return ()
     participant = study.participants.get(state.me)
-    if state.finish is None or participant is None or study.phase in {"finished", "failed"}:
-        return
-    if participant.finished is None and not state.scores:
-        yield Submit(Finish(state.study, state.finish))
+    if participant is None or participant.finished is not None:
+        return ()
+    return (Submit(Finish(state.study, state.finish)),)
 
 
 def _say_that_training_goes_on(state: NodeRound, study: Study, now_s: float) -> Iterator[Effect]:
@@ -281,17 +301,16 @@ def _model_is_on_its_way(state: NodeRound, study: Study) -> bool:
     return fetch in state.doing and study.accepted not in state.held and failures < FAILED_OFTEN
 
 
-def _tick(state: NodeRound, study: Study, now_s: float) -> Iterator[Effect]:
+def _tick(state: NodeRound, study: Study, now_s: float) -> Iterable[Effect]:
     due_s = _tick_due_s(state, study)
     if due_s is not None and now_s >= due_s:
-        yield Submit(Tick(state.study))
+        return (Submit(Tick(state.study)),)
+    return ()
 
 
 def _tick_due_s(state: NodeRound, study: Study) -> float | None:
-    if state.me not in study.participants:
-        return None
     current = study.open
-    if current is None:
+    if current is None or state.me not in study.participants:
         return None
     due_s = current.deadline_s
     if current.dispute is not None:
@@ -299,23 +318,55 @@ def _tick_due_s(state: NodeRound, study: Study) -> float | None:
     return due_s + sorted(study.participants).index(state.me) * TICK_STAGGER_S
 
 
-GOALS: tuple[Callable[[NodeRound, Study, float], Iterable[Effect]], ...] = (
+Goal = Callable[[NodeRound, Study, float], Iterable[Effect]]
+
+_BEFORE: tuple[Goal, ...] = (
     _offer_the_initial_parameters,
+    _hold_the_accepted_model,
+    _have_the_outer_state,
+    _deliver_it,
+    _be_present,
+    _put_scores_on_record,
+    _finish,
+)
+_COLLECTING: tuple[Goal, ...] = (
+    _hold_the_accepted_model,
+    _have_the_outer_state,
+    _deliver_it,
+    _be_present,
+    _commit_the_update,
+    _put_scores_on_record,
+    _finish,
+    _say_that_training_goes_on,
+    _tick,
+)
+_MERGING: tuple[Goal, ...] = (
     _settle_disputes,
     _hold_the_accepted_model,
     _accept_the_merge,
     _have_the_outer_state,
     _deliver_it,
     _be_present,
-    _commit_the_update,
     _lead_own_parts,
     _report_the_unreachable,
     _see_for_oneself,
     _put_scores_on_record,
     _finish,
-    _say_that_training_goes_on,
     _tick,
 )
+_AFTER: tuple[Goal, ...] = (
+    _hold_the_accepted_model,
+    _have_the_outer_state,
+    _deliver_it,
+    _put_scores_on_record,
+)
+
+
+def goals(study: Study) -> tuple[Goal, ...]:
+    """What a node may want in the study's present phase, in the order in which it begins."""
+    if study.open is not None:
+        return _COLLECTING if study.open.phase == "collecting" else _MERGING
+    return _BEFORE if study.phase == "proposed" else _AFTER
 
 
 def next_look_s(state: NodeRound, study: Study) -> list[float]:

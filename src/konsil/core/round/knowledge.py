@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from konsil.core.round.events import (
     Advanced,
@@ -17,8 +17,7 @@ from konsil.core.round.events import (
 from konsil.core.rules.calls import Contribution, Score
 
 
-@dataclass(frozen=True)
-class Retry:
+class Retry(msgspec.Struct, frozen=True):
     """When to try a failed effect again, and how often it has failed."""
 
     at_s: float
@@ -28,8 +27,7 @@ class Retry:
 NOBODY_MISSED: tuple[int, frozenset[str]] = (0, frozenset())
 
 
-@dataclass(frozen=True)
-class NodeRound:
+class NodeRound(msgspec.Struct, frozen=True):
     """What a node knows of its own part in a study; the rest stands on the ledger.
 
     ``greeted``: the training process got its first model since it joined. ``delivered``: digest of the
@@ -39,7 +37,7 @@ class NodeRound:
     whose update could not be had there. ``probed``: members whose update is well though another reported
     it. ``outer``: the outer state after the accepted merge, in a study with an outer optimiser;
     ``trains_from``: the one that the model of the training process is of, "" if that is not known.
-    ``doing``: effects under way.
+    ``doing``: effects under way, in the order in which they began.
     """
 
     me: str
@@ -57,13 +55,13 @@ class NodeRound:
     progress: float = 0.0
     finish: Contribution | None = None
     scores: tuple[Score, ...] = ()
-    merged: dict[tuple[int, int, int], PartMerged] = field(default_factory=dict)
+    merged: dict[tuple[int, int, int], PartMerged] = {}
     unreachable: tuple[int, frozenset[str]] = NOBODY_MISSED
     probed: frozenset[Probe] = frozenset()
     suspects: tuple[Suspected, ...] = ()
-    findings: dict[Recompute, bool] = field(default_factory=dict)
-    doing: frozenset[Effect] = frozenset()
-    retries: dict[Effect, Retry] = field(default_factory=dict)
+    findings: dict[Recompute, bool] = {}
+    doing: tuple[Effect, ...] = ()
+    retries: dict[Effect, Retry] = {}
 
 
 NEVER_FAILED = Retry(0.0, 0)

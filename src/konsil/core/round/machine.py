@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from konsil.core.round.events import Advance, Cancel, Effect, Event, Fetch, Lead, Probe, Recompute
 from konsil.core.round.facts import FACTS
-from konsil.core.round.goals import GOALS, next_look_s
+from konsil.core.round.goals import goals, next_look_s
 from konsil.core.round.knowledge import NEVER_FAILED, NOBODY_MISSED, NodeRound
 from konsil.core.rules.state import Study
 
+CANCELLED = (Lead, Fetch, Recompute, Probe, Advance)
+"""Effects that end when they are no longer wanted; what goes to the ledger or to training is on its way."""
 
-@dataclass(frozen=True)
-class Step:
+
+class Step(msgspec.Struct, frozen=True):
     """A machine's answer: the new state, what to do now, and when to look again (unix time)."""
 
     state: NodeRound
@@ -31,55 +37,70 @@ def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
     """
     recorded: NodeRound = FACTS[type(event)](state, event, now_s)
     state = _forget_what_is_over(recorded, study)
-    wanted = tuple(dict.fromkeys(effect for goal in GOALS for effect in goal(state, study, now_s)))
-    cancels = tuple(
-        Cancel(effect)
-        for effect in state.doing
-        if isinstance(effect, Lead | Fetch | Recompute | Probe | Advance) and effect not in wanted
-    )
-    state = replace(state, doing=state.doing - {cancel.effect for cancel in cancels})
-    starts = tuple(
-        effect
-        for effect in wanted
-        if effect not in state.doing and state.retries.get(effect, NEVER_FAILED).at_s <= now_s
-    )
-    retries = {effect: retry for effect, retry in state.retries.items() if effect in wanted}
-    state = replace(state, doing=state.doing | set(starts), retries=retries)
-    return Step(state, cancels + starts, _wake(state, study, now_s))
+    wanted: list[Effect] = []
+    for goal in goals(study):
+        wanted += goal(state, study, now_s)
+    if len(wanted) > 1:
+        wanted = list(dict.fromkeys(wanted))
+    doing, retries = state.doing, state.retries
+    given_up = [effect for effect in doing if effect not in wanted and isinstance(effect, CANCELLED)]
+    if given_up:
+        doing = tuple(effect for effect in doing if effect not in given_up)
+    starts = [effect for effect in wanted if effect not in doing]
+    if retries:
+        starts = [effect for effect in starts if retries.get(effect, NEVER_FAILED).at_s <= now_s]
+        retries = {effect: retry for effect, retry in retries.items() if effect in wanted}
+    if starts or given_up or retries != state.retries:
+        state = replace(state, doing=(*doing, *starts), retries=retries)
+    cancels = [Cancel(effect) for effect in given_up]
+    return Step(state, (*cancels, *starts), _wake(state, study, now_s))
 
 
 def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
     """Drop what belongs to attempts that are past."""
     current = study.open
     at = (current.number, current.attempt) if current is not None else (0, 0)
-    settled = {(d.attempt, d.part, d.chunk) for d in current.disputes} if current is not None else set()
-    digests = {study.accepted, current.digest if current is not None else ""}
-    if study.phase == "proposed" and state.offered is not None:
-        digests.add(state.offered.digest)
+    over: dict[str, Any] = {}
     # Where a round collects again, who comes back is looked at anew: else it would be reported for ever.
-    merges = current is not None and current.phase == "merging"
-    return replace(
-        state,
-        unreachable=state.unreachable if merges else NOBODY_MISSED,
-        held=state.held & digests,
-        outer=state.outer if state.outer is not None and state.outer.digest == study.accepted else None,
-        merged={key: part for key, part in state.merged.items() if key[:2] == at},
-        suspects=tuple(
+    if state.unreachable[0] and (current is None or current.phase != "merging"):
+        over["unreachable"] = NOBODY_MISSED
+    if state.held:
+        digests = {study.accepted, current.digest if current is not None else ""}
+        if study.phase == "proposed" and state.offered is not None:
+            digests.add(state.offered.digest)
+        if not state.held <= digests:
+            over["held"] = state.held & digests
+    if state.outer is not None and state.outer.digest != study.accepted:
+        over["outer"] = None
+    if state.merged:
+        over["merged"] = {key: part for key, part in state.merged.items() if key[:2] == at}
+    if state.suspects:
+        settled = {(d.attempt, d.part, d.chunk) for d in current.disputes} if current is not None else set()
+        over["suspects"] = tuple(
             suspect
             for suspect in state.suspects
             if (suspect.round, suspect.attempt) == at
             and (suspect.attempt, suspect.part, suspect.chunk) not in settled
-        ),
-        probed=frozenset(probe for probe in state.probed if (probe.round, probe.attempt) == at),
-        findings={key: wrong for key, wrong in state.findings.items() if (key.round, key.attempt) == at},
-    )
+        )
+    if state.probed:
+        over["probed"] = frozenset(probe for probe in state.probed if (probe.round, probe.attempt) == at)
+    if state.findings:
+        over["findings"] = {
+            key: wrong for key, wrong in state.findings.items() if (key.round, key.attempt) == at
+        }
+    return replace(state, **over) if over else state
 
 
 def _wake(state: NodeRound, study: Study, now_s: float) -> float:
     """The next moment at which a goal may want something new without any event; inf if none."""
-    times_s = [retry.at_s for effect, retry in state.retries.items() if effect not in state.doing]
-    times_s += next_look_s(state, study)
-    return min((time_s for time_s in times_s if time_s > now_s), default=float("inf"))
+    wake_s = math.inf
+    for time_s in next_look_s(state, study):
+        if now_s < time_s < wake_s:
+            wake_s = time_s
+    for effect, retry in state.retries.items():
+        if now_s < retry.at_s < wake_s and effect not in state.doing:
+            wake_s = retry.at_s
+    return wake_s
 
 
 def stage(state: NodeRound, study: Study) -> str:

@@ -11,7 +11,9 @@ from konsil.core.rules.agreement import rule_mixes
 from konsil.core.rules.calls import Accept, Publish, Report
 from konsil.core.rules.refusing import in_open_round, require, require_digest, running, study_named
 from konsil.core.rules.rounds import (
+    QUICK_ATTEMPTS,
     accept_if_due,
+    collect_again,
     deal_parts,
     give_up,
     give_up_at_s,
@@ -101,10 +103,11 @@ def _all_published(study: Study, current: OpenRound, now_s: int) -> Study:
     if now_s >= give_up_at_s(study, current):
         return give_up(study, current, now_s)
     winner, count = grams.most_common(1)[0]
-    if 2 * count <= len(current.parts):
-        current = replace(current, attempt=current.attempt + 1)
-        return replace(study, open=deal_parts(study, current, now_s))
-    odd = {part.leader for part in current.parts if part.gram != winner}
+    # Without a majority nobody knows who is wrong: others merge it all.
+    agreed = winner if 2 * count > len(current.parts) else ""
+    odd = {part.leader for part in current.parts if part.gram != agreed}
+    if set(current.roster) <= odd.union(current.silent):
+        return replace(study, open=current)  # there are no others: at the deadline it begins again
     return replace(study, open=_without_parts_of(study, current, odd, now_s))
 
 
@@ -170,7 +173,9 @@ def tick_merging(study: Study, current: OpenRound, now_s: int) -> Study:
         if now_s >= give_up_at_s(study, current):
             return give_up(study, current, now_s)
         silent = {part.leader for part in current.parts if not part.digest}
-        return replace(study, open=_without_parts_of_the_silent(study, current, silent, now_s))
+        if not silent:  # all parts are here, and do not fit together
+            return _begin_again(study, current, now_s)
+        return _without_parts_of_the_silent(study, current, silent, now_s)
     study = accept_if_due(study, now_s)
     if study.open is None or study.open.number != current.number or study.phase != "running":
         return study
@@ -183,17 +188,20 @@ def tick_merging(study: Study, current: OpenRound, now_s: int) -> Study:
 
 
 def _begin_again(study: Study, current: OpenRound, now_s: int) -> Study:
-    """Twice the time was not enough for a majority to pull the merge: go on with those who do something.
+    """This roster did not come to a merge: the round collects again, so that members who were away come in.
 
-    Who published, accepted or reported is there. A leader that withholds what it published is a matter
-    of the others' reports; who did nothing at all is gone, and without it a majority may be had.
+    All updates on record stay at first, for slow is not dead: the next attempt has twice the time, and who
+    cannot be had or withholds a part is a matter of the others' reports. But who has let a leader's deadline
+    pass before, or several attempts, and has done nothing in this one (published, accepted, reported), is
+    gone, and without it a majority may be had.
     """
     there = {*(part.leader for part in current.parts), *current.accepts, *current.reports}
     gone = set(current.roster) - there
-    if gone:
+    if current.attempt < QUICK_ATTEMPTS:
+        gone &= set(current.silent)
+    if gone and current.digest:
         return leave_roster(_away(study, gone), current, gone, "silent", now_s)
-    current = replace(current, attempt=current.attempt + 1, reports={})
-    return replace(study, open=deal_parts(study, current, now_s))
+    return collect_again(study, replace(current, attempt=current.attempt + 1, reports={}), now_s)
 
 
 def _away(study: Study, names: set[str]) -> Study:
@@ -204,7 +212,10 @@ def _away(study: Study, names: set[str]) -> Study:
     return replace(study, participants=participants)
 
 
-def _without_parts_of_the_silent(study: Study, current: OpenRound, silent: set[str], now_s: int) -> OpenRound:
+def _without_parts_of_the_silent(study: Study, current: OpenRound, silent: set[str], now_s: int) -> Study:
+    """Others lead the parts of the silent; where nobody is left who could, others are let in."""
     silent_now = tuple(sorted({*current.silent, *silent}))
     current = replace(current, attempt=current.attempt + 1, silent=silent_now)
-    return deal_parts(study, current, now_s, keep=True)
+    if set(current.roster) <= set(silent_now):
+        return collect_again(study, current, now_s)
+    return replace(study, open=deal_parts(study, current, now_s, keep=True))

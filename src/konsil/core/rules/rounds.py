@@ -28,6 +28,9 @@ SLACK = 4
 MAX_DOUBLINGS = 10
 """Each attempt doubles the time to merge, so that slow leaders come through; 30 s become 8.5 h at most."""
 
+QUICK_ATTEMPTS = 3
+"""So many rosters may be tried one right after the other: most often somebody was gone, and that is all."""
+
 _LASTING = frozenset({"silent", "unreachable", "left"})
 """Why a member is away that stays away until it enters again."""
 
@@ -128,13 +131,27 @@ def settle(study: Study, now_s: int) -> Study:
     if current is None or current.phase != "collecting":
         return study
     waited_for = missing(current)
-    if not waited_for and len(current.commits) >= effective_quorum(study.settings):
+    enough = len(current.commits) >= effective_quorum(study.settings)
+    begins_s = current.phase_since_s + _breath_s(study, current.attempt)
+    if not waited_for and enough and now_s >= begins_s:
         return _begin_merging(study, current, now_s)
     if waited_for:
         deadline_s = min(current.expected[name] for name in waited_for)
+    elif enough:
+        deadline_s = begins_s
     else:
         deadline_s = min(now_s + study.settings.silence_s, max(now_s, give_up_at_s(study, current)))
     return replace(study, open=replace(current, deadline_s=deadline_s))
+
+
+def _breath_s(study: Study, attempt: int) -> int:
+    """How long a round that collects again waits at least: members that cannot reach each other would
+    else report, leave and enter for ever, as fast as the ledger takes it.
+    """
+    if attempt <= QUICK_ATTEMPTS:
+        return 0
+    doublings = min(attempt - QUICK_ATTEMPTS - 1, MAX_DOUBLINGS)
+    return min(study.settings.merge_s << doublings, study.settings.patience_s)
 
 
 def _begin_merging(study: Study, current: OpenRound, now_s: int) -> Study:
@@ -178,13 +195,23 @@ def leave_roster(study: Study, current: OpenRound, names: Collection[str], why: 
     )
     if len(current.roster) >= effective_quorum(study.settings):
         return replace(study, open=deal_parts(study, current, now_s))
-    return _collect_again(study, current, now_s)
+    return collect_again(study, current, now_s)
 
 
-def _collect_again(study: Study, current: OpenRound, now_s: int) -> Study:
+def collect_again(study: Study, current: OpenRound, now_s: int) -> Study:
+    """Open the round to updates once more: those on record stay, and whoever is there now is waited for.
+
+    Who came while the round was merging may take part too: this roster got no merge, and another may.
+    """
     if now_s >= give_up_at_s(study, current):
         return give_up(study, current, now_s)
-    expected = _all_expected(study, current.number, now_s)
+    number = current.number
+    participants = {
+        name: replace(p, from_round=min(p.from_round, number)) if contributes(p) else p
+        for name, p in study.participants.items()
+    }
+    study = replace(study, participants=participants)
+    expected = _all_expected(study, number, now_s)
     set_aside = (replace(current.dispute, outcome="undecided"),) if current.dispute is not None else ()
     current = replace(
         current,

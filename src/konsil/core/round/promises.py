@@ -1,0 +1,49 @@
+"""What a node writes down before it says so: a call binds it, and it may die right after."""
+
+from __future__ import annotations
+
+import msgspec
+
+from konsil.core.rules.calls import Accept, Call, Commit, Initialise, Publish
+
+
+class Promise(msgspec.Struct, frozen=True):
+    """A digest that this node stands by. One of a kind in a round: another digest is never promised."""
+
+    study: str
+    round: int
+    kind: str
+    digest: str
+
+
+def promise_of(call: Call, attempt: int = 1) -> Promise | None:
+    """What goes into the journal before the ledger hears of a call; None for a call that binds nobody.
+
+    Args:
+        call: the call.
+        attempt: the round's. A commit holds for its attempt: where the round collects again without this
+            member's update, because nobody could get it, another one may take its place.
+    """
+    match call:
+        case Commit():
+            kind = f"commit on {call.base}" + (f", attempt {attempt}" if attempt > 1 else "")
+        case Publish():
+            kind = f"publish {call.attempt} {call.part}"
+        case _:
+            return None
+    return Promise(call.study, call.round, kind, call.digest)
+
+
+def durable_before(call: Call) -> tuple[str, ...]:
+    """The models that must be on this node's disk before the ledger hears of a call.
+
+    Who accepts a merge, or gives the initial parameters, says that it holds them, whatever happens to it.
+    Who commits goes on from the accepted merge: were it lost, the next round could lose it for all.
+    """
+    match call:
+        case Initialise(digest=digest) | Accept(digest=digest):
+            return (digest,)
+        case Commit(base=base):
+            return (base,)
+        case _:
+            return ()

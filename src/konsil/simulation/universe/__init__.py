@@ -1,0 +1,11 @@
+"""Seeded universes: the real contract, round machine, merges and digests, with everything that goes wrong.
+
+``plan`` says what a universe holds, ``draw`` makes plans from seeds, ``world`` runs one, ``watch`` has what
+must hold in all of them.
+"""
+
+from konsil.simulation.universe.draw import draw_long, draw_plan
+from konsil.simulation.universe.plan import Plan, decode_plan, encode_plan
+from konsil.simulation.universe.world import Outcome, run_universe
+
+__all__ = ["Outcome", "Plan", "decode_plan", "draw_long", "draw_plan", "encode_plan", "run_universe"]

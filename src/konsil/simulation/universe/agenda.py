@@ -1,0 +1,45 @@
+"""Time in a universe: what is to happen when, in an order that only the plan and its seed decide."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+Act = Callable[..., None]
+
+
+class Agenda:
+    """``now_s``: seconds since the universe began."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._soon: deque[tuple[Act, tuple[Any, ...]]] = deque()
+        self._later: list[tuple[float, int, Act, tuple[Any, ...]]] = []
+        self._number = 0
+
+    def soon(self, act: Act, *args: Any) -> None:
+        """Do it next, before time goes on."""
+        self._soon.append((act, args))
+
+    def at(self, when_s: float, act: Act, *args: Any) -> None:
+        """Do it then; what was asked for first comes first."""
+        self._number += 1
+        heapq.heappush(self._later, (max(when_s, self.now_s), self._number, act, args))
+
+    def after(self, wait_s: float, act: Act, *args: Any) -> None:
+        """Do it after a time."""
+        self._number += 1
+        heapq.heappush(self._later, (self.now_s + wait_s, self._number, act, args))
+
+    def step(self) -> bool:
+        """Do the next thing; False if there is none."""
+        if self._soon:
+            act, args = self._soon.popleft()
+        elif self._later:
+            self.now_s, _, act, args = heapq.heappop(self._later)
+        else:
+            return False
+        act(*args)
+        return True

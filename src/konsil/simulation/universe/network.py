@@ -1,0 +1,105 @@
+"""Who reaches whom, and how long it takes: messages are delayed, lost, doubled, cut off, and relayed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+
+from konsil.simulation.universe.agenda import Agenda
+from konsil.simulation.universe.plan import Cut, DialsOut, LedgerHalt, Partition, Plan
+
+AGAIN_S = 3.0
+"""What a lost message costs: the line notices, and sends it again."""
+
+_NEVER = float("-inf")
+
+
+class Network:
+    """Links between members, and from members to the ledger."""
+
+    def __init__(self, plan: Plan, agenda: Agenda, chance: random.Random) -> None:
+        self._agenda = agenda
+        self._chance = chance
+        self.weather = plan.weather
+        self._hidden = {fault.member for fault in plan.faults if isinstance(fault, DialsOut)}
+        self._partitions = [fault for fault in plan.faults if isinstance(fault, Partition)]
+        self._cuts = [fault for fault in plan.faults if isinstance(fault, Cut)]
+        self._halts = [fault for fault in plan.faults if isinstance(fault, LedgerHalt)]
+        self._troubled = bool(self._hidden or self._partitions or self._cuts)
+
+    # --- between members -------------------------------------------------------------------------
+
+    def passes(self, source: str, target: str) -> bool:
+        """Whether a message from one gets to the other now, over a connection of their own."""
+        if not self._troubled:
+            return True
+        now_s = self._agenda.now_s
+        if source in self._hidden and target in self._hidden:
+            return False
+        for cut in self._cuts:
+            if (cut.source, cut.target) == (source, target) and cut.at_s <= now_s < cut.until_s:
+                return False
+        return all(
+            (source in partition.members) == (target in partition.members)
+            for partition in self._partitions
+            if partition.at_s <= now_s < partition.until_s
+        )
+
+    def connected(self, one: str, other: str) -> bool:
+        """Whether both ways are open."""
+        return self.passes(one, other) and self.passes(other, one)
+
+    def way(self, source: str, target: str, up: Collection[str]) -> tuple[str, ...]:
+        """The members that a request passes through, the target last; () if there is no way.
+
+        Args:
+            source: who asks.
+            target: who is asked.
+            up: whose nodes run.
+        """
+        if target not in up:
+            return ()
+        if not self._troubled or self.connected(source, target):
+            return (target,)
+        for relay in sorted(up):
+            if relay in {source, target}:
+                continue
+            if self.connected(source, relay) and self.connected(relay, target):
+                return relay, target
+        return ()
+
+    def delay_s(self, hops: int) -> float:
+        """How long a message is on its way."""
+        weather, chance = self.weather, self._chance
+        wait_s = chance.random() * weather.delay_s * hops
+        if weather.loss and chance.random() < weather.loss:
+            wait_s += AGAIN_S * chance.random()
+        return wait_s
+
+    def doubled(self) -> bool:
+        """Whether a message comes twice."""
+        return bool(self.weather.again) and self._chance.random() < self.weather.again
+
+    def lost(self) -> bool:
+        """Whether an answer never comes."""
+        return bool(self.weather.loss) and self._chance.random() < self.weather.loss
+
+    # --- to the ledger ---------------------------------------------------------------------------
+
+    def ledger_away_until_s(self, member: str) -> float:
+        """Until when the ledger is out of a member's reach; the past if it is not.
+
+        A partition takes the ledger away from its members, who are the fewer or the more.
+        """
+        until_s, now_s = _NEVER, self._agenda.now_s
+        for halt in self._halts:
+            if halt.at_s <= now_s < halt.until_s and (not halt.members or member in halt.members):
+                until_s = max(until_s, halt.until_s)
+        for partition in self._partitions:
+            if member in partition.members and partition.at_s <= now_s < partition.until_s:
+                until_s = max(until_s, partition.until_s)
+        return until_s
+
+    def lag_s(self) -> float:
+        """How long it takes until a member hears of an entry."""
+        return self._chance.random() * self.weather.lag_s

@@ -1,0 +1,300 @@
+"""One member's node: the real round machine, what it carries out, its memory, its disk, and how it dies."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from konsil.core.round import (
+    Cancel,
+    Done,
+    Effect,
+    Event,
+    Failed,
+    Held,
+    LedgerTime,
+    Looked,
+    NodeRound,
+    failed,
+    stage,
+    step,
+    to_hold,
+)
+from konsil.core.rules import Study, readable
+from konsil.errors import KonsilError, PeerRefused, PeerUnreachable, UpdatesMissing
+from konsil.simulation.universe.disk import Disk
+from konsil.simulation.universe.errand import Answer, Ask, Errand, Want
+from konsil.simulation.universe.ledger import BEGIN_S, STUDY
+from konsil.simulation.universe.models import Content
+from konsil.simulation.universe.work import Works
+
+if TYPE_CHECKING:
+    from konsil.simulation.universe.training import Training
+    from konsil.simulation.universe.world import World
+
+RESET_S = 0.5
+"""A node that dies resets its connections: who waited for it hears of that soon."""
+
+HANGS_S = 120.0
+"""How long an answer is waited for that does not come, as in ``node.pull``."""
+
+CATCH_UP_S = 2.0
+"""How far behind its peers on the ledger a node may be before it refuses, as in ``node.service``."""
+
+
+class Node:
+    """``up``: whether it runs; ``life``: how many times it has begun; ``view``: the study as it knows it."""
+
+    def __init__(self, world: World, name: str, skew_s: float) -> None:
+        self.world = world
+        self.agenda = world.agenda
+        self.name = name
+        self.skew_s = skew_s
+        self.disk = Disk(world.agenda, [(f.at_s, f.until_s) for f in world.disk_faults(name)])
+        self.training: Training | None = None
+        self.up = False
+        self.life = 0
+        self._hearing = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self.state = NodeRound(me=self.name, study=STUDY)
+        self.view: Study = self.world.ledger.study
+        self.models: dict[str, Content] = {}
+        self.works = Works(self)
+        self.errands: dict[Effect, Errand] = {}
+        self.time = LedgerTime()
+        self._wake_s = math.inf
+        self._readable: dict[str, frozenset[str]] = {}
+
+    # --- life and death ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin with what the ledger and the disk say."""
+        self._begin()
+        self.up = True
+        self.life += 1
+        model = self.disk.models.get(self.view.accepted)
+        if model is not None:
+            self.hold(model)
+            self.post(Held(model.digest))
+        else:
+            self.post(Looked())
+
+    def crash(self) -> None:
+        """Die on the spot: what is not on the disk is gone."""
+        self.up = False
+        self.life += 1
+        for errand in self.errands.values():
+            errand.abandon()
+        self.errands = {}
+        self.disk.lose_power()
+
+    @property
+    def own_s(self) -> float:
+        """What its clock shows, right or wrong."""
+        return BEGIN_S + self.agenda.now_s + self.skew_s
+
+    @property
+    def ledger_now_s(self) -> float:
+        """What it thinks that the ledger's time is."""
+        return self.time.now_s(self.own_s)
+
+    # --- the machine -------------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Tell the machine a fact and carry out what it wants."""
+        outcome = step(self.state, event, self.view, self.ledger_now_s)
+        self.state = outcome.state
+        for effect in outcome.effects:
+            self._carry_out(effect)
+        if outcome.wake_s != self._wake_s:
+            self._wake_s = outcome.wake_s
+            if outcome.wake_s < math.inf:
+                when_s = self.agenda.now_s + outcome.wake_s - self.ledger_now_s + 0.001
+                self.agenda.at(when_s, self._woken, outcome.wake_s, self.life)
+
+    def _woken(self, wake_s: float, life: int) -> None:
+        if self.life == life and self._wake_s == wake_s:
+            self._wake_s = math.inf
+            self.post(Looked())
+
+    def _carry_out(self, effect: Effect) -> None:
+        if isinstance(effect, Cancel):
+            errand = self.errands.pop(effect.effect, None)
+            if errand is not None:
+                errand.abandon()
+            return
+        errand = Errand(effect, self.works.perform(effect), self.life)
+        self.errands[effect] = errand
+        self.agenda.soon(self._go_on, errand)
+
+    def _go_on(self, errand: Errand, value: Any = None, error: KonsilError | None = None) -> None:
+        """Let an errand run up to what it waits for next."""
+        if errand.over:
+            return
+        errand.running = True
+        try:
+            want = errand.work.send(value) if error is None else errand.work.throw(error)
+        except StopIteration:
+            self._end(errand, Done(errand.effect))
+        except KonsilError as raised:
+            problem = raised
+            self.world.story(lambda: f"{self.name} fails at {_name(errand.effect)}: {problem.what}")
+            self._end(errand, failed(errand.effect, problem))
+        else:
+            errand.running = False
+            self._wait_for(errand, want)
+
+    @property
+    def stage(self) -> str:
+        """What it is doing, in a word or two."""
+        return stage(self.state, self.view) if self.up else "down"
+
+    def _end(self, errand: Errand, event: Done | Failed) -> None:
+        errand.over = True
+        if self.errands.get(errand.effect) is errand:
+            del self.errands[errand.effect]
+            self.post(event)
+
+    def _wait_for(self, errand: Errand, want: Want) -> None:
+        if isinstance(want, float):
+            self.agenda.after(want, self._go_on, errand)
+        elif isinstance(want, list):
+            errand.answers, errand.missing = [None] * len(want), len(want)
+            for place, ask in enumerate(want):
+                self._ask(errand, place, ask)
+            if not want:
+                self.agenda.soon(self._go_on, errand, [])
+        else:
+            sent_s = self.own_s
+            self.world.ledger.submit(self.name, want, lambda error: self._told(errand, sent_s, error))  # type: ignore[arg-type]
+
+    def _told(self, errand: Errand, sent_s: float, error: KonsilError | None) -> None:
+        if errand.over:
+            return
+        if error is None:
+            self.time = self.time.answered(sent_s, self.world.ledger.state.now_s)
+        self.look()
+        self._go_on(errand, None, error)
+
+    # --- the ledger --------------------------------------------------------------------------------
+
+    def hear(self) -> None:
+        """The ledger moved: this node hears of it in its own time."""
+        if self.up and not self._hearing:
+            self._hearing = True
+            self.agenda.after(self.world.network.lag_s(), self._news)
+
+    def _news(self) -> None:
+        away_s = self.world.network.ledger_away_until_s(self.name)
+        if away_s > self.agenda.now_s:
+            self.agenda.at(away_s, self._news)
+            return
+        self._hearing = False
+        if self.up:
+            self.look()
+
+    def look(self) -> None:
+        """See what the ledger says now."""
+        if self.view is not self.world.ledger.study:
+            self.view = self.world.ledger.study
+            self.time = self.time.heard(self.world.ledger.state.now_s, self.own_s)
+            self._readable = {}
+            self.post(Looked())
+            self._let_go()
+
+    # --- models ------------------------------------------------------------------------------------
+
+    def hold(self, model: Content) -> None:
+        """Keep a model in memory, for peers too."""
+        self.models[model.digest] = model
+        self.world.contents.setdefault(model.digest, model)
+
+    def _let_go(self) -> None:
+        keep = to_hold(self.state, self.view)
+        self.works.let_go()
+        for digest in [digest for digest in self.models if digest not in keep]:
+            if digest not in self.works.parts:
+                del self.models[digest]
+
+    # --- asking ------------------------------------------------------------------------------------
+
+    def _ask(self, errand: Errand, place: int, ask: Ask) -> None:
+        way = self.world.network.way(self.name, ask.peer, self.world.up)
+        errand.open[ask.peer] = errand.open.get(ask.peer, 0) + 1
+        if not way:
+            nobody = PeerUnreachable(f"There is no way from {self.name} to {ask.peer}.")
+            self.agenda.after(ask.away_s, self._answered, errand, place, ask, nobody)
+            return
+        wait_s = self.world.network.delay_s(len(way))
+        self.agenda.after(wait_s, self._arrives, errand, place, ask, way, self.agenda.now_s + CATCH_UP_S)
+
+    def _arrives(self, errand: Errand, place: int, ask: Ask, way: tuple[str, ...], until_s: float) -> None:
+        if errand.over:
+            return
+        world, peer = self.world, self.world.nodes[ask.peer]
+        if not peer.up or any(name not in world.up for name in way) or not self._open(way):
+            reset = PeerUnreachable(f"The line from {self.name} to {ask.peer} broke.")
+            self.agenda.after(RESET_S, self._answered, errand, place, ask, reset)
+            return
+        answer = peer.answer(self.name, ask.digest)
+        if answer is None:  # it lets the asker hang
+            hung = PeerUnreachable(f"{ask.peer} does not answer.")
+            self.agenda.after(HANGS_S, self._answered, errand, place, ask, hung)
+        elif isinstance(answer, PeerRefused) and self.agenda.now_s < until_s:
+            self.agenda.after(RESET_S, self._arrives, errand, place, ask, way, until_s)
+        else:
+            for relay in way[:-1]:
+                answer = world.nodes[relay].relayed(answer)
+            wait_s = world.network.delay_s(len(way))
+            self.agenda.after(wait_s, self._answered, errand, place, ask, answer)
+
+    def _open(self, way: tuple[str, ...]) -> bool:
+        stops = (self.name, *way)
+        return all(self.world.network.connected(*pair) for pair in pairwise(stops))
+
+    def _answered(self, errand: Errand, place: int, ask: Ask, answer: Answer) -> None:
+        if errand.over or errand.answers[place] is not None:
+            return
+        errand.open[ask.peer] -= 1
+        errand.answers[place] = answer
+        errand.missing -= 1
+        if not errand.missing:
+            self._go_on(errand, errand.answers)
+
+    def blame(self, errand: Errand, roster: tuple[str, ...]) -> None:
+        """Say whose answers an errand waits for, before the attempt is over, as ``node.merging`` does."""
+        if errand.over:
+            return
+        others = {name for name in roster if name != self.name and self._reaches(name)}
+        hanging = {name for name, count in errand.open.items() if count} & others
+        hanging = hanging if hanging < others else set()
+        problem = UpdatesMissing(hanging, f"{', '.join(sorted(hanging)) or 'Somebody'} lets a part hang.")
+        self.world.story(lambda: f"{self.name} gives {_name(errand.effect)} up: {problem.what}")
+        errand.abandon()
+        self._end(errand, failed(errand.effect, problem))
+
+    def _reaches(self, name: str) -> bool:
+        return bool(self.world.network.way(self.name, name, self.world.up))
+
+    # --- answering ---------------------------------------------------------------------------------
+
+    def answer(self, peer: str, digest: str) -> Answer | None:
+        """What this node gives a peer; None if it never answers."""
+        allowed = self._readable.get(peer)
+        if allowed is None:
+            allowed = self._readable[peer] = readable(self.view, peer)
+        found = self.models.get(digest) or self.disk.models.get(digest)
+        if digest not in allowed or found is None:
+            return PeerRefused("not_here", f"{self.name} does not have {digest[:8]}, or not for {peer}.")
+        return found
+
+    def relayed(self, answer: Answer) -> Answer:
+        """What this node hands on of another's answer."""
+        return answer
+
+
+def _name(effect: Effect) -> str:
+    return type(effect).__name__

@@ -1,0 +1,131 @@
+"""What must hold, holds in every universe; one seed tells one story; a broken one is made small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from konsil.errors import ConfigError
+from konsil.simulation.universe import (
+    Plan,
+    decode_plan,
+    draw_long,
+    draw_plan,
+    encode_plan,
+    run_universe,
+)
+from konsil.simulation.universe.batch import run_many, run_some
+from konsil.simulation.universe.minimise import minimise
+from konsil.simulation.universe.plan import LIES, Crash, Liar, Skew, Weather
+from konsil.simulation.universe.sentences import sentences
+
+FOUND = Path(__file__).with_name("found")
+
+
+@pytest.mark.timeout(1800)
+def test_every_law_holds_in_every_universe(universes):
+    broken = [outcome for tally in run_many(0, universes) for outcome in tally.broken]
+    told = [f"konsil simulate --seed {each.plan.seed}: {each.law}: {each.what}" for each in broken]
+    assert not broken, "\n".join(told[:20])
+
+
+@pytest.mark.parametrize("file", sorted(FOUND.glob("*.json")), ids=lambda path: path.stem)
+def test_what_a_universe_found_once_stays_mended(file):
+    outcome = run_universe(decode_plan(file.read_text()))
+    assert not outcome.law, outcome.what
+
+
+def story(seed: int) -> str:
+    code = (
+        "from konsil.simulation.universe import draw_plan, run_universe\n"
+        f"print(run_universe(draw_plan({seed}), print))"
+    )
+    return "".join(
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        + "\0"
+        for hash_seed in ("1", "2")
+    )
+
+
+@pytest.mark.parametrize("seed", [7, 848, 3698])
+def test_one_seed_tells_one_story_to_the_byte(seed):
+    first, second, _ = story(seed).split("\0")
+    assert len(first) > 500
+    assert first == second
+
+
+def test_universes_hold_everything_that_can_go_wrong():
+    plans = [draw_plan(seed) for seed in range(3000)]
+    kinds = Counter(type(fault).__name__ for plan in plans for fault in plan.faults)
+    assert len(kinds) == 12
+    assert min(kinds.values()) > 20
+    lies = Counter(lie for plan in plans for lie in plan.liars.values())
+    assert set(lies) == set(LIES)
+    assert all(2 * len(plan.honest) > plan.members for plan in plans)
+
+
+def test_a_swarm_that_nothing_happens_to_ends_in_as_few_calls_as_there_must_be():
+    outcome = run_universe(Plan(seed=1, members=3, rounds=2, chunks=3))
+    assert (outcome.law, outcome.rounds) == ("", 2)
+    assert 18 <= outcome.calls <= 24  # a commit, a part and an acceptance of each a round, and some scores
+    assert outcome.longest_s < 8
+
+
+def test_a_swarm_without_its_quorum_is_seen_not_to_end():
+    gone = (Crash("b", 1.0), Crash("c", 1.0))
+    outcome = run_universe(Plan(seed=1, faults=gone))
+    assert outcome.law == "rounds end"
+    assert "b down" in outcome.what
+
+
+def test_the_smallest_universe_that_breaks_a_law_keeps_what_matters():
+    gone = (Skew("a", 2.0), Crash("b", 1.0), Liar("a", "cries wolf"), Crash("c", 1.0))
+    plan = Plan(seed=1, members=3, rounds=3, chunks=4, weather=Weather(loss=0.05), faults=gone)
+    small = minimise(plan)
+    assert run_universe(small).law == "rounds end"
+    assert small.rounds == small.chunks == 1
+    assert len(small.faults) < 4
+    assert minimise(small) == small
+
+
+def test_a_universe_in_which_all_holds_is_not_made_smaller():
+    plan = draw_plan(3)
+    assert minimise(plan) == plan
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_plans_are_written_down_and_read_back(seed):
+    plan = draw_plan(seed)
+    assert decode_plan(encode_plan(plan)) == plan
+    assert "".join(sentences(plan)).count("\n") == 0
+
+
+def test_what_is_no_plan_is_refused():
+    with pytest.raises(ConfigError, match="no plan of a universe"):
+        decode_plan('{"seed": "seven"}')
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_study_goes_on_for_hours_with_a_fault_every_few_minutes(seed):
+    outcome = run_universe(draw_long(seed, 0.25))
+    assert not outcome.law, outcome.what
+    assert outcome.seconds >= 900
+    assert outcome.rounds > 30
+
+
+def test_a_tally_counts_what_was_run():
+    tally = run_some(0, 20)
+    assert tally.universes == 20
+    assert tally.rounds >= 20
+    assert tally.cpu_s > 0
