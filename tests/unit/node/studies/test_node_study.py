@@ -9,9 +9,8 @@ import pytest
 
 from konsil.core.parameters import views
 from konsil.core.round import Detached
-from konsil.errors import NodeError, StudyError
+from konsil.errors import NodeError, StudyError, UpdatesMissing
 from konsil.node.bench import Bench
-from konsil.node.gather import UpdatesMissing
 from konsil.node.pull import Puller
 from konsil.node.study import StudyRunner
 
