@@ -11,7 +11,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from konsil.errors import IdentityError
 from konsil.identity.authority import Authority
-from konsil.identity.svid import der_from_pem, load_certificate, make_svid, split_der
+from konsil.identity.svid import MAX_PEM_BYTES, der_from_pem, load_certificate, make_svid, split_der
 from konsil.identity.verify import bundle_digest, canonical_bundle, verify_chain
 
 ID = "spiffe://lyon.example/node"
@@ -296,3 +296,17 @@ def test_an_svid_with_the_key_of_another_is_refused(tmp_path):
 
 def test_pem_and_der_say_the_same(lyon):
     assert der_from_pem(b"text around\n" + lyon.pem + b"more\n") == (lyon.der,)
+
+
+def test_a_pem_text_of_beginnings_without_an_end_costs_no_more_than_its_length():
+    began_s = time.process_time()
+    with pytest.raises(IdentityError, match="it holds 37449 certificates"):
+        der_from_pem(b"-----BEGIN CERTIFICATE-----\n" * (MAX_PEM_BYTES // 28))
+    assert time.process_time() - began_s < 1  # looked through again from each beginning: two minutes
+
+
+def test_a_certificate_that_breaks_off_beside_a_whole_one_is_refused(lyon):
+    whole = lyon.pem
+    for broken in (whole[:-10] + whole, whole + whole[:-10], whole.replace(b"END", b"---", 1) + whole):
+        with pytest.raises(IdentityError, match="breaks off"):
+            der_from_pem(broken)

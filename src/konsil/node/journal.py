@@ -11,6 +11,9 @@ from typing import Self
 from konsil.core.rules import Call, Commit, Publish
 from konsil.errors import LedgerError, NodeError
 
+_FAILED = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite raises. The second where a damaged file's own words, which are no text, stand in its message."""
+
 _TABLE = """
 CREATE TABLE IF NOT EXISTS promises (
     study TEXT NOT NULL,
@@ -42,7 +45,7 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(_TABLE)
-        except sqlite3.Error as error:
+        except _FAILED as error:
             self._db.close()
             raise _cannot_open(path, error) from error
 
@@ -70,7 +73,7 @@ class Journal:
                 self._require_open()
                 self._write(call, kind)
                 promised = self._promised(call.study, call.round, kind)
-        except sqlite3.Error as error:
+        except _FAILED as error:
             raise LedgerError(
                 f"The promise for round {call.round} of study {call.study!r} could not be written: {error}.",
                 safe="Nothing was promised and nothing said to the ledger; accepted rounds are safe.",
@@ -126,7 +129,7 @@ class Journal:
         self.close()
 
 
-def _cannot_open(path: Path, error: sqlite3.Error) -> NodeError:
+def _cannot_open(path: Path, error: Exception) -> NodeError:
     return NodeError(
         f"The node's journal {path} cannot be opened: {error}.",
         safe="The ledger and the last accepted merge are in other files and untouched.",

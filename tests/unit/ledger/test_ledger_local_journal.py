@@ -108,6 +108,16 @@ def test_a_flipped_byte_in_an_entry_is_found(tmp_path, world):
         Journal(path, world.digest)
 
 
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_file_whose_tables_are_no_text_is_refused(tmp_path, world, read_only):
+    path = tmp_path / "j.db"
+    _filled(path, world)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"TABLE entries", b"T\xfbBLE entries"))  # it stands in SQLite's message
+    with pytest.raises(LedgerError, match=r"j\.db is damaged at entry 1"):
+        Journal(path, world.digest, read_only=read_only)
+
+
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.9])
 def test_a_file_that_was_cut_off_is_not_taken_for_a_shorter_history(tmp_path, world, keep):
     path = tmp_path / "j.db"

@@ -118,10 +118,13 @@ def test_a_torn_last_write_costs_only_that_write(path):
         assert journal.promised("aml", 3, "publish 1 0") == ""
 
 
-@pytest.mark.parametrize("damage", ["no database", "a folder"])
+@pytest.mark.parametrize("damage", ["no database", "a folder", "tables that are no text"])
 def test_a_journal_that_cannot_be_opened_says_so(path, damage):
     if damage == "a folder":
         path.mkdir()
+    elif damage == "tables that are no text":
+        Journal(path).close()
+        path.write_bytes(path.read_bytes().replace(b"TABLE promises", b"T\xfbBLE promises"))
     else:
         path.write_bytes(b"\0not a database" * 1000)
     with pytest.raises(NodeError, match=r"journal\.db cannot be opened.*untouched.*move it away"):

@@ -34,6 +34,9 @@ _PRIVATE = 0o600
 _READ_ROWS = 256
 """Rows that are read at once; an entry has at most 64 KiB, so this bounds a reader's memory at 16 MiB."""
 
+_FAILED = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite raises. The second where a damaged file's own words, which are no text, stand in its message."""
+
 _COLUMNS = "height, time_s, signed, previous, state, digest"
 
 
@@ -98,7 +101,7 @@ class Journal:
             rows.append((entry.height, entry.time_s, entry.signed, entry.previous, entry.state, head))
         try:
             self._write(rows, head)
-        except sqlite3.Error as error:
+        except _FAILED as error:
             with contextlib.suppress(sqlite3.Error):
                 self._db.rollback()
             if not _is_full(error):
@@ -122,7 +125,7 @@ class Journal:
                     f"SELECT {_COLUMNS} FROM entries WHERE height > ? ORDER BY height LIMIT {_READ_ROWS}",  # noqa: S608 - constants only
                     (height,),
                 ).fetchall()
-            except sqlite3.Error as error:
+            except _FAILED as error:
                 raise self._corrupt(height + 1, f"it cannot be read: {error}") from error
             for row in rows:
                 height += 1
@@ -170,7 +173,7 @@ class Journal:
             with contextlib.suppress(sqlite3.Error):
                 self._db.rollback()
             raise self._cannot_write(str(error)) from error
-        except sqlite3.DatabaseError as error:
+        except _FAILED as error:
             raise self._corrupt(1, f"the file cannot be read: {error}") from error
         if row is None:
             raise self._corrupt(1, "the file does not say which genesis it belongs to")
@@ -189,7 +192,7 @@ class Journal:
             self.head = ""
         try:
             height, head = self._db.execute("SELECT height, head FROM meta").fetchone()
-        except sqlite3.Error as error:
+        except _FAILED as error:
             raise self._corrupt(self.height, f"the file cannot be read: {error}") from error
         self.head = self._digest_at(self.height)
         if (height, head) != (self.height, self.head):
@@ -202,7 +205,7 @@ class Journal:
             return self.head
         try:
             row = self._db.execute("SELECT digest FROM entries WHERE height = ?", (height,)).fetchone()
-        except sqlite3.Error as error:
+        except _FAILED as error:
             raise self._corrupt(height, f"it cannot be read: {error}") from error
         if row is None:
             raise self._corrupt(height, "it is missing")
@@ -236,7 +239,7 @@ class Journal:
         )
 
 
-def _is_full(error: sqlite3.Error) -> bool:
+def _is_full(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
