@@ -12,7 +12,6 @@ from cryptography import x509
 from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.utils import CryptographyDeprecationWarning
 
 from konsil.errors import IdentityError
 
@@ -38,7 +37,7 @@ BAD_CERTIFICATE = (
     x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
-    CryptographyDeprecationWarning,  # where warnings are errors: what the library will soon refuse itself
+    UserWarning,  # where warnings are errors: odd names, and what the library will soon refuse itself
 )
 """What the library raises when bytes are not the certificate or key they should be."""
 
@@ -142,7 +141,7 @@ def make_svid(chain_der: Sequence[bytes], key_der: bytes) -> Svid:
 
 
 def is_key_of(certificate: x509.Certificate, key: SvidKey) -> bool:
-    """Whether a private key is that of a certificate; no key is that of one that holds none that can be read."""
+    """Whether a private key is that of a certificate; of one whose own cannot be read, no key is."""
     try:
         return key.public_key() == certificate.public_key()
     except BAD_CERTIFICATE:
@@ -192,6 +191,8 @@ def load_certificate(der: bytes) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         serial = certificate.serial_number
+        # The library reads these only when they are asked for: what cannot be read must be found here.
+        _ = certificate.subject, certificate.issuer, certificate.extensions
     except BAD_CERTIFICATE as error:
         raise _unreadable("certificate", error) from error
     if serial <= 0:

@@ -12,7 +12,7 @@ from konsil.core.rules import Call, Commit, Publish
 from konsil.errors import LedgerError, NodeError
 
 _FAILED = (sqlite3.Error, UnicodeDecodeError)
-"""What SQLite raises. The second where a damaged file's own words, which are no text, stand in its message."""
+"""What SQLite raises; the second where a damaged file's own words, which are no text, are in its message."""
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS promises (

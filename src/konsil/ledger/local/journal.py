@@ -35,7 +35,7 @@ _READ_ROWS = 256
 """Rows that are read at once; an entry has at most 64 KiB, so this bounds a reader's memory at 16 MiB."""
 
 _FAILED = (sqlite3.Error, UnicodeDecodeError)
-"""What SQLite raises. The second where a damaged file's own words, which are no text, stand in its message."""
+"""What SQLite raises; the second where a damaged file's own words, which are no text, are in its message."""
 
 _COLUMNS = "height, time_s, signed, previous, state, digest"
 
