@@ -297,11 +297,9 @@ def read_rule(data: bytes) -> None:
     """A rule's file is read and digested, never run; its name is the first line."""
     name, _, body = data.partition(b"\n")
     text = name.decode("utf-8", "replace").replace("/", "_").replace("\0", "_")[:100] or "x"
-    path = _file("rule.tmp", body)
-    target = path.with_name(text)
-    if target.name in {"", ".", ".."} or len(target.name.encode()) > 250:
+    if text in {".", ".."} or len(text.encode()) > 250:
         return
-    path.rename(target)
+    target = _file(text, body)
     try:
         found, read = read_rule_file(target)
     except ConfigError as error:
