@@ -194,7 +194,11 @@ def read_any_safetensors(data: bytes) -> None:
     except ParametersError as error:
         refusal(error)
         return
-    _, metadata, begin = header_of_file(data)
+    try:
+        _, metadata, begin = header_of_file(data)
+    except ParametersError as error:  # its metadata may be none: ``read_safetensors`` does not look at it
+        refusal(error)
+        return
     must(sum(array.nbytes for array in arrays.values()) == len(data) - begin, "holes or overlaps")
     try:
         again = read_safetensors(b"".join(file_pieces(arrays, metadata)))

@@ -11,8 +11,9 @@ from typing import Self
 from konsil.core.rules import Call, Commit, Publish
 from konsil.errors import LedgerError, NodeError
 
-_FAILED = (sqlite3.Error, UnicodeDecodeError)
-"""What SQLite raises; the second where a damaged file's own words, which are no text, are in its message."""
+_FAILED = (sqlite3.Error, UnicodeDecodeError, MemoryError)
+"""What SQLite raises. The last two for damaged files: whose own words, which are no text, are in its message;
+or in which a record claims to be longer than all memory."""
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS promises (
@@ -75,7 +76,8 @@ class Journal:
                 promised = self._promised(call.study, call.round, kind)
         except _FAILED as error:
             raise LedgerError(
-                f"The promise for round {call.round} of study {call.study!r} could not be written: {error}.",
+                f"The promise for round {call.round} of study {call.study!r} could not be written: "
+                f"{str(error) or repr(error)}.",
                 safe="Nothing was promised and nothing said to the ledger; accepted rounds are safe.",
                 do="Free disk space; the node tries again by itself.",
             ) from error
@@ -131,7 +133,7 @@ class Journal:
 
 def _cannot_open(path: Path, error: Exception) -> NodeError:
     return NodeError(
-        f"The node's journal {path} cannot be opened: {error}.",
+        f"The node's journal {path} cannot be opened: {str(error) or repr(error)}.",
         safe="The ledger and the last accepted merge are in other files and untouched.",
         do="See the file's owner and the disk. If it is damaged, move it away: the node then goes on with "
         "the next round.",

@@ -34,8 +34,9 @@ _PRIVATE = 0o600
 _READ_ROWS = 256
 """Rows that are read at once; an entry has at most 64 KiB, so this bounds a reader's memory at 16 MiB."""
 
-_FAILED = (sqlite3.Error, UnicodeDecodeError)
-"""What SQLite raises; the second where a damaged file's own words, which are no text, are in its message."""
+_FAILED = (sqlite3.Error, UnicodeDecodeError, MemoryError)
+"""What SQLite raises. The last two for damaged files: whose own words, which are no text, are in its message;
+or in which a record claims to be longer than all memory."""
 
 _COLUMNS = "height, time_s, signed, previous, state, digest"
 
@@ -107,8 +108,8 @@ class Journal:
             if not _is_full(error):
                 # After a failed fsync the system may drop what it could not write and report success next
                 # time, so only a new start that reads the file again can be trusted.
-                self._broken = str(error)
-            raise self._cannot_write(str(error)) from error
+                self._broken = str(error) or repr(error)
+            raise self._cannot_write(str(error) or repr(error)) from error
         self.height += len(rows)
         self.head = head
 
@@ -126,7 +127,7 @@ class Journal:
                     (height,),
                 ).fetchall()
             except _FAILED as error:
-                raise self._corrupt(height + 1, f"it cannot be read: {error}") from error
+                raise self._corrupt(height + 1, f"it cannot be read: {str(error) or repr(error)}") from error
             for row in rows:
                 height += 1
                 entry = Entry(height=row[0], time_s=row[1], signed=row[2], previous=row[3], state=row[4])
@@ -174,7 +175,7 @@ class Journal:
                 self._db.rollback()
             raise self._cannot_write(str(error)) from error
         except _FAILED as error:
-            raise self._corrupt(1, f"the file cannot be read: {error}") from error
+            raise self._corrupt(1, f"the file cannot be read: {str(error) or repr(error)}") from error
         if row is None:
             raise self._corrupt(1, "the file does not say which genesis it belongs to")
         if row[0] != self.genesis:
@@ -193,7 +194,9 @@ class Journal:
         try:
             height, head = self._db.execute("SELECT height, head FROM meta").fetchone()
         except _FAILED as error:
-            raise self._corrupt(self.height, f"the file cannot be read: {error}") from error
+            raise self._corrupt(
+                self.height, f"the file cannot be read: {str(error) or repr(error)}"
+            ) from error
         self.head = self._digest_at(self.height)
         if (height, head) != (self.height, self.head):
             raise self._corrupt(self.height + 1, f"it and what follows up to entry {height} is missing")
@@ -206,7 +209,7 @@ class Journal:
         try:
             row = self._db.execute("SELECT digest FROM entries WHERE height = ?", (height,)).fetchone()
         except _FAILED as error:
-            raise self._corrupt(height, f"it cannot be read: {error}") from error
+            raise self._corrupt(height, f"it cannot be read: {str(error) or repr(error)}") from error
         if row is None:
             raise self._corrupt(height, "it is missing")
         return str(row[0])
