@@ -96,6 +96,12 @@ def test_an_authority_that_has_ended_issues_nothing(tmp_path):
         authority.issue(now_s=time.time() + 11 * 366 * 86400)
 
 
+def test_an_authority_whose_clock_was_set_back_issues_nothing(tmp_path):
+    authority = Authority.create(tmp_path, "lyon.example")
+    with pytest.raises(IdentityError, match=r"valid only from .* clock is behind"):
+        authority.issue(ttl_s=60, now_s=time.time() - 86400)
+
+
 def test_an_existing_key_is_never_replaced(tmp_path):
     made = Authority.create(tmp_path, "lyon.example")
     key = LedgerKey.create(tmp_path / "ledger.pem")

@@ -115,6 +115,12 @@ class Authority:
                 safe="Nothing was issued.",
                 do="Make a new authority; the other members must vote its card in.",
             )
+        if end <= start:
+            raise IdentityError(
+                f"The authority of {self.trust_domain} is valid only from {start:%Y-%m-%d %H:%M:%S} UTC on.",
+                safe="Nothing was issued.",
+                do="This machine's clock is behind: compare it with the other members', `konsil doctor`.",
+            )
         leaf = self._sign_leaf(key.public_key(), spiffe_id, start, end)
         return Svid(
             spiffe_id=str(spiffe_id),

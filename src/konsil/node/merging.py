@@ -14,7 +14,7 @@ from konsil.errors import NodeError, SchemaMismatch, StudyError
 from konsil.node.bench import Bench
 from konsil.node.gather import Roster, UpdatesMissing, together
 from konsil.node.pull import Puller
-from konsil.node.site import Site
+from konsil.node.site import Site, require_room
 from konsil.node.store import Assembly, Model, Store
 
 GRACE_FRACTION = 0.2
@@ -252,10 +252,4 @@ class Merging:
         Args:
             wanted: size of the model and, where there is an outer optimiser, of its state, in bytes.
         """
-        if wanted > self.max_model_bytes:
-            raise NodeError(
-                f"The study's model has {wanted / 1e9:.1f} GB; this node takes models of "
-                f"{self.max_model_bytes / 1e9:.1f} GB.",
-                safe="Nothing was loaded.",
-                do="Raise max_model_gb under [node] in node.toml, if the machine has the memory.",
-            )
+        require_room(wanted, self.max_model_bytes)

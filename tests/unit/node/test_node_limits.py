@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from types import SimpleNamespace
 
 import pytest
 
 from konsil.core.messages import Failure, GetChunk, encode
+from konsil.core.parameters import Schema, Tensor
 from konsil.errors import FrameError, NodeError, PeerRefused
-from konsil.node import service, training
+from konsil.node import control, service, training
 from konsil.node.merging import Merging
 from konsil.node.peers import raised
 from konsil.node.store import Store
 from konsil.node.training import Training
 from konsil.wall.frames import MAX_TO_NODE_BYTES, FrameReader, words_to_node
+from konsil.wall.memory import seal_pieces
 
 
 async def test_a_model_over_the_nodes_limit_is_not_fetched():
@@ -30,6 +33,13 @@ async def test_a_model_over_the_nodes_limit_is_not_fetched():
     with pytest.raises(NodeError, match="max_model_gb"):
         await merging.fetch("00")
     assert not asked
+
+
+async def test_a_first_model_over_the_nodes_limit_is_not_read(monkeypatch):
+    schema = Schema((Tensor("a", "F32", (2,)),))
+    monkeypatch.setattr(control, "model_of", lambda *_: pytest.fail("it was read"))
+    with seal_pieces([schema.header, bytes(8)]) as model, pytest.raises(NodeError, match="max_model_gb"):
+        await control._model_in(os.dup(model.fd), 7)
 
 
 async def test_a_visitor_that_does_not_knock_gives_its_place_up(monkeypatch):

@@ -1,0 +1,78 @@
+"""Come again and again: strangers, a member's own connections, requests and cancellations by the thousand."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import struct
+import time
+
+from stage import CANCEL, OPERATOR, PING, REQUEST, Stage, alone
+
+from konsil.core.messages import GetStatus, LedgerFollow, Status, encode
+from konsil.transport.timings import MAX_IN_FLIGHT
+
+STRANGERS, TWINS = 300, 40
+MOST_BYTES = 32 * 1024 * 1024
+
+
+def attack(stage: Stage) -> None:
+    """What one visitor can take is bounded, whatever it sends."""
+    held = stage.descriptors(OPERATOR)
+    _strangers(stage)
+    _twins(stage)
+    stage.settles(OPERATOR, held + 10)
+    _requests(stage)
+    stage.settles(OPERATOR, held + 10)
+
+
+def _strangers(stage: Stage) -> None:
+    began_s = time.monotonic()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    for number in range(STRANGERS):
+        with contextlib.suppress(OSError), stage.dial(OPERATOR) as plain:
+            if number % 3 == 0:
+                context.wrap_socket(plain, server_hostname="x").close()
+            elif number % 3 == 1:
+                plain.sendall(b"\x16\x03\x01" + bytes(500))
+    stage.says(f"{STRANGERS} strangers, one after the other: {time.monotonic() - began_s:.1f} s")
+
+
+def _twins(stage: Stage) -> None:
+    with contextlib.ExitStack() as stack:
+        lines = [stack.enter_context(stage.raw()) for _ in range(TWINS)]
+        for number, line in enumerate(lines):
+            with contextlib.suppress(OSError):
+                line.greet(instance=f"run {number % 3}")
+        stage.serves_others()
+        links = [link for link in stage.control(OPERATOR).node().peers if link.member == stage.own.name]
+        stage.must(len(links) == 1, "one member has many links")
+    stage.says(f"{TWINS} connections of one member at once, as three runs of its node: one link")
+
+
+def _requests(stage: Stage) -> None:
+    pings = struct.pack("!BBBBIIQ", 0x4B, PING, 0, 0, 1, 0, 0) * 1000
+    with stage.member() as line:
+        for number in range(1, MAX_IN_FLIGHT + 2):
+            line.frame(REQUEST, encode(LedgerFollow(stage.state().height, 60.0)), request=number)
+        stage.must(line.is_ended(), "more requests were open than allowed")
+    stage.says(f"{MAX_IN_FLIGHT + 1} requests that wait, on one connection: hung up")
+    with stage.member() as line:
+        for number in range(1, 3000):
+            line.frame(REQUEST, encode(LedgerFollow(10**6, 60.0)), request=number)
+            line.frame(CANCEL, request=number)
+        stage.must(isinstance(line.ask(GetStatus()), Status), "requests that were cancelled took the place")
+    stage.says("3000 requests, each cancelled at once: the next is answered")
+    before = stage.memory_bytes(OPERATOR)
+    with stage.member() as line:
+        line.line.settimeout(10)
+        with contextlib.suppress(OSError):
+            while True:  # nobody reads the answers
+                line.line.sendall(pings)
+        stage.must(stage.memory_bytes(OPERATOR) - before < MOST_BYTES, "answers pile up in the node's memory")
+    stage.says("pings without an end, whose answers nobody reads: hung up")
+
+
+if __name__ == "__main__":
+    alone(attack)
