@@ -270,7 +270,7 @@ class Stage:
         self.swarm.require_running()
         self._looked += 1
         port = 7000 + self._looked % 1000
-        self.control(OTHER).call(Announce((*self._own_addresses(OTHER), f"127.0.0.1:{port}")))
+        self.control(OTHER).call(Announce((*self.addresses(OTHER), f"127.0.0.1:{port}")))
         at = self.control(OTHER).state().height
         for name, peer in ((OPERATOR, OTHER), (OTHER, OPERATOR)):
             self.swarm.wait(name, lambda state: state.height >= at, ANSWER_S)
@@ -284,7 +284,8 @@ class Stage:
             self.must(isinstance(line.ask(GetStatus()), Status), f"{OTHER} does not answer a member")
         self.says(f"the others are served ({time.monotonic() - began_s:.1f} s)")
 
-    def _own_addresses(self, name: str) -> tuple[str, ...]:
+    def addresses(self, name: str) -> tuple[str, ...]:
+        """Where a node listens."""
         return read_config(self.swarm.directory(name)).addresses
 
 

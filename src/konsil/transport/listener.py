@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 
 from konsil.errors import ConfigError
-from konsil.transport.sockets import tune
+from konsil.transport.sockets import no_name, tune
 from konsil.transport.timings import MAX_HANDSHAKES
 
 BACKLOG = 128
@@ -124,10 +124,11 @@ def _bind(address: str) -> socket.socket:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(where)
         sock.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if sock is not None:
             sock.close()
-        raise _unusable(address, host, port, error) from error
+        why = error if isinstance(error, OSError) else no_name(host)
+        raise _unusable(address, host, port, why) from error
     return sock
 
 
