@@ -25,7 +25,7 @@ from konsil.core.rules import (
 from konsil.core.rules.members import MAX_OPEN_PROPOSALS, MAX_RECENT_PROPOSALS
 from konsil.core.rules.studies import MAX_STUDIES_PROPOSED
 
-SECONDS = 2.0
+SECONDS = 20.0
 
 
 def attack(stage: Stage) -> None:
@@ -100,22 +100,19 @@ def _alone(stage: Stage, line: Raw) -> None:
 
 def _calls(stage: Stage, line: Raw) -> None:
     """Calls that change nothing, or the same thing again: the history has each of them."""
-    name = stage.own.name
-    sequence, count, sent = stage.state().members[name].sequence, 0, 0
-    addresses = tuple(f"{'a' * 240}.example:{port}" for port in range(7400, 7408))
+    addresses = tuple(
+        f"{'a' * 60}.{'b' * 60}.{'c' * 60}.{'d' * 60}.example:{port}" for port in range(7400, 7408)
+    )
+    calls = [Announce(addresses if n % 2 else addresses[::-1]) for n in range(50)]
+    count, sent, codes = 0, 0, set[str]()
     began_s = time.monotonic()
-    while time.monotonic() - began_s < SECONDS:
-        calls = [Announce(addresses if n % 2 else addresses[::-1]) for n in range(50)]
-        batch = [stage.signed(call, sequence=sequence + n) for n, call in enumerate(calls, start=1)]
-        answers = line.ask_all([LedgerSubmit(signed) for signed in batch])
-        taken = sum(map(took, answers))
-        count, sent, sequence = count + taken, sent + sum(map(len, batch)), sequence + taken
-        if taken < len(batch):
-            stage.says(f"then: {stage.refused(answers[taken]).code}")
-            break
+    while not codes and time.monotonic() - began_s < SECONDS:
+        taken, codes = _all(stage, line, calls)
+        count, sent = count + taken, sent + taken * len(stage.signed(calls[0]))
     took_s = time.monotonic() - began_s
+    stage.must(codes == {"too_fast"}, f"{count} calls were taken, and there is no end: {codes}")
     stage.says(
-        f"NOT BOUNDED: {count} calls of {sent // max(1, count)} bytes in {took_s:.1f} s, each signed by it"
+        f"calls that change nothing: {count} taken in {took_s:.1f} s ({sent >> 10} KiB), then too_fast"
     )
     stage.control(OTHER).call(Announce(stage.addresses(OTHER)))
     stage.says("the calls of others are taken all the same")
