@@ -15,7 +15,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -116,7 +116,7 @@ class Raw:
         """A request's answer; its body is thrown away."""
         return self.ask_all([request])[0]
 
-    def ask_all(self, requests: list[Request] | list[bytes] | list[Request | bytes]) -> list[Answer]:
+    def ask_all(self, requests: Sequence[Request | bytes]) -> list[Answer]:
         """The answers to requests that are sent at once."""
         first = self._number + 1
         for request in requests:
