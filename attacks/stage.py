@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import ssl
 import struct
@@ -194,10 +195,10 @@ class Stage:
         """The ledger's state at the operator."""
         return self.control(OPERATOR).state()
 
-    def dial(self, to: str) -> socket.socket:
-        """A plain connection to a node's port."""
+    def dial(self, to: str, source: str = "127.0.0.1") -> socket.socket:
+        """A plain connection to a node's port, from one of this machine's addresses."""
         host, port = read_config(self.swarm.directory(to)).node.listen.split(":")
-        plain = socket.create_connection((host, int(port)), ANSWER_S)
+        plain = socket.create_connection((host, int(port)), ANSWER_S, source_address=(source, 0))
         plain.settimeout(ANSWER_S)
         return plain
 
@@ -337,6 +338,7 @@ Attack = Callable[[Stage], None]
 @contextlib.contextmanager
 def open_stage() -> Iterator[Stage]:
     """A swarm of its own for attacks; all of it is gone afterwards."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # else the nodes would outlive this process
     root = Path(tempfile.mkdtemp(prefix="konsil-"))  # Unix sockets need a short path
     try:
         with LoopbackSwarm(root, (OPERATOR, OTHER, ATTACKER, ASLEEP)) as swarm:
