@@ -61,21 +61,16 @@ def _without_part(stage: Stage, line: Raw, relay: Raw, digest: str) -> None:
         "as the first model of a study of the attacker's": GetManifest("mine", digest),
         "a chunk, as that": GetChunk("mine", digest, 0),
     }
-    for what, request in asks.items():
-        stage.refused(line.ask(request), "not_here")
+    for what, answer in zip(asks, line.ask_all(list(asks.values())), strict=True):
+        stage.refused(answer, "not_here")
         stage.says(f"{what}: not_here")
-    for what, request in (
-        ("through another member", GetManifest("private", digest, holder=OTHER, relay=True)),
-        (
-            "through another member, as the first model of its own study",
-            GetChunk("mine", digest, 0, OTHER, relay=True),
-        ),
-        (
-            "through a member, from one that is none",
-            GetManifest("mine", digest, holder="mallory", relay=True),
-        ),
-    ):
-        stage.must(not isinstance(relay.ask(request), Bytes), f"{what}: it was read")
+    relayed = {
+        "through another member": GetManifest("private", digest, holder=OTHER, relay=True),
+        "the same, as the first model of its own study": GetChunk("mine", digest, 0, OTHER, relay=True),
+        "through a member, from one that is none": GetManifest("mine", digest, holder="mallory", relay=True),
+    }
+    for what, answer in zip(relayed, relay.ask_all(list(relayed.values())), strict=True):
+        stage.must(not isinstance(answer, Bytes), f"{what}: it was read")
         stage.says(f"{what}: refused")
     with stage.wall(OPERATOR, "session.sock") as wall:
         wall.send(frame(AskModel("private")))
@@ -104,8 +99,8 @@ def _before_the_roster(stage: Stage) -> None:
                 OTHER, lambda state: (now := state.studies["both"].open) is not None and OTHER in now.commits
             )
             update = state.studies["both"].open.commits[OTHER].digest  # type: ignore[union-attr]
-            stage.refused(line.ask(GetManifest("both", update)), "not_here")
-            stage.refused(line.ask(GetChunk("both", update, 0)), "not_here")
+            for answer in line.ask_all([GetManifest("both", update), GetChunk("both", update, 0)]):
+                stage.refused(answer, "not_here")
             stage.says("the other's update, while its own could still be fitted to it: not_here")
             own = Commit("both", 1, digest, bytes_digest(b"made up", "attack"), 1)
             stage.must(took(stage.submit(ledger, own)), "a commit was not taken")

@@ -34,10 +34,13 @@ def attack(stage: Stage) -> None:
         began_s = time.monotonic()
         stage.must(_gets_in(stage), "a member does not get in any more")
         stage.says(f"a member that comes now gets in after {time.monotonic() - began_s:.1f} s")
-        until_s = began_s + Timings().handshake_s + 5
-        ended = sum(_is_closed(plain, until_s) for plain in silent)
-        stage.must(ended == len(silent), f"{len(silent) - ended} connections without a word are still open")
-        stage.says(f"after {time.monotonic() - began_s:.0f} s all without a handshake were hung up on")
+        ended = sum(_is_closed(plain) for plain in silent)
+        stage.must(
+            ended >= len(silent) - MAX_HANDSHAKES, f"only {ended} of those without a word were hung up on"
+        )
+        stage.says(
+            f"for that {ended} of those without a handshake were hung up on; the others will be in time"
+        )
     stage.settles(OPERATOR, held + 10)
 
 
@@ -49,12 +52,12 @@ def _gets_in(stage: Stage) -> bool:
     return False
 
 
-def _is_closed(plain: socket.socket, until_s: float) -> bool:
-    plain.settimeout(max(0.1, until_s - time.monotonic()))
+def _is_closed(plain: socket.socket) -> bool:
+    plain.setblocking(False)
     try:
         while plain.recv(4096):
             pass
-    except TimeoutError:
+    except BlockingIOError:
         return False
     except ConnectionError:
         pass
