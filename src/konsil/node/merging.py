@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
-from konsil.core.digest import Manifest
+from konsil.core.digest import Manifest, chunk_count
 from konsil.core.parameters import Schema
 from konsil.core.round import Lead, Probe, Recompute
 from konsil.core.rules import OpenRound, Study, weights_of
@@ -243,6 +243,14 @@ class Merging:
                 f"The model has a header of {schema.data_bytes} bytes of parameters that is not the study's.",
                 safe="Nothing was loaded.",
                 do="Ask the study's proposer.",
+            )
+        # Else its digest would stand for bytes that nobody has checked: those of the chunks without a leaf.
+        if len(manifest.leaves) != chunk_count(schema.data_bytes):
+            raise SchemaMismatch(
+                f"The model has {len(manifest.leaves)} chunks; its parameters have"
+                f" {chunk_count(schema.data_bytes)}.",
+                safe="Nothing was loaded.",
+                do="Ask the study's proposer: no Konsil writes such a manifest.",
             )
         return schema
 

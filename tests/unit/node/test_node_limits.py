@@ -8,14 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from konsil.core.messages import Failure, GetChunk, encode
+from konsil.core.digest import CHUNK_BYTES, Manifest, leaf
+from konsil.core.messages import Failure, GetChunk, GetManifest, encode
 from konsil.core.parameters import Schema, Tensor
-from konsil.errors import FrameError, NodeError, PeerRefused
+from konsil.errors import FrameError, NodeError, PeerRefused, SchemaMismatch
 from konsil.node import control, service, training
 from konsil.node.merging import Merging
 from konsil.node.peers import raised
 from konsil.node.store import Store
 from konsil.node.training import Training
+from konsil.transport.base import Received
 from konsil.wall.frames import MAX_TO_NODE_BYTES, FrameReader, words_to_node
 from konsil.wall.memory import seal_pieces
 
@@ -33,6 +35,34 @@ async def test_a_model_over_the_nodes_limit_is_not_fetched():
     with pytest.raises(NodeError, match="max_model_gb"):
         await merging.fetch("00")
     assert not asked
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_a_model_whose_digest_stands_for_other_chunks_than_it_has_is_not_fetched(count):
+    """A member may put the digest of any manifest on the ledger; what it stands for must be all of the bytes."""
+    schema = Schema((Tensor("a", "F32", (5 * 1024 * 1024 // 4,)),))
+    manifest = Manifest(schema.header, ((leaf(bytes(CHUNK_BYTES)),) * count,))
+    chunks = []
+
+    async def ask(_peer, request, **_limits):
+        if isinstance(request, GetManifest):
+            return None, Received(b"", manifest.encode(), 0)
+        chunks.append(request.index)
+        return None, Received(b"", b"", CHUNK_BYTES)
+
+    study = SimpleNamespace(
+        data_bytes=schema.data_bytes, schema=schema.digest, history=(), proposer="a", participants=("a", "b")
+    )
+    site = SimpleNamespace(
+        me="b",
+        clock=lambda: 0.0,
+        max_model_bytes=10**9,
+        peers=SimpleNamespace(connected=lambda: ("a",), ask=ask),
+        rules=None,
+    )
+    with pytest.raises(SchemaMismatch, match=rf"has {count} chunks; its parameters have 2"):
+        await Merging("aml", site, Store(), lambda: study).fetch(manifest.digest)
+    assert not chunks
 
 
 async def test_a_first_model_over_the_nodes_limit_is_not_read(monkeypatch):
