@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from konsil.core.digest import Manifest, chunk_count
-from konsil.core.parameters import Schema
+from konsil.core.parameters import Schema, check_finite
 from konsil.core.round import Lead, Probe, Recompute
 from konsil.core.rules import OpenRound, Study, weights_of
 from konsil.errors import NodeError, SchemaMismatch, StudyError
 from konsil.node.bench import Bench
 from konsil.node.gather import Roster, UpdatesMissing, together
-from konsil.node.pull import Puller
+from konsil.node.pull import Puller, in_thread
 from konsil.node.site import Site, require_room
 from konsil.node.store import Assembly, Model, Store
 
@@ -194,6 +195,8 @@ class Merging:
             async with together() as group:
                 for _ in range(min(FETCHES_AT_ONCE, len(manifest.leaves))):
                     group.create_task(self._fetch_chunks(digest, manifest, pending, assembly, holders))
+            if digest == self._study().initial:
+                await in_thread(partial(_require_finite, assembly))
             return assembly.seal(manifest.groups)
         finally:
             assembly.close()
@@ -261,3 +264,9 @@ class Merging:
             wanted: size of the model and, where there is an outer optimiser, of its state, in bytes.
         """
         require_room(wanted, self.max_model_bytes)
+
+
+def _require_finite(assembly: Assembly) -> None:
+    """See that a study's first model holds no NaN: a merge is checked update by update, this nowhere else."""
+    with assembly.whole() as data:
+        check_finite(assembly.schema, data)

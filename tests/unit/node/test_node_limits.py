@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from konsil.core.digest import CHUNK_BYTES, Manifest, leaf
 from konsil.core.messages import Failure, GetChunk, GetManifest, encode
 from konsil.core.parameters import Schema, Tensor
-from konsil.errors import FrameError, NodeError, PeerRefused, SchemaMismatch
+from konsil.errors import FrameError, NodeError, NonFinite, PeerRefused, SchemaMismatch
 from konsil.node import control, service, training
 from konsil.node.merging import Merging
 from konsil.node.peers import raised
@@ -37,32 +38,64 @@ async def test_a_model_over_the_nodes_limit_is_not_fetched():
     assert not asked
 
 
+class Fetching:
+    """A member fetches the first model of a study, as the proposer's node gives it out."""
+
+    def __init__(self, schema, leaves, chunk):
+        self.schema = schema
+        self.manifest = Manifest(schema.header, (tuple(leaves),))
+        self.chunk = chunk
+        self.asked = []
+
+    async def ask(self, _peer, request, *, into=None, **_limits):
+        if isinstance(request, GetManifest):
+            return None, Received(b"", self.manifest.encode(), 0)
+        self.asked.append(request.index)
+        into[:] = self.chunk
+        return None, Received(b"", b"", len(into))
+
+    async def fetch(self):
+        study = SimpleNamespace(
+            data_bytes=self.schema.data_bytes,
+            schema=self.schema.digest,
+            initial=self.manifest.digest,
+            history=(),
+            proposer="a",
+            participants=("a", "b"),
+        )
+        peers = SimpleNamespace(connected=lambda: ("a",), ask=self.ask)
+        site = SimpleNamespace(
+            me="b",
+            clock=lambda: 0.0,
+            ledger_s=lambda: 0.0,
+            max_model_bytes=10**9,
+            peers=peers,
+            rules=None,
+        )
+        return await Merging("aml", site, Store(), lambda: study).fetch(self.manifest.digest)
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 async def test_a_model_whose_digest_stands_for_other_chunks_than_it_has_is_not_fetched(count):
     """A member may put the digest of any manifest on the ledger; what it stands for must be all of the bytes."""
     schema = Schema((Tensor("a", "F32", (5 * 1024 * 1024 // 4,)),))
-    manifest = Manifest(schema.header, ((leaf(bytes(CHUNK_BYTES)),) * count,))
-    chunks = []
-
-    async def ask(_peer, request, **_limits):
-        if isinstance(request, GetManifest):
-            return None, Received(b"", manifest.encode(), 0)
-        chunks.append(request.index)
-        return None, Received(b"", b"", CHUNK_BYTES)
-
-    study = SimpleNamespace(
-        data_bytes=schema.data_bytes, schema=schema.digest, history=(), proposer="a", participants=("a", "b")
-    )
-    site = SimpleNamespace(
-        me="b",
-        clock=lambda: 0.0,
-        max_model_bytes=10**9,
-        peers=SimpleNamespace(connected=lambda: ("a",), ask=ask),
-        rules=None,
-    )
+    fetching = Fetching(schema, [leaf(bytes(CHUNK_BYTES))] * count, bytes(CHUNK_BYTES))
     with pytest.raises(SchemaMismatch, match=rf"has {count} chunks; its parameters have 2"):
-        await Merging("aml", site, Store(), lambda: study).fetch(manifest.digest)
-    assert not chunks
+        await fetching.fetch()
+    assert not fetching.asked
+
+
+async def test_a_first_model_with_a_nan_is_not_taken():
+    schema = Schema((Tensor("a", "F32", (2,)),))
+    for value in (1.0, float("nan")):
+        chunk = struct.pack("<2f", 1.0, value)
+        fetching = Fetching(schema, [leaf(chunk)], chunk)
+        if value == 1.0:
+            with (await fetching.fetch()).memory as memory:
+                assert bytes(memory.data[-8:]) == chunk
+        else:
+            with pytest.raises(NonFinite, match="Tensor 'a'"):
+                await fetching.fetch()
 
 
 async def test_a_first_model_over_the_nodes_limit_is_not_read(monkeypatch):
