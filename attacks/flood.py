@@ -7,9 +7,11 @@ import ssl
 import struct
 import time
 
-from stage import CANCEL, OPERATOR, PING, REQUEST, Stage, alone
+from stage import CANCEL, OPERATOR, PING, REQUEST, Stage, alone, took
 
-from konsil.core.messages import GetStatus, LedgerFollow, Status, encode
+from konsil.core.messages import GetChunk, GetStatus, LedgerFollow, Status, encode
+from konsil.core.rules import Initialise, ProposeStudy, StudySettings
+from konsil.node.service import RELAYS_AT_ONCE
 from konsil.transport.timings import MAX_IN_FLIGHT
 
 STRANGERS, TWINS = 300, 40
@@ -21,6 +23,7 @@ def attack(stage: Stage) -> None:
     held = stage.descriptors(OPERATOR)
     _strangers(stage)
     _twins(stage)
+    _relays(stage)
     stage.settles(OPERATOR, held + 10)
     _requests(stage)
     stage.settles(OPERATOR, held + 10)
@@ -49,6 +52,25 @@ def _twins(stage: Stage) -> None:
         links = [link for link in stage.control(OPERATOR).node().peers if link.member == stage.own.name]
         stage.must(len(links) == 1, "one member has many links")
     stage.says(f"{TWINS} connections of one member at once, as three runs of its node: one link")
+
+
+def _relays(stage: Stage) -> None:
+    """The attacker asks a member to fetch from the attacker, and never answers: each takes room there."""
+    study, digest = StudySettings(name="relays", every_steps=1), "5" * 64
+    with stage.member() as line:
+        stage.must(took(stage.submit(line, ProposeStudy(study))), "a study was not taken")
+        stage.must(
+            took(stage.submit(line, Initialise("relays", "4" * 64, digest, 1 << 40))), "no first model"
+        )
+        ask = GetChunk("relays", digest, 0, holder=stage.own.name, relay=True)
+        answers = line.first(RELAYS_AT_ONCE + 4, ask, 4)
+        stage.must(
+            {stage.refused(answer).code for answer in answers} == {"busy"}, f"it relays more: {answers}"
+        )
+        stage.must(isinstance(line.ask(GetStatus()), Status), "it answers nothing else meanwhile")
+    stage.says(
+        f"{RELAYS_AT_ONCE + 4} answers to be relayed that never come: {RELAYS_AT_ONCE} wait, then busy"
+    )
 
 
 def _requests(stage: Stage) -> None:

@@ -119,23 +119,31 @@ class Raw:
 
     def ask_all(self, requests: Sequence[Request | bytes]) -> list[Answer]:
         """The answers to requests that are sent at once."""
-        first = self._number + 1
-        for request in requests:
-            self._number += 1
-            self.frame(
-                REQUEST, request if isinstance(request, bytes) else encode(request), request=self._number
-            )
+        numbers = [self._send(request) for request in requests]
+        answers = self._hear(numbers, len(numbers))
+        return [answers[number] for number in numbers]
+
+    def first(self, times: int, request: Request, count: int) -> list[Answer]:
+        """The answers that come first to a request that is sent many times at once."""
+        return list(self._hear([self._send(request) for _ in range(times)], count).values())
+
+    def _send(self, request: Request | bytes) -> int:
+        self._number += 1
+        self.frame(REQUEST, request if isinstance(request, bytes) else encode(request), request=self._number)
+        return self._number
+
+    def _hear(self, numbers: Sequence[int], count: int) -> dict[int, Answer]:
         answers: dict[int, Answer] = {}
-        while len(answers) < len(requests):
+        while len(answers) < count:
             _, kind, _, _, number, length, body = struct.unpack("!BBBBIIQ", self._exactly(20))
             words = self._exactly(length)
-            if kind == ANSWER:
+            if kind == ANSWER and number in numbers:
                 answers[number] = decode_answer(words)
             elif kind == DATA:
                 self._exactly(body)
             elif kind == PING:
                 self.frame(PONG, request=number)
-        return [answers[first + at] for at in range(len(requests))]
+        return answers
 
     def _exactly(self, count: int) -> bytes:
         got = bytearray()

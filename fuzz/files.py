@@ -52,14 +52,14 @@ def _file(name: str, data: bytes) -> Path:
 # --- settings --------------------------------------------------------------------------------------
 
 
-def read_node_toml(data: bytes) -> None:
+def read_node_toml(data: bytes) -> bool:
     """A node's settings; what is written of them is read again."""
     path = _file("node.toml", data)
     try:
         config = read_config(path.parent)
     except ConfigError as error:
         refusal(error)
-        return
+        return False
     write_config(config)
     again = read_config(path.parent)
     must(
@@ -71,6 +71,7 @@ def read_node_toml(data: bytes) -> None:
         ),
         "settings do not come back",
     )
+    return True
 
 
 def node_toml_seeds() -> list[bytes]:
@@ -81,7 +82,7 @@ def node_toml_seeds() -> list[bytes]:
     return [(folder / "node.toml").read_bytes()]
 
 
-def read_study_toml(data: bytes) -> None:
+def read_study_toml(data: bytes) -> bool:
     """A study's file, and whether it could be proposed."""
     path = _file("study.toml", data)
     try:
@@ -90,7 +91,7 @@ def read_study_toml(data: bytes) -> None:
         check_study_settings(settings, world.NAMES)
     except ConfigError as error:
         refusal(error)
-        return
+        return False
     again = msgspec.json.decode(msgspec.json.encode(settings), type=type(settings))
     must(settings_digest(again) == digest, "two digests of one study's settings")
     try:
@@ -98,6 +99,7 @@ def read_study_toml(data: bytes) -> None:
         check_swarm_settings(swarm)
     except ConfigError as error:
         refusal(error)
+    return True
 
 
 STUDY = b"""name = "aml"
@@ -148,15 +150,17 @@ def _model() -> tuple[bytes, Manifest]:
     return bytes(data), Manifest(schema.header, ((leaf(data),),))
 
 
-def read_model_file(data: bytes) -> None:
+def read_model_file(data: bytes) -> bool:
     """A model's file from anywhere: checked, read, and its page written."""
     path = _file("model.safetensors", data)
     try:
         found = check_model_file(path)
     except (ConfigError, ParametersError, DigestMismatch) as error:
         refusal(error)
+        held = False
     else:
         must(len(found.digest) == 64, "no digest")
+        held = True
     header = bare_header(io.BytesIO(data))
     must(len(header) <= MAX_FILE_HEADER_BYTES + 8, "a header over its limit")
     try:
@@ -164,9 +168,10 @@ def read_model_file(data: bytes) -> None:
         card = decode_card(metadata.get(CARD_KEY, ""))
     except ParametersError as error:
         refusal(error)
-        return
+        return False
     page = page_of(card, path.name)
     must(all(letter.isprintable() or letter == "\n" for letter in page), "a page that steers a terminal")
+    return held
 
 
 def model_file_seeds() -> list[bytes]:
@@ -187,24 +192,24 @@ def model_file_seeds() -> list[bytes]:
     return [header + data, world.schema().header + data]
 
 
-def read_any_safetensors(data: bytes) -> None:
+def read_any_safetensors(data: bytes) -> bool:
     """Any safetensors file: its arrays lie within it, and do not overlap."""
     try:
         arrays = read_safetensors(data)
     except ParametersError as error:
         refusal(error)
-        return
+        return False
     try:
         _, metadata, begin = header_of_file(data)
     except ParametersError as error:  # its metadata may be none: ``read_safetensors`` does not look at it
         refusal(error)
-        return
+        return False
     must(sum(array.nbytes for array in arrays.values()) == len(data) - begin, "holes or overlaps")
     try:
         again = read_safetensors(b"".join(file_pieces(arrays, metadata)))
     except ParametersError as error:
         refusal(error)
-        return
+        return False
     must(all(np.array_equal(again[name].view("u1") if again[name].ndim else again[name],
                             arrays[name].view("u1") if arrays[name].ndim else arrays[name])
              for name in arrays if arrays[name].size and arrays[name].flags.c_contiguous),
@@ -213,6 +218,7 @@ def read_any_safetensors(data: bytes) -> None:
         Schema.of(arrays)
     except ParametersError as error:
         refusal(error)
+    return True
 
 
 def safetensors_seeds() -> list[bytes]:
@@ -226,14 +232,16 @@ def safetensors_seeds() -> list[bytes]:
     return [b"".join(file_pieces(odd, {"a": "b"})), b"".join(file_pieces({}, {}))]
 
 
-def read_local_state(data: bytes) -> None:
+def read_local_state(data: bytes) -> bool:
     """What a script kept between two runs."""
     path = _file("aml.a.resume.safetensors", data)
-    learner = Shared(learner_for(_arrays()), ("head.*",))
+    learner = Shared(learner_for({"head.bias": np.zeros(2, "<f4"), **_arrays()}), ("head.*",))
     try:
         LocalFile(path, swarm="s", study="aml", member="a").load(learner, 3, "d")
     except ConfigError as error:
         refusal(error)
+        return False
+    return True
 
 
 @cache
@@ -245,10 +253,10 @@ def local_state_seeds() -> list[bytes]:
     return [path.read_bytes()]
 
 
-def load_stored(data: bytes) -> None:
+def load_stored(data: bytes) -> bool:
     """A damaged model of the node's own: 4 bytes say where the manifest ends."""
     if len(data) < 4:
-        return
+        return False
     cut = 4 + int.from_bytes(data[:2], "big")
     digest = _model()[1].digest
     folder = world.scratch() / "merges"
@@ -262,6 +270,7 @@ def load_stored(data: bytes) -> None:
         leaves = tuple(leaf(model.chunk(at)) for at in range(len(model.manifest.leaves)))
         must(model.manifest.leaves == leaves, "bytes that are not what their digest says")
         model.close()
+    return model is not None
 
 
 async def _both(models: Models, digest: str) -> Any:
@@ -285,7 +294,7 @@ def stored_seeds() -> list[bytes]:
 # --- others ----------------------------------------------------------------------------------------
 
 
-def read_rows(data: bytes) -> None:
+def read_rows(data: bytes) -> bool:
     """A table of a data set."""
     path = _file("rows.csv", data)
     try:
@@ -293,25 +302,27 @@ def read_rows(data: bytes) -> None:
         numbers = tables._numbers(path, records, len(records[0]))  # noqa: SLF001
     except ConfigError as error:
         refusal(error)
-        return
+        return False
     must(numbers.shape == (len(records), len(records[0])), "another table than its text")
+    return True
 
 
-def read_rule(data: bytes) -> None:
+def read_rule(data: bytes) -> bool:
     """A rule's file is read and digested, never run; its name is the first line."""
     name, _, body = data.partition(b"\n")
     text = name.decode("utf-8", "replace").replace("/", "_").replace("\0", "_")[:100] or "x"
     if text in {".", ".."} or len(text.encode()) > 250:
-        return
+        return False
     target = _file(text, body)
     try:
         found, read = read_rule_file(target)
     except ConfigError as error:
         refusal(error)
-    else:
-        must(read == body and found.name.isascii() and found.name.islower(), "another name or other bytes")
+        return False
     finally:
         target.unlink()
+    must(read == body and found.name.isascii() and found.name.islower(), "another name or other bytes")
+    return True
 
 
 TOML_BYTES = 4 * KIB

@@ -59,32 +59,33 @@ def own() -> Own:
 # --- cards -----------------------------------------------------------------------------------------
 
 
-def read_a_card(data: bytes) -> None:
+def read_a_card(data: bytes) -> bool:
     """A card that is read is the one text of itself, and its record is fit for the ledger."""
     try:
         card = read_card(data)
     except IdentityError as error:
         refusal(error)
-        return
+        return False
     must(encode_card(card) == data, "two texts of one card")
     record = member_record(card)
     must(isinstance(record, MemberRecord), "no record")
     why = why_not_a_record(record)
     must(not why, f"a card that the contract would refuse: {why}")
     check_record(card, record)
+    return True
 
 
-def card_of_its_member(data: bytes) -> None:
+def card_of_its_member(data: bytes) -> bool:
     """JSON: what a member writes on its own card; both of its keys sign whatever it is."""
     try:
         card = msgspec.json.decode(data, type=Card)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return
+        return False
     mine = own()
     card = replace(card, svid_signature="", ledger_signature="")
     card = replace(card, svid_signature=mine.svid.sign(card_module._svid_statement(card)).hex())  # noqa: SLF001
     statement = card_module._ledger_statement(card)  # noqa: SLF001
-    read_a_card(encode_card(replace(card, ledger_signature=mine.key.sign(statement).hex())))
+    return read_a_card(encode_card(replace(card, ledger_signature=mine.key.sign(statement).hex())))
 
 
 @cache
@@ -98,7 +99,7 @@ def card_seeds() -> list[bytes]:
 # --- certificates ----------------------------------------------------------------------------------
 
 
-def check_chain(data: bytes) -> None:
+def check_chain(data: bytes) -> bool:
     """Certificates one behind the other, as a peer might show them."""
     try:
         chain = split_der(data)
@@ -107,22 +108,23 @@ def check_chain(data: bytes) -> None:
         verify_chain(chain, own().authority.bundle, "spiffe://a.example/node", time.time())
     except IdentityError as error:
         refusal(error)
-        return
+        return False
     must(b"".join(chain) == data, "bytes between certificates")
     must(
         uri_names(load_certificate(chain[0])) == ["spiffe://a.example/node"],
         "another identity was let through",
     )
+    return True
 
 
-def check_signed_leaf(data: bytes) -> None:
+def check_signed_leaf(data: bytes) -> bool:
     """The inside of a certificate that the member's own authority signs, whatever it is."""
     if len(data) > 8 * KIB:
-        return
+        return False
     key = own().authority._key  # noqa: SLF001 - the fuzzer is the member
     signature = key.sign(data, ec.ECDSA(hashes.SHA256()))
     algorithm = bytes.fromhex("300a06082a8648ce3d040302")  # ecdsa-with-SHA256
-    check_chain(_der(0x30, data + algorithm + _der(0x03, b"\x00" + signature)))
+    return check_chain(_der(0x30, data + algorithm + _der(0x03, b"\x00" + signature)))
 
 
 def _der(tag: int, content: bytes) -> bytes:
@@ -147,16 +149,17 @@ def leaf_seeds() -> list[bytes]:
     ]
 
 
-def read_bundle(data: bytes) -> None:
+def read_bundle(data: bytes) -> bool:
     """A trust bundle has one form."""
     try:
         canonical = canonical_bundle(data)
     except IdentityError as error:
         refusal(error)
-        return
+        return False
     must(canonical_bundle(canonical) == canonical, "a bundle's one form is not its own")
     must(bundle_digest(canonical) == bundle_digest(data), "two digests of one bundle")
     must(0 < len(der_from_pem(canonical)) <= MAX_BUNDLE, "more certificates than a bundle may have")
+    return True
 
 
 @cache
@@ -167,18 +170,19 @@ def bundle_seeds() -> list[bytes]:
     return [bundle, b"# ours\n" + other + bundle + bundle]
 
 
-def read_spiffe_id(data: bytes) -> None:
+def read_spiffe_id(data: bytes) -> bool:
     """A SPIFFE ID is its own one form."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        return
+        return False
     try:
         parsed = SpiffeId.parse(text)
     except IdentityError as error:
         refusal(error)
-        return
+        return False
     must(str(parsed) == text and text.isascii() and ".." not in parsed.path.split("/"), "two forms of one ID")
+    return True
 
 
 def spiffe_id_seeds() -> list[bytes]:
@@ -189,14 +193,15 @@ def spiffe_id_seeds() -> list[bytes]:
 # --- the Workload API ------------------------------------------------------------------------------
 
 
-def read_workload(data: bytes) -> None:
+def read_workload(data: bytes) -> bool:
     """An answer of a Workload API."""
     try:
         svids = decode_svids(data)
     except IdentityError as error:
         refusal(error)
-        return
+        return False
     must(decode_svids(encode_svids(svids)) == svids, "SVIDs do not come back")
+    good = 0
     for found in svids[:4]:
         try:
             made = make_svid(split_der(found.chain), found.key)
@@ -206,6 +211,8 @@ def read_workload(data: bytes) -> None:
             continue
         must(made.private_key.public_key() == x509.load_der_x509_certificate(made.chain_der[0]).public_key(),
              "a key of another certificate")  # fmt: skip
+        good += 1
+    return good > 0
 
 
 def workload_seeds() -> list[bytes]:
@@ -228,19 +235,21 @@ def _private(name: str, data: bytes) -> Path:
     return path
 
 
-def _opened(load: Callable[[], object]) -> None:
+def _opened(load: Callable[[], object]) -> bool:
     try:
         load()
     except IdentityError as error:
         refusal(error)
+        return False
+    return True
 
 
-def open_keys(data: bytes) -> None:
+def open_keys(data: bytes) -> bool:
     """A damaged file of keys."""
     path = _private("ledger.pem", data)
-    _opened(lambda: LedgerKey.load(path))
-    path = _private(AUTHORITY_FILE, data)
-    _opened(lambda: Authority.load(path.parent))
+    ledger = _opened(lambda: LedgerKey.load(path))
+    authority = _private(AUTHORITY_FILE, data)
+    return _opened(lambda: Authority.load(authority.parent)) or ledger
 
 
 @cache

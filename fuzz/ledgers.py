@@ -57,23 +57,24 @@ GROWTH_BYTES = 8 * 1024
 # --- signed calls and entries ----------------------------------------------------------------------
 
 
-def read_signed(data: bytes) -> None:
+def read_signed(data: bytes) -> bool:
     """A signed call has one encoding."""
     try:
         signed = decode_signed(data)
     except FrameError as error:
         refusal(error)
-        return
+        return False
     must(encode_signed(signed) == data, "two encodings of one signed call")
+    return True
 
 
-def read_entry(data: bytes) -> None:
+def read_entry(data: bytes) -> bool:
     """An entry has one encoding, and follows, or is refused, whatever is in it."""
     try:
         entry = decode_entry(data)
     except FrameError as error:
         refusal(error)
-        return
+        return False
     must(encode_entry(entry) == data, "two encodings of one entry")
     points = world.life()
     at = min(max(entry.height - 1, 0), len(points) - 1) if -1 < entry.height < 10**6 else 0
@@ -82,8 +83,9 @@ def read_entry(data: bytes) -> None:
         after = follow_on(point.state, entry, point.head, verify)
     except JournalCorrupt as error:
         refusal(error)
-        return
+        return False
     must(after.height == point.state.height + 1, "an entry that follows has the next height")
+    return True
 
 
 def signed_seeds() -> list[bytes]:
@@ -99,19 +101,20 @@ def entry_seeds() -> list[bytes]:
 # --- a hostile member ------------------------------------------------------------------------------
 
 
-def call_as_member(data: bytes) -> None:
+def call_as_member(data: bytes) -> bool:
     """JSON: [moment of the story, [caller, call, seconds later], ...]; every call is signed by its member."""
     try:
         moment, *calls = msgspec.json.decode(data, type=list[Any])
         point = world.life()[int(moment) % len(world.life())][0]
         steps = [(world.NAMES[int(who) % 4], call, int(later)) for who, call, later in calls[:12]]
     except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError, UnicodeError):
-        return
+        return False
+    before = point
     for caller, raw, later in steps:
         try:
             call = msgspec.json.decode(msgspec.json.encode(raw), type=Call)
         except (msgspec.MsgspecError, RecursionError, UnicodeError):
-            return
+            return False
         now_s = point.state.now_s + max(-10, min(later, 10**9))
         try:
             after = world.put(point, caller, call, now_s)
@@ -120,6 +123,7 @@ def call_as_member(data: bytes) -> None:
             continue
         _check_taken(point, after)
         point = after
+    return point is not before
 
 
 def _check_taken(point: world.Point, after: world.Point) -> None:
@@ -152,15 +156,16 @@ def call_seeds() -> list[bytes]:
 # --- states, genesis, cards of models --------------------------------------------------------------
 
 
-def read_state(data: bytes) -> None:
+def read_state(data: bytes) -> bool:
     """A state that is read comes back."""
     try:
         state = decode_state(data)
     except JournalCorrupt as error:
         refusal(error)
-        return
+        return False
     must(decode_state(encode_state(state)) == state, "a state does not come back")
     state_digest(state)
+    return True
 
 
 def state_seeds() -> list[bytes]:
@@ -168,7 +173,7 @@ def state_seeds() -> list[bytes]:
     return [encode_state(point.state) for point, _ in world.life()[::6]]
 
 
-def found_from(data: bytes) -> None:
+def found_from(data: bytes) -> bool:
     """A genesis file founds a swarm, or is refused."""
     path = world.scratch() / "genesis.json"
     path.write_bytes(data)
@@ -177,10 +182,11 @@ def found_from(data: bytes) -> None:
         state = initial_state(genesis)
     except ConfigError as error:
         refusal(error)
-        return
+        return False
     must(genesis_digest(msgspec.json.decode(msgspec.json.encode(genesis), type=Genesis)) == state.genesis,
          "a genesis does not come back")  # fmt: skip
     must(decode_state(encode_state(state)) == state, "its state does not come back")
+    return True
 
 
 def genesis_seeds() -> list[bytes]:
@@ -196,19 +202,21 @@ def _model_card() -> ModelCard:
     return card_of(point.state, study, chosen, chosen.digest, (10, 15), software="0.1.0")
 
 
-def read_model_card(data: bytes) -> None:
+def read_model_card(data: bytes) -> bool:
     """A model's card is read and compared with the ledger, or refused."""
     try:
         card = decode_card(data)
     except ParametersError as error:
         refusal(error)
-        return
+        return False
     must(decode_card(encode_card(card)) == card, "a card does not come back")
     state = world.life()[-1][0].state
     try:
         compare_card(state, card, state.now_s)
     except DigestMismatch as error:
         refusal(error)
+        return False
+    return True
 
 
 def model_card_seeds() -> list[bytes]:
@@ -224,10 +232,11 @@ def _remove(path: Path) -> None:
         each.unlink()
 
 
-def open_history(data: bytes) -> None:
+def open_history(data: bytes) -> bool:
     """A damaged history is opened, replayed and recomputed, or refused."""
     path = world.scratch() / "ledger.db"
     digest = genesis_digest(world.genesis())
+    opened = 0
     for read_only in (True, False):
         _remove(path)
         path.write_bytes(data)
@@ -235,12 +244,15 @@ def open_history(data: bytes) -> None:
             with Journal(path, digest, read_only=read_only) as journal:
                 state = replay(world.genesis(), journal.read(), verify)
                 must(journal.height == state.height, "a history of another height than its state")
+                opened += 1
         except (ConfigError, LedgerError) as error:
             refusal(error)
     try:
         recompute(world.genesis(), path, verify)
     except (ConfigError, LedgerError) as error:
         refusal(error)
+        return False
+    return opened > 0
 
 
 @cache
@@ -264,7 +276,7 @@ def _small(path: Path) -> bytes:
     return made
 
 
-def open_promises(data: bytes) -> None:
+def open_promises(data: bytes) -> bool:
     """A damaged journal is opened and keeps promises, or is refused."""
     path = world.scratch() / "journal.db"
     _remove(path)
@@ -281,6 +293,8 @@ def open_promises(data: bytes) -> None:
                 must(held=False, what="two promises for one round")
     except (NodeError, LedgerError) as error:
         refusal(error)
+        return False
+    return True
 
 
 @cache

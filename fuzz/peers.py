@@ -60,7 +60,7 @@ def loop() -> asyncio.AbstractEventLoop:
 # --- frames ----------------------------------------------------------------------------------------
 
 
-def read_frames(data: bytes) -> None:
+def read_frames(data: bytes) -> bool:
     """Bytes in pieces of any size: the first byte says how they are cut."""
     taken: list[Header] = []
 
@@ -81,7 +81,7 @@ def read_frames(data: bytes) -> None:
             frame = reader.filled(len(piece))
         except FrameError as error:
             refusal(error)
-            return
+            return False
         if frame is None:
             continue
         seen += 1
@@ -94,6 +94,7 @@ def read_frames(data: bytes) -> None:
         must(frames.parse_header(again[: frames.HEADER_BYTES]) == header, "a frame does not come back")
         if header.kind is Kind.DATA and header.request % 3 == 0:
             reader.forget(header.request)
+    return seen > 0
 
 
 def frame_seeds() -> list[bytes]:
@@ -158,7 +159,7 @@ async def _served(_peer: str, message: bytes) -> Reply:
     return Reply(message[:64], bytes(100))
 
 
-async def _conversation(data: bytes) -> None:
+async def _conversation(data: bytes) -> bool:
     tasks: set[asyncio.Task[None]] = set()
 
     def spawn(work: Any) -> asyncio.Task[None]:
@@ -189,6 +190,7 @@ async def _conversation(data: bytes) -> None:
         await asyncio.wait(tasks)
     must(connection.ended and connection.reason is not None, "a connection without an end")
     refusal(connection.reason)
+    return connection.hello.done() and connection.hello.exception() is None
 
 
 async def _asked(connection: Connection, into: memoryview | None, limit_bytes: int) -> None:
@@ -201,38 +203,39 @@ async def _asked(connection: Connection, into: memoryview | None, limit_bytes: i
         must(len(received.body) == received.body_bytes <= limit_bytes, "a body over its limit")
 
 
-def converse(data: bytes) -> None:
+def converse(data: bytes) -> bool:
     """A whole connection: greeting, requests, answers and bodies, in whatever order they come."""
-    if data:
-        loop().run_until_complete(_conversation(data))
+    return bool(data) and loop().run_until_complete(_conversation(data))
 
 
 # --- messages --------------------------------------------------------------------------------------
 
 
-def read_request(data: bytes) -> None:
+def read_request(data: bytes) -> bool:
     """A request that is read comes back."""
     try:
         request = decode_request(data)
     except FrameError as error:
         refusal(error)
-        return
+        return False
     must(decode_request(encode(request)) == request, "a request does not come back")
+    return True
 
 
-def read_answer(data: bytes) -> None:
+def read_answer(data: bytes) -> bool:
     """An answer that is read comes back; a failure can be raised."""
     try:
         answer = decode_answer(data)
     except FrameError as error:
         refusal(error)
-        return
+        return False
     must(repr(decode_answer(encode(answer))) == repr(answer), "an answer does not come back")
     if isinstance(answer, Failure):
         for by_contract in (True, False):
             error = raised(answer, "b", by_contract=by_contract)
             refusal(error)
             must("\x1b" not in str(error), "a peer's words steer a terminal")
+    return True
 
 
 def request_seeds() -> list[bytes]:
@@ -288,7 +291,7 @@ def _service() -> Service:
     return made
 
 
-def serve(data: bytes) -> None:
+def serve(data: bytes) -> bool:
     """Any bytes as a peer's request at a node that keeps the ledger: there is always an answer."""
     service = _service()
     before = service.operator.state  # type: ignore[union-attr]
@@ -297,21 +300,23 @@ def serve(data: bytes) -> None:
     answer = decode_answer(reply.message)
     after = service.operator.state  # type: ignore[union-attr]
     must(before == after or isinstance(answer, Accepted), "a refused request changed the ledger")
+    return not isinstance(answer, Failure)
 
 
 # --- bytes behind digests --------------------------------------------------------------------------
 
 
-def read_manifest(data: bytes) -> None:
+def read_manifest(data: bytes) -> bool:
     """A manifest has one encoding."""
     try:
         manifest = Manifest.decode(data)
     except FrameError as error:
         refusal(error)
-        return
+        return False
     must(manifest.encode() == data, "two encodings of one manifest")
     must(0 < len(manifest.groups) <= MAX_GROUPS, "too many groups")
     must(len(manifest.digest) == 64, "no digest")
+    return True
 
 
 def manifest_seeds() -> list[bytes]:
@@ -326,13 +331,13 @@ def manifest_seeds() -> list[bytes]:
     ]
 
 
-def read_header(data: bytes) -> None:
+def read_header(data: bytes) -> bool:
     """A schema has one header."""
     try:
         schema = Schema.from_header(data)
     except ParametersError as error:
         refusal(error)
-        return
+        return False
     must(schema.header == data, "two headers of one schema")
     must(Schema.of_tensors(reversed(schema.tensors)) == schema, "the order is not the tensors' own")
     must(0 < schema.data_bytes <= MAX_DATA_BYTES, "a size over the limit")
@@ -341,6 +346,7 @@ def read_header(data: bytes) -> None:
         schema.runs(0, schema.data_bytes)
     schema.differences(world.schema())
     schema.digest.encode()
+    return True
 
 
 def header_seeds() -> list[bytes]:
@@ -352,15 +358,16 @@ def header_seeds() -> list[bytes]:
     return [world.schema().header, odd.header]
 
 
-def read_gram(data: bytes) -> None:
+def read_gram(data: bytes) -> bool:
     """A Gram matrix that is read is finite, symmetric, and comes back."""
     n = int((len(data) // 8) ** 0.5)
     try:
         gram = decode_gram(data, n)
     except FrameError as error:
         refusal(error)
-        return
+        return False
     must(encode_gram(gram) == data and np.isfinite(gram).all(), "a Gram matrix does not come back")
+    return True
 
 
 def gram_seeds() -> list[bytes]:
@@ -368,14 +375,15 @@ def gram_seeds() -> list[bytes]:
     return [encode_gram(np.full((n, n), 1.5)) for n in (1, 2, 4)]
 
 
-def read_entries(data: bytes) -> None:
+def read_entries(data: bytes) -> bool:
     """Entries that are cut apart can be put together again."""
     try:
         entries = split_entries(data)
     except PeerRefused as error:
         refusal(error)
-        return
+        return False
     must(join_entries(entries) == data, "entries do not come back")
+    return True
 
 
 def entries_seeds() -> list[bytes]:

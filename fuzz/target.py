@@ -26,14 +26,15 @@ class Broken(AssertionError):
 class Target:
     """A function that takes bytes of a stranger.
 
-    ``run`` catches exactly the errors that the parser's docstring names, and nothing else: whatever comes
-    out of it is a finding. ``seeds`` are made by the project's own writers. ``limit_s`` and ``limit_bytes``
-    bound the time of one input and the memory that is held at its peak.
+    ``run`` says whether the bytes were let through, and catches exactly the errors that the parser's
+    docstring names: whatever else comes out of it is a finding. ``seeds`` are made by the project's own
+    writers; one at least must be let through, else nothing that lies behind is tried. ``limit_s`` and
+    ``limit_bytes`` bound the time of one input and the memory that is held at its peak.
     """
 
     name: str
     about: str
-    run: Callable[[bytes], None]
+    run: Callable[[bytes], bool]
     seeds: Callable[[], Sequence[bytes]]
     shape: Shape = "bytes"
     max_bytes: int = 16 * 1024
@@ -45,18 +46,19 @@ class Target:
         folder = CORPUS / self.name
         return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
 
-    def timed(self, data: bytes) -> None:
-        """One input, within its time.
+    def timed(self, data: bytes) -> bool:
+        """One input, within its time; whether it was let through.
 
         Raises:
             Broken: it took too long.
             BaseException: whatever came out of the target.
         """
         began_s = time.process_time()  # the machine may be busy; the engine ends what hangs
-        self.run(data)
+        through = self.run(data)
         took_s = time.process_time() - began_s
         if took_s > self.limit_s:
             raise Broken(f"{self.name}: {len(data)} bytes took {took_s:.1f} s, over {self.limit_s} s")
+        return through
 
     def measured(self, data: bytes) -> None:
         """One input, within its time and its memory. Slower: every allocation is counted.

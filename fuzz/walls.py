@@ -60,13 +60,13 @@ def _open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def _read_words(data: bytes, decoder: msgspec.msgpack.Decoder[Any], limit_bytes: int) -> None:
+def _read_words(data: bytes, decoder: msgspec.msgpack.Decoder[Any], limit_bytes: int) -> bool:
     """The first byte says how the bytes are cut, and with which pieces descriptors ride."""
     if not data:
-        return
+        return False
     before = _open_descriptors()
     reader: FrameReader[Any] = FrameReader(decoder, limit_bytes)
-    step, with_fd, at, pieces = (data[0] & 0x3F) * 8 + 1, data[0] >> 6, 1, 0
+    step, with_fd, at, pieces, words = (data[0] & 0x3F) * 8 + 1, data[0] >> 6, 1, 0, 0
     try:
         while at < len(data):
             must(0 < reader.wanted <= 1 << 20, "room for more than a length alone may reserve")
@@ -79,7 +79,11 @@ def _read_words(data: bytes, decoder: msgspec.msgpack.Decoder[Any], limit_bytes:
                 continue
             if delivery.fd is not None:
                 os.close(delivery.fd)
-            must(frame(delivery.word)[:0] == b"", "no frame")
+            words += 1
+            must(
+                repr(decoder.decode(frame(delivery.word)[4:])) == repr(delivery.word),
+                "a word does not come back",
+            )
             if isinstance(delivery.word, Failed):
                 error = raised(delivery.word)
                 refusal_of = failure(error)
@@ -89,16 +93,17 @@ def _read_words(data: bytes, decoder: msgspec.msgpack.Decoder[Any], limit_bytes:
     finally:
         reader.close()
     must(_open_descriptors() == before, "a descriptor was left open")
+    return words > 0
 
 
-def read_to_node(data: bytes) -> None:
+def read_to_node(data: bytes) -> bool:
     """Whatever a process at the node's sockets says."""
-    _read_words(data, words_to_node, MAX_TO_NODE_BYTES)
+    return _read_words(data, words_to_node, MAX_TO_NODE_BYTES)
 
 
-def read_from_node(data: bytes) -> None:
+def read_from_node(data: bytes) -> bool:
     """Whatever is at the other end of a session's socket."""
-    _read_words(data, words_from_node, 64 * 1024 * 1024)
+    return _read_words(data, words_from_node, 64 * 1024 * 1024)
 
 
 def to_node_seeds() -> list[bytes]:
@@ -126,10 +131,10 @@ def from_node_seeds() -> list[bytes]:
     return [bytes((how,)) + frame(word) for word in words for how in (0x3F, 0x7F)]
 
 
-def read_layout(data: bytes) -> None:
+def read_layout(data: bytes) -> bool:
     """Arrays in sealed memory, and memory that is not as it must be: the first byte says how it is made."""
     if len(data) < 2:
-        return
+        return False
     before = _open_descriptors()
     how, body = data[0] % 4, data[1:]
     if how == 0:
@@ -149,9 +154,12 @@ def read_layout(data: bytes) -> None:
             arrays = views(schema, section)
             must(all(not array.flags.writeable for array in arrays.values()), "memory that can be written")
             del arrays, section
+            good = True
     except (FrameError, ParametersError) as error:
         refusal(error)
+        good = False
     must(_open_descriptors() == before, "a descriptor was left open")
+    return good
 
 
 def layout_seeds() -> list[bytes]:

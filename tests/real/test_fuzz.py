@@ -55,6 +55,7 @@ def test_every_group_is_fuzzed_and_every_input_that_once_broke_something_is_repl
         ("must(held=False, what='one form')", 5, "one form"),
         ("bytearray(80 << 20)", 5, "made it hold"),
         ("[hash(n) for n in range(6_000_000)]", 0.1, "took"),
+        ("return False", 5, "none of its seeds is let through"),
     ],
 )
 def test_a_parser_that_breaks_its_word_is_found(tmp_path, broken, limit_s, says):
@@ -64,8 +65,8 @@ def test_a_parser_that_breaks_its_word_is_found(tmp_path, broken, limit_s, says)
         f"import sys; sys.path.insert(0, {str(FUZZ)!r})\n"
         "import table, run\n"
         "from target import Target, must\n"
-        f"def broken(data):\n    {broken}\n"
-        f"table.TARGETS['card'] = Target('card', '', broken, lambda: [], limit_s={limit_s})\n"
+        f"def broken(data):\n    if data or 'return' in {broken!r}:\n        {broken}\n    return True\n"
+        f"table.TARGETS['card'] = Target('card', '', broken, lambda: [b''], limit_s={limit_s})\n"
         f"sys.argv = ['run.py', 'card', '--replay', {str(tmp_path / 'input')!r}]\n"
         "sys.exit(run.main())\n"
     )
