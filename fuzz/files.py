@@ -12,7 +12,6 @@ import ledgers
 import msgspec
 import numpy as np
 import world
-from peers import loop
 from target import Target, must, refusal
 
 from konsil.core.digest import CHUNK_BYTES, Manifest, group_digest, leaf
@@ -264,7 +263,7 @@ def load_stored(data: bytes) -> bool:
     (folder / "aml" / f"{digest}.manifest").write_bytes(data[4:cut])
     (folder / "aml" / f"{digest}.safetensors").write_bytes(data[cut:])
     models = Models(folder)
-    model = loop().run_until_complete(_both(models, digest))
+    model = world.loop().run_until_complete(_both(models, digest))
     if model is not None:
         must(model.manifest.digest == digest, "another model than was asked for")
         leaves = tuple(leaf(model.chunk(at)) for at in range(len(model.manifest.leaves)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import shutil
@@ -98,6 +99,12 @@ def scratch() -> Path:
     Called before processes are forked, it goes with the first of them.
     """
     return _scratch(os.getpid())
+
+
+@cache
+def loop() -> asyncio.AbstractEventLoop:
+    """One event loop for the process's life."""
+    return asyncio.new_event_loop()
 
 
 def digest(text: object) -> str:
