@@ -7,15 +7,16 @@ import ssl
 import struct
 import time
 
-from stage import CANCEL, OPERATOR, PING, REQUEST, Stage, alone, took
+from stage import ASLEEP, CANCEL, OPERATOR, PING, REQUEST, Own, Stage, alone, took
 
-from konsil.core.messages import GetChunk, GetStatus, LedgerFollow, Status, encode
-from konsil.core.rules import Initialise, ProposeStudy, StudySettings
+from konsil.core.messages import GetChunk, GetStatus, LedgerFollow, LedgerSubmit, Status, encode
+from konsil.core.rules import Announce, Initialise, ProposeStudy, StudySettings
 from konsil.node.service import RELAYS_AT_ONCE
 from konsil.transport.timings import MAX_IN_FLIGHT
 
 STRANGERS, TWINS = 300, 40
 MOST_BYTES = 32 * 1024 * 1024
+LONG, UNREAD, MOST_UNREAD_BYTES = 800, 250, 128 * 1024 * 1024
 
 
 def attack(stage: Stage) -> None:
@@ -24,6 +25,7 @@ def attack(stage: Stage) -> None:
     _strangers(stage)
     _twins(stage)
     _relays(stage)
+    _unread(stage)
     stage.settles(OPERATOR, held + 10)
     _requests(stage)
     stage.settles(OPERATOR, held + 10)
@@ -70,6 +72,27 @@ def _relays(stage: Stage) -> None:
         stage.must(isinstance(line.ask(GetStatus()), Status), "it answers nothing else meanwhile")
     stage.says(
         f"{RELAYS_AT_ONCE + 4} answers to be relayed that never come: {RELAYS_AT_ONCE} wait, then busy"
+    )
+
+
+def _unread(stage: Stage) -> None:
+    """The whole history, 250 times, and nobody reads it: what is made for each answer takes memory."""
+    asleep = Own(stage.swarm.directory(ASLEEP))
+    addresses = tuple(f"{'a' * 60}.{'b' * 60}.{'c' * 60}.{'d' * 60}.example:{port}" for port in range(1, 9))
+    last = stage.state().members[ASLEEP].sequence
+    calls = [stage.signed(Announce(addresses), own=asleep, sequence=last + n) for n in range(1, LONG + 1)]
+    with stage.member() as line:
+        for at in range(0, LONG, 100):
+            answers = line.ask_all([LedgerSubmit(signed) for signed in calls[at : at + 100]])
+            stage.must(all(map(took, answers)), f"honest calls were not taken: {answers[-1]}")
+        before = stage.memory_bytes(OPERATOR)
+        for number in range(1, UNREAD + 1):
+            line.frame(REQUEST, encode(LedgerFollow(0, 0.0)), request=number + 10_000)
+        stage.serves_others(attacker_runs=True)
+        grown = stage.memory_bytes(OPERATOR) - before
+        stage.must(grown < MOST_UNREAD_BYTES, f"answers that nobody reads took {grown >> 20} MiB")
+    stage.says(
+        f"{UNREAD} times a history of {sum(map(len, calls)) >> 20} MiB, unread: grown by {grown >> 20} MiB"
     )
 
 
