@@ -198,6 +198,11 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """A sentence with what others wrote in it, without what could make it look like two."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
 def in_groups(digest: str) -> str:
     """A digest in groups of four, so that it can be read aloud."""
     return " ".join(digest[at : at + 4] for at in range(0, len(digest), 4))

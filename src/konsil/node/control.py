@@ -43,6 +43,7 @@ from konsil.errors import FrameError, KonsilError, ParametersError, StudyError
 from konsil.identity.card import member_record
 from konsil.node.checks import ask_peers
 from konsil.node.shelf import card_for
+from konsil.node.site import require_room
 from konsil.node.store import Model, model_of
 from konsil.wall.door import Visitor
 from konsil.wall.frames import failure
@@ -143,7 +144,7 @@ class Control:
             raise
         if fd is None:
             return await self.node.ledger.submit(ProposeStudy(word.settings))
-        model = await _model_in(fd)
+        model = await _model_in(fd, self.node.site.max_model_bytes)
         try:
             height = await self.node.ledger.submit(ProposeStudy(word.settings))
             runner = await self.node.runner(word.settings.name, RUNNER_S)
@@ -192,15 +193,22 @@ def _settings_of(call: Call, state: State) -> StudySettings | None:
             return None
 
 
-async def _model_in(fd: int) -> Model:
+async def _model_in(fd: int, most_bytes: int) -> Model:
     """The model in a descriptor that came from the command line; it takes the descriptor over.
 
+    Args:
+        fd: the descriptor.
+        most_bytes: the largest model that this node takes.
+
     Raises:
+        NodeError: it is larger.
         FrameError, ParametersError, SchemaMismatch: it holds no model as Konsil writes it.
     """
     memory = open_sealed(fd)
     try:
-        return await asyncio.to_thread(lambda: model_of(memory, read_arrays(memory)[0]))
+        schema = await asyncio.to_thread(lambda: read_arrays(memory)[0])
+        require_room(schema.data_bytes, most_bytes)
+        return await asyncio.to_thread(model_of, memory, schema)
     except BaseException as error:
         memory.close()
         if isinstance(error, ParametersError):

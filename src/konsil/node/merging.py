@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
-from konsil.core.digest import Manifest
-from konsil.core.parameters import Schema
+from konsil.core.digest import Manifest, chunk_count
+from konsil.core.parameters import Schema, check_finite
 from konsil.core.round import Fetch, Lead, Probe, Recompute
 from konsil.core.rules import OpenRound, Study, weights_of
 from konsil.errors import NodeError, SchemaMismatch, StudyError, UpdatesMissing
 from konsil.node.bench import Bench
 from konsil.node.gather import Roster, together
-from konsil.node.pull import Puller
-from konsil.node.site import Site
+from konsil.node.pull import Puller, in_thread
+from konsil.node.site import Site, require_room
 from konsil.node.store import Assembly, Model, Store
 
 GRACE_FRACTION = 0.2
@@ -197,6 +198,8 @@ class Merging:
             async with together() as group:
                 for _ in range(min(FETCHES_AT_ONCE, len(manifest.leaves))):
                     group.create_task(self._fetch_chunks(digest, manifest, pending, assembly, holders))
+            if digest == self._study().initial:
+                await in_thread(partial(_require_finite, assembly))
             return assembly.seal(manifest.groups)
         finally:
             assembly.close()
@@ -248,6 +251,14 @@ class Merging:
                 safe="Nothing was loaded.",
                 do="Ask the study's proposer.",
             )
+        # Else its digest would stand for bytes that nobody has checked: those of the chunks without a leaf.
+        if len(manifest.leaves) != chunk_count(schema.data_bytes):
+            raise SchemaMismatch(
+                f"The model has {len(manifest.leaves)} chunks; its parameters have"
+                f" {chunk_count(schema.data_bytes)}.",
+                safe="Nothing was loaded.",
+                do="Ask the study's proposer: no Konsil writes such a manifest.",
+            )
         return schema
 
     def require_room(self, wanted: int) -> None:
@@ -256,10 +267,10 @@ class Merging:
         Args:
             wanted: size of the model and, where there is an outer optimiser, of its state, in bytes.
         """
-        if wanted > self.max_model_bytes:
-            raise NodeError(
-                f"The study's model has {wanted / 1e9:.1f} GB; this node takes models of "
-                f"{self.max_model_bytes / 1e9:.1f} GB.",
-                safe="Nothing was loaded.",
-                do="Raise max_model_gb under [node] in node.toml, if the machine has the memory.",
-            )
+        require_room(wanted, self.max_model_bytes)
+
+
+def _require_finite(assembly: Assembly) -> None:
+    """See that a study's first model holds no NaN: a merge is checked update by update, this nowhere else."""
+    with assembly.whole() as data:
+        check_finite(assembly.schema, data)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from konsil.core.round import LedgerTime
 from konsil.core.rules import Call
+from konsil.errors import NodeError
 from konsil.ledger.base import Ledger
 from konsil.node.journal import Journal
 from konsil.node.models import Models
@@ -23,6 +24,24 @@ memory a model leaves room for them and for another study."""
 def default_max_model_bytes() -> int:
     """The largest model that this machine takes unless it is told otherwise."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MODEL_SHARE
+
+
+def require_room(wanted: int, most: int) -> None:
+    """See that a model is one that this node was set up for, before memory is reserved or a byte is read.
+
+    Args:
+        wanted: its size, in bytes.
+        most: the largest that this node takes, in bytes.
+
+    Raises:
+        NodeError: it is larger.
+    """
+    if wanted > most:
+        raise NodeError(
+            f"The study's model has {wanted / 1e9:.1f} GB; this node takes models of {most / 1e9:.1f} GB.",
+            safe="Nothing was loaded.",
+            do="Raise max_model_gb under [node] in node.toml, if the machine has the memory.",
+        )
 
 
 @dataclass

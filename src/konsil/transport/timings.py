@@ -10,6 +10,9 @@ MAX_IN_FLIGHT = 256
 MAX_HANDSHAKES = 64
 """Connections that are being accepted; further ones wait in the listening socket's backlog."""
 
+MAX_HANDSHAKES_OF_ONE = MAX_HANDSHAKES // 4
+"""Those of one address of which none gives way while all places are taken: a proxy may be many members."""
+
 MAX_WAITING_FRAMES = 4096
 """Frames that wait for a peer that does not read: more than any honest exchange makes."""
 

@@ -308,8 +308,8 @@ class TlsTransport:
 
     # --- accepting -------------------------------------------------------------------------------
 
-    def _welcome(self, sock: socket.socket) -> None:
-        self._spawn(self._accept(sock))
+    def _welcome(self, sock: socket.socket) -> asyncio.Task[None]:
+        return self._spawn(self._accept(sock))
 
     async def _accept(self, sock: socket.socket) -> None:
         try:
@@ -319,9 +319,6 @@ class TlsTransport:
             self._note_refusal(explain(error) if isinstance(error, OSError) else str(error))
         except Exception:  # a mistake of ours must cost one connection only
             log.exception("a connection could not be accepted")
-        finally:
-            if self._listener is not None:
-                self._listener.release()
 
     def _note_refusal(self, why: str) -> None:
         """Log it, but let nobody fill the log by knocking all day."""

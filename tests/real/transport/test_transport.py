@@ -337,6 +337,19 @@ async def test_a_new_bundle_renews_the_connection_and_a_new_identity_cuts_it(sit
         await a.request("b", b"hello", timeout_s=0.5)
 
 
+@pytest.mark.parametrize("host", [f"{'x' * 64}.example", "nobody.invalid"])
+async def test_a_peer_whose_address_names_no_host_is_said_to_be_so(site, host):
+    """A member may announce any address that looks like one."""
+    a = await site.node("a")
+    a.set_peers([site.peer("b", f"{host}:7420")])
+    with pytest.raises(PeerUnreachable) as caught:
+        await a.request("b", b"hello", timeout_s=1.0)
+    problem = next(link.problem for link in a.links())
+    assert "see this node's log" not in problem
+    assert "Unknown error" not in problem
+    assert problem in str(caught.value)
+
+
 async def test_a_port_in_use_is_named(site):
     a = await site.node("a")
     with pytest.raises(ConfigError, match=f"Port {a.port} at 127.0.0.1 is in use") as caught:
@@ -344,7 +357,9 @@ async def test_a_port_in_use_is_named(site):
     assert "another port" in str(caught.value)
 
 
-@pytest.mark.parametrize("listen", ["nonsense", "127.0.0.1:", ":70", "127.0.0.1:70000", "203.0.113.7:0"])
+@pytest.mark.parametrize(
+    "listen", ["nonsense", "127.0.0.1:", ":70", "127.0.0.1:70000", "203.0.113.7:0", f"{'x' * 64}.b:1"]
+)
 async def test_an_address_that_cannot_be_used_is_refused(site, listen):
     with pytest.raises(ConfigError):
         await site.node("a", listen=listen)
