@@ -215,6 +215,7 @@ class LoopbackSwarm:
     def stop(self, name: str) -> int:
         """Stop a node in order; its exit status."""
         process = self._processes.pop(name)
+        self._forget_words()
         process.send_signal(signal.SIGTERM)
         try:
             return process.wait(STOP_S)
@@ -223,8 +224,16 @@ class LoopbackSwarm:
             process.wait()
             raise
 
+    def _forget_words(self) -> None:
+        """Make room for what a node says when it stops: the system keeps ten words, then senders wait."""
+        self._ready.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._ready.recv(4096)
+
     def close(self) -> None:
         """Stop every node."""
+        self._ready.close()  # else the nodes' last words would wait here for somebody who reads them
         for process in self._processes.values():
             process.send_signal(signal.SIGTERM)
         for process in self._processes.values():
@@ -234,7 +243,6 @@ class LoopbackSwarm:
                 process.kill()
                 process.wait()
         self._processes.clear()
-        self._ready.close()
 
     # --- studies -------------------------------------------------------------------------------
 
