@@ -47,8 +47,9 @@ from konsil.evaluation.loopback import LoopbackSwarm
 TENSORS = 10
 STUDY = "load"
 
-SETTLED = 0.3
-"""The first part of a long run fills what is bounded: thread pools, arenas, the ledger's last 1,024 entries."""
+SETTLED_ROUNDS = 350
+"""By then what is bounded is full: SQLite's pages in memory (2 MB, the slowest), the ledger's last 1,024 entries,
+thread pools and the allocator's arenas. With more members or scores a round it is sooner."""
 
 GROWTH_BYTES = 4096
 """What a node's heap may grow by in a round beyond the history, of which the ledger keeps every round.
@@ -77,6 +78,7 @@ class Work:
     megabytes: float
     every: int = 0
     audit: float = 0.05
+    score: bool = False
 
     def looked_at(self, round_number: int) -> bool:
         """Whether all processes are looked at after this round."""
@@ -108,7 +110,8 @@ def train(socket: str, number: int, work: Work) -> None:
                 array += number
             if work.looked_at(call - 1):
                 time.sleep(REST_S)
-            swarm.step(examples=1)
+            if swarm.step(examples=1) and work.score:
+                swarm.score(examples=1, loss=1 / call)
 
 
 def train_all(sockets: Sequence[str], work: Work) -> None:
@@ -348,7 +351,8 @@ class Load:
 
     def growths(self) -> dict[str, Growth]:
         """What grew in each process from round to round, once it had settled."""
-        numbers = [number for number in sorted(self.looks) if number >= SETTLED * self.work.rounds]
+        since = min(SETTLED_ROUNDS, self.work.rounds // 2)
+        numbers = [number for number in sorted(self.looks) if number >= since]
         if len(numbers) < MIN_LOOKS:
             return {}
         return {
@@ -451,8 +455,12 @@ def print_long(facts: dict[str, Any], load: Load) -> None:
     for name, growth in facts["growth"].items():
         print(f"{name}: heap {growth['heap_bytes']:+.0f} bytes a round, PSS {growth['pss_bytes']:+.0f}")
     found = leaks(facts)
-    print("\n".join(found) or f"flat: nothing grows by more than the history and {GROWTH_BYTES} bytes a round")
-    print(f"longest log {facts['log_bytes'] / 1e3:.0f} kB; warnings: {facts['warnings'] or 'none'}", flush=True)
+    print(
+        "\n".join(found) or f"flat: nothing grows by more than the history and {GROWTH_BYTES} bytes a round"
+    )
+    print(
+        f"longest log {facts['log_bytes'] / 1e3:.0f} kB; warnings: {facts['warnings'] or 'none'}", flush=True
+    )
 
 
 def main() -> None:
@@ -463,6 +471,7 @@ def main() -> None:
     parser.add_argument("--mb", type=float, default=1.0)
     parser.add_argument("--every", type=int, default=0, help="rounds between two looks at all processes")
     parser.add_argument("--audit", type=float, default=0.05, help="fraction of others' chunks recomputed")
+    parser.add_argument("--score", action="store_true", help="every member scores every merge")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     status = 0
@@ -478,6 +487,7 @@ def main() -> None:
             options.mb,
             options.every or every,
             options.audit,
+            options.score,
         )
         load = Load(work)
         facts = load.run()
