@@ -15,7 +15,7 @@ import pytest
 from konsil.core.merge import merge_chunk, rule
 from konsil.core.parameters import Schema, views
 from konsil.learners import LocalTraining, learner_for
-from konsil.wall.layout import read_arrays, seal_arrays
+from konsil.wall.layout import seal_arrays
 
 if find_spec("torch") is None:
     if os.environ.get("CI", "").lower() == "true":
