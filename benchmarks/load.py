@@ -4,21 +4,21 @@
     benchmarks/load.py many [--members 32] [--rounds 20] [--mb 1]
     benchmarks/load.py long [--members 4] [--rounds 500] [--mb 1] [--every 25]
 
-Every member is a node of its own (`konsil node start`, mutual TLS, ledger, journal and audit on) and a training
-process of its own with `konsil.join`; training processes are forked from one that has imported everything, as
-dozens of interpreters that start at once would measure Python. Training at member i (1..n) adds i to every
-parameter of a model of zeros, the merge is the plain mean, so a true merge of all adds (n + 1) / 2 a round: a
-member that missed one, or merged with a subset, shows another value. Every member checks the whole model every
-round; figures count only when all agree.
+Every member is a node of its own (`konsil node start`, mutual TLS, ledger, journal and audit on) and a
+training process of its own with `konsil.join`; training processes are forked from one that has imported
+everything, as dozens of interpreters that start at once would measure Python. Training at member i (1..n)
+adds i to every parameter of a model of zeros, the merge is the plain mean, so a true merge of all adds
+(n + 1) / 2 a round: a member that missed one, or merged with a subset, shows another value. Every member
+checks the whole model every round; figures count only when all agree.
 
-- seconds a round: from the first member's call of round k to that of round k + 1; the first round is left out
+- seconds a round: from the first member's call of round k to that of round k + 1, without the first round
 - start-up: from the launch of the nodes until all are ready, until each is connected to all others, and until
   the first merge is back at a member
-- memory: proportional set size (shared pages divided by those who share them), heap: its anonymous part
+- memory: proportional set size (shared pages divided by those who share them); heap: its anonymous part
 
-``long`` samples memory, files and threads of every process between two rounds. What a study's history takes for
-each accepted round is no leak: it is measured on the very state that the members hold, and subtracted from the
-slope that is fitted through a node's heap. The rest must be below ``GROWTH_BYTES``.
+``long`` looks at memory, files and threads of every process between two rounds. What a study's history takes
+for each accepted round is no leak: it is measured on the very state that the members hold, and subtracted
+from the slope that is fitted through a node's heap. The rest must be below ``GROWTH_BYTES``.
 """
 
 from __future__ import annotations
@@ -28,28 +28,23 @@ import itertools
 import json
 import math
 import os
-import selectors
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from konsil.core.rules import StudySettings
 from konsil.evaluation.loopback import LoopbackSwarm
-
-TENSORS = 10
-STUDY = "load"
+from looking import Growth, Look, deep_bytes
+from many_trainings import ROUND_S, STUDY, Trainers, Work
 
 SETTLED_ROUNDS = 350
-"""By then what is bounded is full: SQLite's pages in memory (2 MB, the slowest), the ledger's last 1,024 entries,
-thread pools and the allocator's arenas. With more members or scores a round it is sooner."""
+"""By then what is bounded is full: SQLite's pages in memory (2 MB, the slowest), the ledger's last 1,024
+entries, thread pools and the allocator's arenas. With more members or scores a round it is sooner."""
 
 GROWTH_BYTES = 4096
 """What a node's heap may grow by in a round beyond the history, of which the ledger keeps every round.
@@ -59,201 +54,20 @@ task, connection or view, is a few kilobytes for each of several requests a roun
 model. The allocator's own wear is below this bound from some hundred rounds on.
 """
 
+TOLERATED = 3
+"""More files or threads than before that say nothing: a descriptor on its way, a pool's last threads."""
+
 MIN_LOOKS = 4
 """Fewer looks than this say nothing about growth."""
 
-REST_S = 0.3
-"""What training takes longer in a round before which processes are looked at, so that all are at rest."""
 
-ROUND_S = 120.0
-"""A round that takes longer than this has hung."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is done. ``every``: so many rounds lie between two looks at all processes; 0 for none."""
-
-    members: int
-    rounds: int
-    megabytes: float
-    every: int = 0
-    audit: float = 0.05
-    score: bool = False
-
-    def looked_at(self, round_number: int) -> bool:
-        """Whether all processes are looked at after this round."""
-        return bool(self.every) and 0 < round_number < self.rounds and round_number % self.every == 0
-
-
-# --- one training process ------------------------------------------------------------------------
-
-
-def train(socket: str, number: int, work: Work) -> None:
-    """One member's training: says a line of JSON at every call."""
-    import numpy as np  # noqa: PLC0415 - the parent needs none of this
-
-    import konsil  # noqa: PLC0415
-
-    elements = int(work.megabytes * 1e6 / 4 / TENSORS)
-    model = {f"t{i}": np.zeros(elements, np.float32) for i in range(TENSORS)}
-    with konsil.join(STUDY, model, node=socket) as swarm:
-        for call in range(1, work.rounds + 2):
-            at_s = time.time()
-            expected = np.float32((work.members + 1) / 2 * (call - 1))
-            right = all(bool((array == expected).all()) for array in model.values())
-            right = right and (call == 1 or len(swarm.last.members) == work.members)
-            line = json.dumps({"member": number, "call": call, "at_s": at_s, "right": right})
-            os.write(1, line.encode() + b"\n")  # whole: below PIPE_BUF, and all members write into one pipe
-            if swarm.finished:
-                break
-            for array in model.values():
-                array += number
-            if work.looked_at(call - 1):
-                time.sleep(REST_S)
-            if swarm.step(examples=1) and work.score:
-                swarm.score(examples=1, loss=1 / call)
-
-
-def train_all(sockets: Sequence[str], work: Work) -> None:
-    """Import once, then be one training process a member; says their process ids first."""
-    import konsil.session.joining  # noqa: PLC0415 - the point of this process: imported once, for all
-
-    assert konsil.session.joining
-    children = []
-    for number, socket in enumerate(sockets, start=1):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                train(socket, number, work)
-                status = 0
-            except BaseException:  # noqa: BLE001 - it is printed, and the process ends
-                import traceback  # noqa: PLC0415
-
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        children.append(child)
-    signal.signal(signal.SIGTERM, lambda *_: [os.kill(child, signal.SIGKILL) for child in children])
-    os.write(1, json.dumps({"pids": children}).encode() + b"\n")
-    failed = [child for child in children if os.waitpid(child, 0)[1]]
-    sys.exit(1 if failed else 0)
-
-
-class Trainers:
-    """The training processes of all members, and what they say. Use ``with``: none is left afterwards."""
-
-    def __init__(self, sockets: Sequence[Path], work: Work, log: Path) -> None:
-        with log.open("wb") as stream:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, "--train", json.dumps([str(path) for path in sockets]),
-                 json.dumps(asdict(work))],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stream,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )  # fmt: skip
-        assert self._process.stdout is not None
-        self._pipe = self._process.stdout.fileno()
-        self._log = log
-        self._rest = b""
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._pipe, selectors.EVENT_READ)
-
-    def words(self) -> Any:
-        """Every word of every member until the last has ended.
-
-        Raises:
-            AssertionError: nothing came for ``ROUND_S``, or a member's training failed; with its log.
-        """
-        while True:
-            assert self._selector.select(ROUND_S), f"nothing was said for {ROUND_S:g} s:\n{self.errors()}"
-            data = os.read(self._pipe, 1 << 16)
-            if not data:
-                break
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            yield from map(json.loads, lines)
-        assert self._process.wait(ROUND_S) == 0, f"a member's training failed:\n{self.errors()}"
-
-    def errors(self) -> str:
-        """The end of what they printed on standard error."""
-        return self._log.read_text(errors="replace")[-4000:]
-
-    def __enter__(self) -> Trainers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()  # it ends its children first
-        self._process.wait()
-        self._selector.close()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-
-# --- looking at processes ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Look:
-    """A process at one moment, as the kernel sees it."""
-
-    pss_bytes: int
-    heap_bytes: int
-    rss_bytes: int
-    files: int
-    threads: int
-    cpu_s: float
-
-    @classmethod
-    def at(cls, pid: int) -> Look:
-        """Look at a process that runs."""
-        place = Path(f"/proc/{pid}")
-        sizes = dict.fromkeys(("Pss", "Pss_Anon", "Rss"), 0)
-        for line in (place / "smaps_rollup").read_text().splitlines()[1:]:
-            name, _, value = line.partition(":")
-            if name in sizes:
-                sizes[name] = int(value.split()[0]) * 1024
-        fields = (place / "stat").read_text().rpartition(")")[2].split()
-        ticks = int(fields[11]) + int(fields[12])
-        return cls(
-            sizes["Pss"],
-            sizes["Pss_Anon"],
-            sizes["Rss"],
-            files=len(list((place / "fd").iterdir())),
-            threads=int(fields[17]),
-            cpu_s=ticks / os.sysconf("SC_CLK_TCK"),
-        )
-
-
-def slope(numbers: Sequence[float], values: Sequence[float]) -> float:
-    """Theil and Sen's: the median of the slopes of all pairs, which a few outliers do not turn."""
-    pairs = itertools.combinations(zip(numbers, values, strict=True), 2)
-    return statistics.median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs)
-
-
-def deep_bytes(value: Any, seen: set[int]) -> int:
-    """What a value of the ledger's state takes in a Python process, with all that hangs on it."""
-    if id(value) in seen or value is None or isinstance(value, bool):
-        return 0
-    seen.add(id(value))
-    size = sys.getsizeof(value)
-    if isinstance(value, dict):
-        return size + sum(deep_bytes(k, seen) + deep_bytes(v, seen) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return size + sum(deep_bytes(each, seen) for each in value)
-    fields = getattr(value, "__struct_fields__", ())
-    return size + sum(deep_bytes(getattr(value, field), seen) for field in fields)
+# --- the work ------------------------------------------------------------------------------------
 
 
 def history_bytes(swarm: LoopbackSwarm) -> float:
     """What one accepted round takes in the state that every node holds, in bytes."""
     history = swarm.control(swarm.members[0]).state().studies[STUDY].history
     return deep_bytes(history, set()) / len(history)
-
-
-# --- the work ------------------------------------------------------------------------------------
 
 
 class Load:
@@ -361,35 +175,6 @@ class Load:
         }
 
 
-@dataclass(frozen=True)
-class Growth:
-    """What grew in a process. ``heap_bytes``, ``pss_bytes``: a round, by the fitted line."""
-
-    heap_bytes: float
-    pss_bytes: float
-    files: int
-    threads: int
-
-    @classmethod
-    def over(cls, numbers: Sequence[int], looks: Sequence[Look]) -> Growth:
-        """Through looks at the same process after these rounds.
-
-        Files and threads may vary by what happens just then: what counts is whether the least of the second
-        half is more than the most of the first.
-        """
-        half = len(looks) // 2
-
-        def beyond(of: Callable[[Look], int]) -> int:
-            return max(0, min(map(of, looks[half:])) - max(map(of, looks[:half])))
-
-        return cls(
-            slope(numbers, [look.heap_bytes for look in looks]),
-            slope(numbers, [look.pss_bytes for look in looks]),
-            files=beyond(lambda look: look.files),
-            threads=beyond(lambda look: look.threads),
-        )
-
-
 def warnings_in(swarm: LoopbackSwarm) -> dict[str, int]:
     """What the nodes' logs warn of, and how often."""
     found: dict[str, int] = {}
@@ -409,7 +194,9 @@ def leaks(facts: dict[str, Any]) -> list[str]:
         allowed = GROWTH_BYTES + (0 if name.startswith("training") else facts["history_bytes"])
         if growth["heap_bytes"] > allowed:
             found.append(f"{name}: heap grows by {growth['heap_bytes']:.0f} bytes a round, not {allowed:.0f}")
-        found += [f"{name}: {growth[what]} more {what}" for what in ("files", "threads") if growth[what]]
+        found += [
+            f"{name}: {growth[what]} more {what}" for what in ("files", "threads") if growth[what] > TOLERATED
+        ]
     return found
 
 
@@ -421,7 +208,7 @@ def print_many(facts: dict[str, Any], load: Load) -> None:
     last = load.looks[max(load.looks)]
     nodes = [last[name] for name in load.names]
     print(
-        f"{n} members, {facts['rounds']} rounds of {facts['megabytes']:g} MB, every value right; load average "
+        f"{n} members, {facts['rounds']} rounds of {facts['megabytes']:g} MB, every value right; load "
         f"{facts['load_before']:.1f} before, {facts['load_after']:.1f} after\n"
         f"  seconds a round: median {facts['round_s']:.2f}, p95 {facts['round_s_p95']:.2f}, "
         f"most {facts['round_s_most']:.2f}\n"
@@ -439,8 +226,8 @@ def print_many(facts: dict[str, Any], load: Load) -> None:
 
 def print_long(facts: dict[str, Any], load: Load) -> None:
     print(
-        f"{facts['members']} members, {facts['rounds']} rounds of {facts['megabytes']:g} MB, every value right, "
-        f"{facts['round_s']:.3f} s a round (p95 {facts['round_s_p95']:.3f}); load average "
+        f"{facts['members']} members, {facts['rounds']} rounds of {facts['megabytes']:g} MB, all right; "
+        f"{facts['round_s']:.3f} s a round (p95 {facts['round_s_p95']:.3f}); load "
         f"{facts['load_before']:.1f} before, {facts['load_after']:.1f} after\n"
         f"{'round':>6}  each node's PSS and heap in MB, open files, threads; the first training process"
     )
@@ -501,7 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--train"]:
-        train_all(json.loads(sys.argv[2]), Work(**json.loads(sys.argv[3])))
-    else:
-        main()
+    main()
