@@ -194,7 +194,9 @@ def trained(device, *, scaler=False, **asked):
 def test_steered_training_on_a_device_is_that_on_the_cpu(device, asked):
     expected = trained("cpu", **asked)
     assert np.abs(expected - trained("cpu")).max() > 1e-6 or not asked, "what is asked makes a difference"
-    np.testing.assert_allclose(trained(device, **asked), expected, rtol=1e-9, atol=1e-12)
+    # Control variates are float32, and sums of them are made in another order.
+    far = 1e-6 if "scaffold" in asked else 1e-9
+    np.testing.assert_allclose(trained(device, **asked), expected, rtol=far, atol=far / 1000)
 
 
 def test_a_fused_optimiser_under_a_scaler_is_steered_alike(device):
