@@ -14,11 +14,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Look:
-    """A process at one moment, as the kernel sees it."""
+    """A process at one moment, as the kernel sees it.
+
+    ``pss_bytes``: all, shared pages divided by those who share them, who may change; of it ``heap_bytes``
+    what is its own alone, and ``shared_bytes`` its part of memory files: the models that cross the wall.
+    """
 
     pss_bytes: int
     heap_bytes: int
-    rss_bytes: int
+    shared_bytes: int
     files: int
     threads: int
     cpu_s: float
@@ -27,7 +31,7 @@ class Look:
     def at(cls, pid: int) -> Look:
         """Look at a process that runs."""
         place = Path(f"/proc/{pid}")
-        sizes = dict.fromkeys(("Pss", "Pss_Anon", "Rss"), 0)
+        sizes = dict.fromkeys(("Pss", "Pss_Anon", "Pss_Shmem"), 0)
         for line in (place / "smaps_rollup").read_text().splitlines()[1:]:
             name, _, value = line.partition(":")
             if name in sizes:
@@ -37,7 +41,7 @@ class Look:
         return cls(
             sizes["Pss"],
             sizes["Pss_Anon"],
-            sizes["Rss"],
+            sizes["Pss_Shmem"],
             files=len(list((place / "fd").iterdir())),
             threads=int(fields[17]),
             cpu_s=ticks / os.sysconf("SC_CLK_TCK"),
@@ -66,10 +70,10 @@ def deep_bytes(value: Any, seen: set[int]) -> int:
 
 @dataclass(frozen=True)
 class Growth:
-    """What grew in a process. ``heap_bytes``, ``pss_bytes``: a round, by the fitted line."""
+    """What grew in a process. ``heap_bytes``, ``shared_bytes``: a round, by the fitted line."""
 
     heap_bytes: float
-    pss_bytes: float
+    shared_bytes: float
     files: int
     threads: int
 
@@ -87,7 +91,7 @@ class Growth:
 
         return cls(
             slope(numbers, [look.heap_bytes for look in looks]),
-            slope(numbers, [look.pss_bytes for look in looks]),
+            slope(numbers, [look.shared_bytes for look in looks]),
             files=beyond(lambda look: look.files),
             threads=beyond(lambda look: look.threads),
         )
