@@ -246,9 +246,8 @@ def print_long(facts: dict[str, Any], load: Load) -> None:
         print(f"{number:6}  {' | '.join(cells)}")
     print(f"history: {facts['history_bytes']:.0f} bytes a round in every node's state, of which none is lost")
     for name, growth in facts["growth"].items():
-        print(
-            f"{name}: heap {growth['heap_bytes']:+.0f} a round, memory files {growth['shared_bytes']:+.0f} bytes"
-        )
+        heap, shared = growth["heap_bytes"], growth["shared_bytes"]
+        print(f"{name}: heap {heap:+.0f} bytes a round, memory files {shared:+.0f}")
     found = leaks(facts)
     print(
         "\n".join(found) or f"flat: nothing grows by more than the history and {GROWTH_BYTES} bytes a round"
