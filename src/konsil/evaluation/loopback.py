@@ -19,8 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from konsil.core.rules import Agree, Call, Genesis, State, StudySettings, settings_digest
 from konsil.core.wall import AskCall, AskNode, AskPropose, AskState, FromNode, ToldNode, ToldState, ToNode
 from konsil.core.wall import Failed as FailedWord
@@ -30,6 +28,7 @@ from konsil.node.genesis import found, keep_card, read_card_file, write_genesis
 from konsil.node.setup import make_directory, write_own_card
 from konsil.wall.frames import raised
 from konsil.wall.line import Line
+from konsil.wall.told_state import read_state
 
 READY_S = 60.0
 """How long a node may take to say that it is ready, on a busy machine."""
@@ -61,9 +60,7 @@ class Control:
             answer, answer_fd = line.receive(timeout_s)
             if answer_fd is not None:
                 os.close(answer_fd)
-            if isinstance(answer, FailedWord):
-                raise raised(answer)
-            return answer
+            return _no_failure(answer)
 
     def call(self, call: Call) -> None:
         """Put a call on the ledger."""
@@ -71,10 +68,14 @@ class Control:
 
     def state(self, after: int = -1, wait_s: float = 0.0) -> State:
         """The contract's state at this node."""
-        answer = self.ask(AskState(after, wait_s), timeout_s=wait_s + ANSWER_S)
-        if not isinstance(answer, ToldState):
-            raise NodeError(f"The node answered with {type(answer).__name__}.")
-        return msgspec.json.decode(answer.state, type=State)
+        timeout_s = wait_s + ANSWER_S
+        with Line.connect(self.directory / "control.sock", timeout_s) as line:
+            line.send(AskState(after, wait_s))
+            word, fd = line.receive(timeout_s)
+            answer = _no_failure(word)
+            if not isinstance(answer, ToldState):
+                raise NodeError(f"The node answered with {type(answer).__name__}.")
+            return read_state(answer, fd)
 
     def node(self) -> ToldNode:
         """What the node is doing."""
@@ -82,6 +83,13 @@ class Control:
         if not isinstance(answer, ToldNode):
             raise NodeError(f"The node answered with {type(answer).__name__}.")
         return answer
+
+
+def _no_failure(answer: FromNode) -> FromNode:
+    """A node's answer; what went wrong there is raised."""
+    if isinstance(answer, FailedWord):
+        raise raised(answer)
+    return answer
 
 
 class LoopbackSwarm:
