@@ -29,8 +29,8 @@ def test_twelve_members_merge_every_round_together(load):
     assert sorted(run.firsts) == [1, 2, 3, 4, 5, 6]
     others, looks = 11, run.looks[4]
     for name in run.names:
-        # A line to each of the others, and what a node has open alone; half as much again were lines made twice.
-        assert looks[name].files < 30 + 1.5 * others, looks[name]
+        # A line to each of the others, and what a node has open besides; lines made twice would be 53 files.
+        assert looks[name].files < 34 + 1.4 * others, looks[name]
         assert looks[name].threads <= most_threads(), looks[name]
         assert looks[name].pss_bytes < 200 * MEGABYTE, looks[name]
     assert facts["log_bytes"] < 100_000, "a line a stage and a peer, not one an attempt and a message"
