@@ -28,7 +28,8 @@ def record_digest(record: RoundRecord) -> str:
     """A record's digest.
 
     A state whose last round is scored, or that goes on to the next one, holds the other records as they were:
-    they are not read again for every call. One that a score replaced is not kept either.
+    they are not read again for every call. One that a score replaced is not kept either. Any thread may ask:
+    each step is one operation of a dict, and a record's place is nobody else's before it is forgotten.
     """
     known = _known.get(id(record))
     if known is not None and known() is record:
