@@ -41,7 +41,7 @@ from typing import Any
 
 from konsil.core.rules import StudySettings
 from konsil.evaluation.loopback import LoopbackSwarm
-from looking import Growth, Look, deep_bytes
+from looking import Growth, Look, Peak, deep_bytes
 from many_trainings import ROUND_S, STUDY, Trainers, Work
 
 SETTLED_ROUNDS = 350
@@ -83,6 +83,7 @@ class Load:
         self.firsts: dict[int, float] = {}
         self.looks: dict[int, dict[str, Look]] = {}
         self.facts: dict[str, Any] = asdict(work)
+        self.peak = Peak()
 
     def run(self) -> dict[str, Any]:
         """The figures.
@@ -96,7 +97,7 @@ class Load:
             with LoopbackSwarm(root, self.names, environment=self.environment) as swarm:
                 self._start(swarm)
                 sockets = [swarm.directory(name) / "session.sock" for name in self.names]
-                with Trainers(sockets, self.work, root / "trainers.log") as trainers:
+                with self.peak, Trainers(sockets, self.work, root / "trainers.log") as trainers:
                     self._follow(swarm, trainers)
                 self._sum_up(swarm)
         finally:
@@ -134,6 +135,7 @@ class Load:
         for word in trainers.words():
             if "pids" in word:
                 pids |= {f"training {n}": pid for n, pid in zip(self.names, word["pids"], strict=True)}
+                self.peak.pids = tuple(pids.values())
                 continue
             call, member = word["call"], word["member"]
             assert word["right"], f"member {member} holds a wrong model at its call {call}"
@@ -157,9 +159,7 @@ class Load:
             "round_s_p95": rounds[math.ceil(0.95 * len(rounds)) - 1],
             "round_s_most": rounds[-1],
             "nodes_cpu_s": sum(Look.at(swarm.pid(name)).cpu_s for name in self.names),
-            "peak_bytes": max(
-                (sum(look.pss_bytes for look in looks.values()) for looks in self.looks.values()), default=0
-            ),
+            "peak_bytes": self.peak.bytes,
             "history_bytes": history_bytes(swarm),
             "log_bytes": max((swarm.directory(n) / "node.log").stat().st_size for n in self.names),
             "warnings": warnings_in(swarm),
@@ -221,7 +221,7 @@ def print_many(facts: dict[str, Any], load: Load) -> None:
         f"  start-up: ready {facts['ready_s']:.1f} s, all {n * (n - 1) // 2} connections "
         f"{facts['connected_s']:.1f} s ({facts['connected_cpu_s']:.1f} CPU s), all agreed "
         f"{facts['agreed_s']:.1f} s, first merge {facts['first_merge_s']:.1f} s\n"
-        f"  memory, all processes: {facts['peak_bytes'] / 1e9:.2f} GB; a node "
+        f"  memory: peak of all processes {facts['peak_bytes'] / 1e9:.2f} GB; between rounds a node "
         f"{statistics.median(look.pss_bytes for look in nodes) / 1e6:.0f} MB\n"
         f"  nodes' CPU: {facts['nodes_cpu_s']:.0f} s in all; a node has at most "
         f"{max(look.threads for look in nodes)} threads and {max(look.files for look in nodes)} open files\n"

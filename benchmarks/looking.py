@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import statistics
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+PEAK_S = 1.0
+"""Between two looks for the peak: a look at 64 processes takes a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,30 @@ class Look:
             threads=int(fields[17]),
             cpu_s=ticks / os.sysconf("SC_CLK_TCK"),
         )
+
+
+class Peak(threading.Thread):
+    """Looks at processes in the middle of their work, and keeps the most that all took. Use ``with``."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.pids: tuple[int, ...] = ()
+        self.bytes = 0
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Look until the end of the ``with``."""
+        while not self._over.wait(PEAK_S):
+            with contextlib.suppress(OSError):  # one has just ended
+                self.bytes = max(self.bytes, sum(Look.at(pid).pss_bytes for pid in self.pids))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
 
 
 def slope(numbers: Sequence[float], values: Sequence[float]) -> float:
