@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from konsil import __version__
@@ -49,6 +50,7 @@ from konsil.wall.door import Visitor
 from konsil.wall.frames import failure
 from konsil.wall.layout import read_arrays
 from konsil.wall.memory import open_sealed
+from konsil.wall.told_state import told_state
 
 if TYPE_CHECKING:
     from konsil.node.daemon import Node
@@ -70,21 +72,23 @@ class Control:
         """One command: the handler of the door."""
         while True:
             word, fd = await visitor.receive()
-            try:
-                answer, answer_fd = await self._answer(word, fd)
-            except FrameError:
-                raise
-            except KonsilError as error:
-                await visitor.send(failure(error))
-            else:
-                await visitor.send(answer, answer_fd)
+            with ExitStack() as lent:
+                try:
+                    answer, answer_fd = await self._answer(word, fd, lent)
+                except FrameError:
+                    raise
+                except KonsilError as error:
+                    await visitor.send(failure(error))
+                else:
+                    await visitor.send(answer, answer_fd)
 
-    async def _answer(self, word: ToNode, fd: int | None) -> tuple[FromNode, int | None]:
+    async def _answer(self, word: ToNode, fd: int | None, lent: ExitStack) -> tuple[FromNode, int | None]:
+        """The answer, and a descriptor to go with it; ``lent`` closes what was made for it alone."""
         if fd is not None and not isinstance(word, AskPropose):
             os.close(fd)
         match word:
             case AskState():
-                return await self._state(word), None
+                return await self._state(word, lent)
             case AskCall():
                 await self._require_known_rule(word.call)
                 return Noted(await self.node.ledger.submit(word.call)), None
@@ -103,12 +107,13 @@ class Control:
             case _:
                 raise FrameError(f"{type(word).__name__} is not for this socket.", do="Compare versions.")
 
-    async def _state(self, word: AskState) -> ToldState:
+    async def _state(self, word: AskState, lent: ExitStack) -> tuple[ToldState, int | None]:
         ledger = self.node.ledger
         if ledger.state.height <= word.after:
             await ledger.changed(word.after, min(MAX_WAIT_S, max(0.0, word.wait_s)))
         state = ledger.state
-        return ToldState(state.height, state_digest(state), encode_state(state))
+        told, memory = told_state(state.height, state_digest(state), encode_state(state))
+        return told, None if memory is None else lent.enter_context(memory).fd
 
     async def _model(self, word: AskModel) -> tuple[FromNode, int | None]:
         runner = self.node.runners.get(word.study)

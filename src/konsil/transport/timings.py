@@ -46,3 +46,8 @@ class Timings:
     yield_s: float = 0.25
     renew_margin_s: float = 60.0
     close_s: float = 1.0
+
+    def backoff_s(self, failures: int, *, wanted: bool) -> float:
+        """Between two attempts to connect, after so many that failed; ``wanted``: while a request waits."""
+        most_s = self.backoff_wanted_s if wanted else self.backoff_max_s
+        return min(most_s, self.backoff_min_s * 2.0 ** min(failures, 32))

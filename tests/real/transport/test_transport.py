@@ -17,6 +17,7 @@ from konsil.transport import channel
 from konsil.transport.base import PeerLink, Reply
 from konsil.transport.timings import MAX_IN_FLIGHT, Timings
 from konsil.transport.tls import TlsTransport
+from konsil.transport.turns import DIALS_AT_ONCE
 
 pytestmark = pytest.mark.real
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -223,6 +224,30 @@ async def test_a_connection_cut_in_the_middle_of_a_chunk_fails_at_once_and_is_ma
         assert memory == chunk
         await a.close()
         await b.close()
+
+
+async def test_a_node_dials_few_peers_at_a_time_and_at_once_one_that_is_wanted(site):
+    dialled = []
+
+    async def say_nothing(_reader, writer):
+        dialled.append(writer)
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    try:
+        z, a = await site.node("z"), await site.node("a")
+        z.set_peers([site.peer("a")._replace(addresses=())])  # it waits to be dialled
+        address = f"127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+        a.set_peers([*(site.peer(f"m{n}", address) for n in range(DIALS_AT_ONCE + 4)), site.peer("z")])
+        await until(lambda: len(dialled) >= DIALS_AT_ONCE)
+        assert not link_to(a, "z").connected, "it is behind all others"
+        assert (await a.request("z", b"hello", timeout_s=2)).message == b"a said hello"
+        assert len(dialled) == DIALS_AT_ONCE, "the rest wait until one of these has been given up"
+        await until(lambda: len(dialled) > DIALS_AT_ONCE)  # after handshake_s
+    finally:
+        silent.close()
+        for writer in dialled:
+            writer.close()
+        await silent.wait_closed()
 
 
 async def test_a_peer_that_falls_silent_is_noticed(site, proxy):
