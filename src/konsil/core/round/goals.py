@@ -298,7 +298,7 @@ def _model_is_on_its_way(state: NodeRound, study: Study) -> bool:
     """Whether the model that training is to start from is being fetched: over a slow line that takes long."""
     fetch = Fetch(len(study.history), study.accepted)
     failures = state.retries[fetch].failures if fetch in state.retries else 0
-    return fetch in state.doing and study.accepted not in state.held and failures < FAILED_OFTEN
+    return study.accepted not in state.held and failures < FAILED_OFTEN
 
 
 def _tick(state: NodeRound, study: Study, now_s: float) -> Iterable[Effect]:
