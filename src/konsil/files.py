@@ -66,6 +66,8 @@ def write_whole(
 def make_private_folder(path: Path) -> None:
     """Make a folder, and those above it that lack, for their owner alone; one that is there stays as it is.
 
+    On disk before anything relies on it: what is fsynced in a folder is lost with the folder's own name.
+
     Raises:
         OSError: it cannot be made.
     """
@@ -74,6 +76,7 @@ def make_private_folder(path: Path) -> None:
         lacking.append(lacking[-1].parent)
     for folder in reversed(lacking[:-1]):
         folder.mkdir(mode=PRIVATE_FOLDER_MODE, exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def remove_unfinished(path: Path) -> None:

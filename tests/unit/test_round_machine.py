@@ -306,12 +306,22 @@ def test_the_merge_is_fetched_before_it_is_accepted_and_accepted_once(ledger):
     node = trains(ledger)
     ledger.commit().publish()
     candidate = ledger.open.digest
-    fetch = Fetch(1, candidate)
+    fetch = Fetch(1, candidate, attempt=1)
     assert node.sees() == (fetch,)
     accept = Submit(Accept("aml", 1, 1, candidate))
-    assert node.sees(Held(candidate)) == (Cancel(fetch), accept)
+    assert node.sees(Held(candidate)) == ()
+    assert node.sees(Done(fetch)) == (accept,)
     ledger.accept("b")
     assert node.sees(Done(accept)) == ()
+
+
+def test_a_merge_that_a_node_holds_already_is_completed_and_audited_all_the_same(ledger):
+    node = trains(ledger)
+    ledger.commit().publish()
+    fetch = Fetch(1, ledger.open.digest, attempt=1)
+    # As where a leader publishes the model that the round started from, which everybody holds.
+    assert node.sees(Held(ledger.open.digest)) == (fetch,)
+    assert node.sees(Failed(fetch)) == ()
 
 
 def test_an_accepted_merge_is_delivered_to_the_training_process_that_waits(ledger):
@@ -662,13 +672,17 @@ def test_a_fetch_that_is_no_longer_wanted_is_cancelled(ledger):
     ledger.accept("acd")
     ledger.now_s = ledger.open.deadline_s
     ledger.say("a", Tick("aml"))
-    assert fetch not in [effect.effect for effect in node.sees() if isinstance(effect, Cancel)]
+    whole = Fetch(1, ledger.study.accepted)
+    starts = node.sees()
+    assert starts[0] == Cancel(fetch)  # the parts went with the open round
+    assert whole in starts
+    assert whole not in [effect.effect for effect in node.sees() if isinstance(effect, Cancel)]
     ledger.commit("acd")
     ledger.now_s = ledger.open.deadline_s
     ledger.say("a", Tick("aml"))
     ledger.publish().accept("acd")
     starts = node.sees()
-    assert starts[0] == Cancel(fetch)
+    assert starts[0] == Cancel(whole)
     assert Fetch(2, ledger.study.accepted) in starts
 
 
@@ -681,6 +695,6 @@ def test_a_restarted_node_wants_what_one_that_saw_everything_wants(ledger):
     (lead,) = [e for e in old.started if isinstance(e, Lead)]
     assert Node(ledger).sees() == (Fetch(0, digest("model 0")), lead)
     ledger.publish()
-    assert Fetch(1, ledger.open.digest) in Node(ledger).sees()
+    assert Fetch(1, ledger.open.digest, attempt=1) in Node(ledger).sees()
     ledger.accept()
     assert Node(ledger).sees() == (Fetch(1, ledger.study.accepted),)

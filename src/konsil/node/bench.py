@@ -98,8 +98,13 @@ class Bench:
             self._sealed.memory.close()
 
     def serves(self, roster: Roster, digest: str) -> bool:
-        """Whether this bench can go on for a roster whose merge has this digest, "" if not known yet."""
-        return self.roster == roster and (self._sealed is None or self._sealed.digest == digest)
+        """Whether this bench can go on for a roster whose merge has this digest, "" if not known yet.
+
+        Not where the round has collected again meanwhile: then the store has given its merge's memory back.
+        """
+        if self.roster != roster:
+            return False
+        return self._sealed is None or (self._sealed.digest == digest and self._sealed.memory.fd >= 0)
 
     def chunks_of(self, part: int) -> range:
         """The chunks of a part."""

@@ -33,6 +33,7 @@ from konsil.errors import (
     NodeError,
     StudyError,
 )
+from konsil.files import make_private_folder
 from konsil.identity.authority import Authority
 from konsil.identity.ledger_key import LedgerKey, verify
 from konsil.identity.source import SvidSource
@@ -136,7 +137,7 @@ class Node:
         stack.enter_context(only_one(config.directory))
         with writable(config.directory):
             for folder in (config.cards_dir, config.merges_dir, config.rules_dir):
-                folder.mkdir(mode=0o700, exist_ok=True)
+                make_private_folder(folder)
         journal = stack.enter_context(Journal(config.journal_file))
         if config.builtin_identity:
             authority = Authority.load(config.keys_dir)
@@ -345,9 +346,10 @@ async def serve(config: Config) -> None:
             listen=config.node.listen or "dials out only",
             height=node.ledger.state.height,
         )
-        notify("READY=1", f"MAINPID={os.getpid()}")
+        # In a thread: peers are answered, whether the service manager listens or not.
+        await asyncio.to_thread(notify, "READY=1", f"MAINPID={os.getpid()}")
         await node.run(stop)
-        notify("STOPPING=1")
+        await asyncio.to_thread(notify, "STOPPING=1")
         _log.info("stopping")
     _log.info("stopped", member=config.name)
 

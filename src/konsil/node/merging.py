@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
-from konsil.core.digest import Manifest
-from konsil.core.parameters import Schema
-from konsil.core.round import Lead, Probe, Recompute
+from konsil.core.digest import Manifest, chunk_count
+from konsil.core.parameters import Schema, check_finite
+from konsil.core.round import Fetch, Lead, Probe, Recompute
 from konsil.core.rules import OpenRound, Study, weights_of
 from konsil.errors import NodeError, SchemaMismatch, StudyError, UpdatesMissing
 from konsil.node.bench import Bench
 from konsil.node.gather import Roster, together
-from konsil.node.pull import Puller
-from konsil.node.site import Site
+from konsil.node.pull import Puller, in_thread
+from konsil.node.site import Site, require_room
 from konsil.node.store import Assembly, Model, Store
 
 GRACE_FRACTION = 0.2
@@ -38,20 +39,11 @@ T = TypeVar("T")
 class Merging:
     """Works on the open round of a study, as the ledger has it at each call."""
 
-    def __init__(
-        self,
-        name: str,
-        site: Site,
-        store: Store,
-        study: Callable[[], Study],
-        ledger_now_s: Callable[[], float] | None = None,
-    ) -> None:
-        """``name``: the study's; ``study``: the study as it stands on the ledger now; ``ledger_now_s``: the
-        ledger's time, the node's clock unless told otherwise.
-        """
+    def __init__(self, name: str, site: Site, store: Store, study: Callable[[], Study]) -> None:
+        """``name``: the study's; ``study``: the study as it stands on the ledger now."""
         self.me = site.me
         self.max_model_bytes = site.max_model_bytes
-        self._ledger_now_s = ledger_now_s or site.clock
+        self._ledger_s = site.ledger_s
         self.puller = Puller(site.me, site.peers, name)
         self.store = store
         self.rules = site.rules
@@ -81,7 +73,7 @@ class Merging:
 
     # --- the open round ------------------------------------------------------------------------
 
-    def _current(self, effect: Lead | Recompute | Probe) -> OpenRound:
+    def current(self, effect: Lead | Fetch | Recompute | Probe) -> OpenRound:
         """The open round, if it is still the attempt that an effect is about.
 
         Raises:
@@ -95,7 +87,7 @@ class Merging:
 
     async def lead(self, effect: Lead) -> tuple[str, str]:
         """Merge a part; its digest and that of the Gram matrix, "" where the rule does not mix."""
-        current = self._current(effect)
+        current = self.current(effect)
         bench = await self._bench_for(current)
         return await self._in_time(current, bench, bench.lead(effect.part))
 
@@ -130,7 +122,7 @@ class Merging:
         """Do a part of the merge; where somebody lets it hang, say who before the attempt is over."""
         task = asyncio.ensure_future(work)
         before = self.puller.peers.received()
-        left_s = max(0.0, (current.deadline_s - self._ledger_now_s()) * BLAMED_AFTER)
+        left_s = max(0.0, (current.deadline_s - self._ledger_s()) * BLAMED_AFTER)
         try:
             await asyncio.wait({task}, timeout=left_s if current.attempt >= BLAMED_FROM_ATTEMPT else None)
             hanging = () if task.done() else bench.gatherer.who_hangs(before)
@@ -144,14 +136,14 @@ class Merging:
 
     async def recompute(self, effect: Recompute) -> bool:
         """Whether a disputed chunk is wrong."""
-        current = self._current(effect)
+        current = self.current(effect)
         bench = await self._bench_for(current)
         published = await bench.published_leaf(current.parts[effect.part], effect.part, effect.chunk)
         return await bench.is_wrong(effect.chunk, published)
 
     async def probe(self, effect: Probe) -> None:
         """See that a member's update can be had and is finite."""
-        bench = await self._bench_for(self._current(effect))
+        bench = await self._bench_for(self.current(effect))
         await bench.gatherer.check(effect.member)
 
     async def _bench_for(self, current: OpenRound) -> Bench:
@@ -206,6 +198,8 @@ class Merging:
             async with together() as group:
                 for _ in range(min(FETCHES_AT_ONCE, len(manifest.leaves))):
                     group.create_task(self._fetch_chunks(digest, manifest, pending, assembly, holders))
+            if digest == self._study().initial:
+                await in_thread(partial(_require_finite, assembly))
             return assembly.seal(manifest.groups)
         finally:
             assembly.close()
@@ -257,6 +251,14 @@ class Merging:
                 safe="Nothing was loaded.",
                 do="Ask the study's proposer.",
             )
+        # Else its digest would stand for bytes that nobody has checked: those of the chunks without a leaf.
+        if len(manifest.leaves) != chunk_count(schema.data_bytes):
+            raise SchemaMismatch(
+                f"The model has {len(manifest.leaves)} chunks; its parameters have"
+                f" {chunk_count(schema.data_bytes)}.",
+                safe="Nothing was loaded.",
+                do="Ask the study's proposer: no Konsil writes such a manifest.",
+            )
         return schema
 
     def require_room(self, wanted: int) -> None:
@@ -265,10 +267,10 @@ class Merging:
         Args:
             wanted: size of the model and, where there is an outer optimiser, of its state, in bytes.
         """
-        if wanted > self.max_model_bytes:
-            raise NodeError(
-                f"The study's model has {wanted / 1e9:.1f} GB; this node takes models of "
-                f"{self.max_model_bytes / 1e9:.1f} GB.",
-                safe="Nothing was loaded.",
-                do="Raise max_model_gb under [node] in node.toml, if the machine has the memory.",
-            )
+        require_room(wanted, self.max_model_bytes)
+
+
+def _require_finite(assembly: Assembly) -> None:
+    """See that a study's first model holds no NaN: a merge is checked update by update, this nowhere else."""
+    with assembly.whole() as data:
+        check_finite(assembly.schema, data)

@@ -65,8 +65,12 @@ class Models:
         """A model from disk, every byte checked against its digest; None if it is not there or damaged."""
         if not digest:
             return None
+        reading = asyncio.ensure_future(asyncio.to_thread(self._read, study, digest))
         try:
-            return await asyncio.to_thread(self._read, study, digest)
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            reading.add_done_callback(_give_back)
+            raise
         except FileNotFoundError:
             return None
         except (OSError, KonsilError, ValueError, msgspec.DecodeError) as error:
@@ -158,6 +162,12 @@ class Models:
             return assembly.seal(manifest.groups)
         finally:
             assembly.close()
+
+
+def _give_back(reading: asyncio.Future[Model]) -> None:
+    """Close a model that nobody waited for to the end."""
+    if not reading.cancelled() and reading.exception() is None:
+        reading.result().close()
 
 
 def _written_ns(path: Path) -> int:

@@ -110,7 +110,7 @@ class Puller:
             (holder, relay, CHUNK_TIMEOUT_S)
             for holder in others
             if holder not in connected
-            for relay in sorted(connected - set(others))
+            for relay in sorted(connected)  # holders, too: one may reach another without having it yet
         ]
         far = [(holder, holder, away_s) for holder in others if holder not in connected]
         return near + relays + far

@@ -19,11 +19,12 @@ class Rest:
         self._store = store
         self._resting = resting
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def look(self) -> None:
         """Something has changed: put the model aside if nobody needs it in memory."""
         digest = self._resting()
-        if digest and self._task is None:
+        if digest and self._task is None and not self._closed:
             self._task = asyncio.create_task(self._put_aside(digest))
             self._task.add_done_callback(self._over)
 
@@ -41,7 +42,8 @@ class Rest:
         self._task = None
 
     async def close(self) -> None:
-        """Stop."""
+        """Stop; what ends meanwhile may still ask to look."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
@@ -70,7 +71,7 @@ class Shelf:
         study = self._study()
         if not is_over(study) or self._site.me not in study.participants or not study.history:
             return
-        final = final_round(study, self._site.clock())
+        final = final_round(study, self._site.ledger_s())
         if final.digest in {study.accepted, self._sought}:
             return
         self._sought = final.digest
@@ -104,7 +105,7 @@ class Shelf:
                 do="It comes with the proposer's training: wait until that has joined.",
             )
         # Lateness is by the ledger's time; where nothing has moved that on, this node's clock stands for it.
-        now_s = max(self._site.ledger.state.now_s, self._site.clock() - CLOCK_SLACK_S)
+        now_s = max(self._site.ledger.state.now_s, self._site.ledger_s() - CLOCK_SLACK_S)
         final = final_round(study, now_s)
         last = len(study.history)
         number = last if number < 0 else number
@@ -188,8 +189,13 @@ class Shelf:
         if key not in self._getting:
             task = asyncio.create_task(self._found(digest, from_peers=from_peers))
             self._getting[key] = task
-            task.add_done_callback(lambda _: self._getting.pop(key, None))
+            task.add_done_callback(partial(self._got, key))
         return self._getting[key]
+
+    def _got(self, key: tuple[str, bool], task: asyncio.Task[Model]) -> None:
+        self._getting.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # seen: whoever asked may have gone meanwhile
 
     async def _found(self, digest: str, *, from_peers: bool) -> Model:
         name = self._study().settings.name

@@ -152,11 +152,7 @@ class Assembly:
     def chunk(self, index: int) -> memoryview:
         """Where a chunk belongs; the caller releases the view."""
         if self._map is None:
-            raise NodeError(
-                "The round of this merge went on without it.",
-                safe="Nothing is lost.",
-                do="The accepted merge is fetched whole.",
-            )
+            raise _given_back()
         offset = len(self.schema.header)
         start, stop = chunk_range(index, self.schema.data_bytes)
         with memoryview(self._map) as whole:
@@ -179,12 +175,17 @@ class Assembly:
             return bytes(view)
 
     def seal(self, groups: Sequence[Sequence[bytes]]) -> Model:
-        """End writing: from here on the bytes are those behind these leaves, for ever."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
-        fd, self._fd = self._fd, -1
-        memory = seal_written(fd, self.size_bytes)
+        """End writing: from here on the bytes are those behind these leaves, for ever.
+
+        Raises:
+            NodeError: it was given back meanwhile.
+        """
+        if self._map is None:
+            raise _given_back()
+        self._map.close()
+        self._map = None
+        memory = seal_written(self._fd, self.size_bytes)
+        self._fd = -1
         manifest = Manifest(self.schema.header, tuple(tuple(group) for group in groups))
         self._model = Model(self.schema, manifest, memory)
         return self._model
@@ -201,6 +202,14 @@ class Assembly:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _given_back() -> NodeError:
+    return NodeError(
+        "The round of this merge went on without it.",
+        safe="Nothing is lost.",
+        do="The accepted merge is fetched whole.",
+    )
 
 
 @dataclass(frozen=True)

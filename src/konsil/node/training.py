@@ -183,6 +183,8 @@ class _Conversation:
         memory = open_sealed(fd) if fd is not None else None
         try:
             schema = await asyncio.to_thread(Schema.from_header, word.header)
+            # Memory that was never written costs its sender nothing, and whoever reads it all that it claims.
+            self.runner.merging.require_room(schema.data_bytes)
             study = self.runner.study
             if study.schema and schema.digest != study.schema:
                 await self._refuse_schema(schema)
@@ -228,7 +230,12 @@ class _Conversation:
         except StudyError:
             _close(fd)
             raise
-        model = await asyncio.to_thread(self._digested, open_sealed(fd))
+        memory = open_sealed(fd)
+        try:
+            model = await asyncio.to_thread(self._digested, memory)
+        except BaseException:  # a node that stops meanwhile has nobody to serve it to
+            memory.close()
+            raise
         study = self.runner.study
         mine = study.open.commits.get(self.me) if study.open is not None else None
         if study.open is not None and mine is not None and mine.digest != model.digest:
@@ -258,13 +265,9 @@ class _Conversation:
 
     def _digested(self, memory: SealedMemory) -> Model:
         trainee = self.trainee
-        try:
-            if trainee is None:
-                raise FrameError("An update came before the model.", do="Compare versions.")
-            return self.runner.take_update(memory, trainee.schema)
-        except KonsilError:
-            memory.close()
-            raise
+        if trainee is None:
+            raise FrameError("An update came before the model.", do="Compare versions.")
+        return self.runner.take_update(memory, trainee.schema)
 
     # --- delivering ----------------------------------------------------------------------------
 

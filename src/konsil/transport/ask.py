@@ -67,6 +67,15 @@ class Ask:
             self.future.set_result(Received(self.message, body, self.filled))
         return True
 
+    def let_go(self) -> None:
+        """Release the asker's memory. An error keeps the frames that it came through, and with them this;
+        nobody could seal that memory before the collector came by.
+        """
+        for view in (self.body, self.into):
+            if view is not None:
+                view.release()
+        self.body = self.into = None
+
 
 def fail(
     future: asyncio.Future[Received] | asyncio.Future[bytes] | asyncio.Future[None], error: KonsilError

@@ -185,6 +185,8 @@ class Connection:
                 raise
             finally:
                 self._asks.pop(number, None)
+                self._reader.forget(number)
+                ask.let_go()
                 self._close_if_done()
 
     def _give_up(self, number: int) -> None:

@@ -209,6 +209,9 @@ class MemoryTransport:
         except TimeoutError:
             address = self._peers.get(peer, PeerAddress(peer, "", ("",), b""))
             raise too_late(address, timeout_s, problem="", connected=connected) from None
+        finally:
+            if into is not None:
+                into.release()  # whoever keeps the error does not keep the memory
 
     def set_peers(self, peers: Iterable[PeerAddress]) -> None:
         """Take the directory as it is now; what is in flight to removed peers fails."""
@@ -293,11 +296,14 @@ class MemoryTransport:
         """Hand the answer over under the same limits as a frame's."""
         view = flat(reply.body)
         ask = Ask(asyncio.get_running_loop().create_future(), into, limit_bytes)
-        ask.announce(reply.message, len(view))
-        if view:
-            ask.segment(len(view))[:] = view
-        ask.settle()
-        return ask.future.result()
+        try:
+            ask.announce(reply.message, len(view))
+            if view:
+                ask.segment(len(view))[:] = view
+            ask.settle()
+            return ask.future.result()
+        finally:
+            ask.let_go()
 
 
 def _check(reply: Reply) -> None:

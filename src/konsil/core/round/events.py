@@ -20,10 +20,15 @@ class Submit(msgspec.Struct, frozen=True):
 
 
 class Fetch(msgspec.Struct, frozen=True):
-    """Get the merge (or the initial parameters) behind this digest; audit it if it is not accepted yet."""
+    """Get the merge (or the initial parameters) behind this digest.
+
+    ``attempt``: of the open round whose merge it is to be, which is completed from the roster's parts and
+    audited even where a model with its digest is here already; 0 for what was accepted.
+    """
 
     round: int
     digest: str
+    attempt: int = 0
 
 
 class Lead(msgspec.Struct, frozen=True):

@@ -109,6 +109,8 @@ def _done(state: NodeRound, event: Done, _now_s: float) -> NodeRound:
             state = replace(
                 state, delivered=digest, trains_from=start, greeted=True, waiting=False, progress=0.0
             )
+        case Fetch(round=number, attempt=attempt, digest=digest) if attempt:
+            state = replace(state, completed=(number, attempt, digest))
         case Probe() as probe:
             state = replace(state, probed=state.probed | {probe})
         case Submit(call=Score() as score):

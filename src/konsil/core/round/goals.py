@@ -56,8 +56,10 @@ def _accept_the_merge(state: NodeRound, study: Study, _now_s: float) -> Iterator
     current = study.open
     if current is None or not current.digest or state.me not in current.roster:
         return
-    if current.digest not in state.held:
-        yield Fetch(current.number, current.digest)
+    # Not by its digest alone: a leader may publish a model that everybody holds, such as the base.
+    completed = state.completed == (current.number, current.attempt, current.digest)
+    if not completed or current.digest not in state.held:
+        yield Fetch(current.number, current.digest, current.attempt)
     elif state.me not in current.accepts:
         yield Submit(Accept(state.study, current.number, current.attempt, current.digest))
 

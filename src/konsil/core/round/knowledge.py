@@ -31,13 +31,13 @@ class NodeRound(msgspec.Struct, frozen=True):
     """What a node knows of its own part in a study; the rest stands on the ledger.
 
     ``greeted``: the training process got its first model since it joined. ``delivered``: digest of the
-    model that the training process has. ``waiting``: the training process
-    waits for a model. ``held``: digests of the models that this node has, the
-    base and the merge that is not accepted yet. ``unreachable``: of which round, and
-    whose update could not be had there. ``probed``: members whose update is well though another reported
-    it. ``outer``: the outer state after the accepted merge, in a study with an outer optimiser;
-    ``trains_from``: the one that the model of the training process is of, "" if that is not known.
-    ``doing``: effects under way, in the order in which they began.
+    model that the training process has. ``waiting``: the training process waits for a model. ``held``:
+    digests of the models that this node has, the base and the merge that is not accepted yet.
+    ``completed``: round, attempt and digest of the last merge that was completed and audited here.
+    ``unreachable``: of which round, and whose update could not be had there. ``probed``: members whose
+    update is well though another reported it. ``outer``: the outer state after the accepted merge, in a
+    study with an outer optimiser; ``trains_from``: the one that the model of the training process is of,
+    "" if that is not known. ``doing``: effects under way, in the order in which they began.
     """
 
     me: str
@@ -49,6 +49,7 @@ class NodeRound(msgspec.Struct, frozen=True):
     leaving: bool = False
     offered: Offered | None = None
     held: frozenset[str] = frozenset()
+    completed: tuple[int, int, str] = (0, 0, "")
     outer: Advanced | None = None
     trains_from: str = ""
     update: UpdateReady | None = None

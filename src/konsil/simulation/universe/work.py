@@ -203,12 +203,12 @@ class Works:
 
     def _fetch(self, effect: Fetch) -> Work:
         node = self.node
-        if effect.digest not in node.models:
-            current = node.view.open
-            if current is not None and current.digest == effect.digest and node.name in current.roster:
-                yield from self._complete(effect, self._bench(current))
-            else:
-                yield from self._from_anybody(effect.digest)
+        current = node.view.open
+        asked = (effect.round, effect.attempt, effect.digest)
+        if current is not None and asked == (current.number, current.attempt, current.digest):
+            yield from self._complete(effect, self._bench(current))
+        elif effect.digest not in node.models:
+            yield from self._from_anybody(effect.digest)
         node.post(Held(effect.digest))
 
     def _from_anybody(self, digest: str) -> Work:

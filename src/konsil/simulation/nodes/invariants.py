@@ -1,0 +1,192 @@
+"""What must hold in every universe, whatever happens there: looked at whenever anything is said or done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from konsil.core.digest import Manifest, chunk_count, chunk_range
+from konsil.core.merge import merge_whole, rule
+from konsil.core.rules import Accept, Alive, Call, Commit, Initialise, Publish, RoundRecord, State, Study
+from konsil.simulation.nodes.disk import Disk
+from konsil.simulation.nodes.plan import STUDY
+from konsil.simulation.nodes.script import SCHEMA, digest_of, initial
+
+MOST_ALIVE, ALIVE_WITHIN_S = 8, 3
+"""Of a member's signs of life so many in so many seconds are a flood: half of the silence, 2.5 s, is between
+two that are needed."""
+
+
+class Invariants:
+    """Watches a world.
+
+    Args:
+        disks: every member's.
+        liars: members of whom nothing is expected.
+        broken: told what does not hold.
+    """
+
+    def __init__(
+        self, disks: Mapping[str, Disk], liars: frozenset[str], broken: Callable[[str], None]
+    ) -> None:
+        """Nothing has happened yet."""
+        self._disks = disks
+        self._liars = liars
+        self._broken = broken
+        self._updates: dict[str, bytes] = {}
+        self._merges: dict[str, bytes] = {digest_of(initial()): initial()}
+        self._handed: dict[int, bytes] = {}
+        self._said: dict[tuple[object, ...], str] = {}
+        self._accepted: RoundRecord | None = None
+        self._rounds = 0
+        self._alive: dict[str, deque[int]] = {}
+
+    # --- what members say ------------------------------------------------------------------------
+
+    def says(self, name: str, call: Call, state: State) -> None:
+        """A member's node is about to say something to the ledger: it must have kept its promises by now."""
+        if name in self._liars:
+            return
+        study = state.studies.get(STUDY)
+        match call:
+            case Commit():
+                attempt = study.open.attempt if study is not None and study.open is not None else 0
+                self._once(("update", name, call.round, call.base, attempt), call.digest)
+                self._is_kept(name, call.base, f"commits to round {call.round}")
+                self._is_promised(name, call)
+                if call.start:
+                    self._is_on_disk(name, f"{STUDY}.outer", call.start, f"commits to round {call.round}")
+            case Publish():
+                self._once(("part", name, call.round, call.attempt, call.part), call.digest)
+                self._is_promised(name, call)
+            case Accept():
+                self._is_kept(name, call.digest, f"accepts the merge of round {call.round}")
+            case Initialise():
+                self._is_kept(name, call.digest, "names the initial parameters")
+
+    def _once(self, what: tuple[object, ...], digest: str) -> None:
+        before = self._said.setdefault(what, digest)
+        if before != digest:
+            self._broken(f"{what[1]} says {digest[:8]} after {before[:8]}: its {what[0]} of round {what[2]}")
+
+    def _is_promised(self, name: str, call: Commit | Publish) -> None:
+        if not self._disks[name].has("journal.db", call.digest.encode()):
+            self._broken(
+                f"{name} says {type(call).__name__} {call.digest[:8]} before the promise is on its disk"
+            )
+
+    def _is_kept(self, name: str, digest: str, when: str) -> None:
+        self._is_on_disk(name, STUDY, digest, when)
+
+    def _is_on_disk(self, name: str, folder: str, digest: str, when: str) -> None:
+        disk, place = self._disks[name], f"merges/{folder}/{digest}"
+        data, manifest = disk.surely(f"{place}.safetensors"), disk.surely(f"{place}.manifest")
+        if data is None or manifest is None:
+            self._broken(f"{name} {when}, but {digest[:8]} would not survive a power cut there")
+            return
+        known = self._merges.get(digest)
+        if Manifest.decode(manifest).digest != digest or (
+            known is not None and data != SCHEMA.header + known
+        ):
+            self._broken(f"{name} {when}, but what is on its disk is not {digest[:8]}")
+
+    def serves(self, name: str, peer: str, digest: str, state: State) -> None:
+        """A member's node gives a peer what is behind a digest."""
+        study = state.studies.get(STUDY)
+        if study is None or peer not in study.participants:
+            self._broken(f"{name} gives {digest[:8]} to {peer}, which takes no part")
+            return
+        current = study.open
+        known = {study.accepted, *(record.digest for record in study.history)}
+        if current is None or current.phase != "collecting" or digest in known:
+            return
+        if any(commit.digest == digest and other != peer for other, commit in current.commits.items()):
+            self._broken(f"{name} gives {peer} an update of round {current.number}, which still collects")
+
+    # --- what the ledger takes -------------------------------------------------------------------
+
+    def took(self, caller: str, call: Call, before: State, after: State) -> None:
+        """The contract took a call."""
+        if isinstance(call, Alive) and caller not in self._liars:
+            times_s = self._alive.setdefault(caller, deque(maxlen=MOST_ALIVE))
+            times_s.append(after.now_s)
+            if len(times_s) == MOST_ALIVE and times_s[-1] - times_s[0] <= ALIVE_WITHIN_S:
+                self._broken(f"{caller} floods the ledger with signs of life")
+        study = after.studies.get(STUDY)
+        if study is None:
+            return
+        for name, participant in study.participants.items():
+            if participant.struck and name not in self._liars:
+                self._broken(f"{name}, which is honest, was struck")
+        if len(study.history) > self._rounds:
+            self._rounds = len(study.history)
+            self._accepted = study.history[-1]
+            members = set(before.studies[STUDY].participants)
+            self._check(study, study.history[-1], members)
+
+    def _check(self, study: Study, record: RoundRecord, members: set[str]) -> None:
+        named = set(record.roster) | set(record.absent)
+        if named != members or set(record.roster) & set(record.absent):
+            self._broken(f"round {record.number} names {sorted(named)} instead of {sorted(members)}")
+        expected = self._recomputed(study, record)
+        if expected is None:
+            return
+        digest, data = expected
+        self._merges[digest] = data
+        if digest != record.digest:
+            self._broken(
+                f"round {record.number} was accepted with {record.digest[:8]}, its commits give {digest[:8]}"
+            )
+            return
+        for name in record.accepts:
+            if name not in self._liars:
+                self._is_kept(name, digest, f"has accepted round {record.number}")
+
+    def _recomputed(self, study: Study, record: RoundRecord) -> tuple[str, bytes] | None:
+        """The merge's digest and data, from the roster's updates alone."""
+        updates = []
+        for name, commit in record.roster.items():
+            data = self._updates.get(commit.digest) or self._merges.get(commit.digest)
+            if data is None:
+                self._broken(f"round {record.number} merges {commit.digest[:8]} of {name}, which nobody made")
+                return None
+            updates.append(_cut(data))
+        out = memoryview(bytearray(SCHEMA.data_bytes))
+        whole = merge_whole(
+            rule(study.settings.rule, study.settings.rule_options),
+            SCHEMA,
+            updates,
+            [record.weights[name] for name in record.roster],
+            len(record.parts),
+            out,
+            base=_cut(self._merges[record.base]),
+        )
+        return Manifest(SCHEMA.header, whole.groups).digest, bytes(out)
+
+    # --- what training processes make and are handed ---------------------------------------------
+
+    def made(self, digest: str, data: bytes) -> None:
+        """A training process has made an update."""
+        self._updates[digest] = data
+
+    def handed(self, name: str, number: int, digest: str, data: bytes, *, outer: bool) -> None:
+        """A training process was handed the model of a round."""
+        first = self._handed.setdefault(number, data)
+        if data != first:
+            self._broken(f"{name} was handed another model of round {number} than others")
+        if outer:  # a finished member commits the model that training goes on from
+            self._updates[digest_of(data)] = data
+        elif self._merges.get(digest) != data:
+            self._broken(f"{name} was handed a model of round {number} that is not {digest[:8]}")
+
+    # --- crashes ---------------------------------------------------------------------------------
+
+    def survives(self, name: str) -> None:
+        """A member's disk after a crash: what it accepted last must be there."""
+        record = self._accepted
+        if record is not None and name in record.accepts and name not in self._liars:
+            self._is_kept(name, record.digest, f"comes back after accepting round {record.number}")
+
+
+def _cut(data: bytes) -> list[bytes]:
+    return [data[slice(*chunk_range(index, len(data)))] for index in range(chunk_count(len(data)))]

@@ -1,0 +1,136 @@
+"""Real nodes in worlds of one seed each: whatever happens there, what was promised holds.
+
+More universes than the usual few: ``KONSIL_UNIVERSES=2000``. One that broke: ``run_universe(seed).text`` says
+what happened in it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from msgspec.structs import replace as changed
+
+from konsil.simulation.nodes import draw, run_universe
+from konsil.simulation.nodes.plan import NAMES, Crash, DiskFull, Liar, Partition
+
+UNIVERSES = int(os.environ.get("KONSIL_UNIVERSES", "60"))
+GROUP = 5
+
+
+def require_whole(outcome):
+    assert not outcome.broken, f"universe {outcome.seed}: {outcome.broken[0]}\n{outcome.text}"
+    return outcome
+
+
+@pytest.mark.parametrize("first", range(0, UNIVERSES, GROUP))
+def test_in_every_universe_what_was_promised_holds(first):
+    for seed in range(first, min(first + GROUP, UNIVERSES)):
+        assert require_whole(run_universe(seed)).rounds >= 1
+
+
+@pytest.mark.parametrize("engine", [False, True])
+def test_without_faults_everybody_has_every_round(engine):
+    plan = replace(draw(4), faults=(), engine=engine, lost_calls=0.0, repeated=0.0, slow={})
+    outcome = require_whole(run_universe(4, plan))
+    assert outcome.rounds == plan.settings.rounds
+    last = f"has the model of round {outcome.rounds}"
+    assert sum(last in line for line in outcome.trace) == len(plan.members)
+
+
+def test_without_power_everywhere_at_once_the_study_goes_on_from_the_disks():
+    calm = replace(draw(4), slow={}, dial_only=())
+    for engine in (False, True):
+        for at_s in (1.0, 2.5, 4.0, 6.0):
+            crash = Crash(at_s, calm.members, "power", at_s + 1)
+            outcome = require_whole(run_universe(4, replace(calm, engine=engine, faults=(crash,))))
+            assert outcome.rounds == calm.settings.rounds
+
+
+SCRIPT = """
+from konsil.simulation.nodes import run_universe
+for seed in range(12):
+    print(run_universe(seed).text)
+"""
+
+
+def test_the_same_seed_gives_the_same_trace_whatever_hashes_are_like():
+    def traces(hash_seed):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", SCRIPT]
+        return subprocess.run(command, env=environment, capture_output=True, check=True, timeout=60).stdout
+
+    first = traces("1")
+    assert first == traces("20")
+    assert first != b""
+    here = "".join(run_universe(seed).text + "\n" for seed in range(12))
+    assert here.encode() == first
+
+
+def test_other_seeds_are_other_universes():
+    assert len({run_universe(seed).text for seed in range(10)}) == 10
+
+
+def test_plans_hold_all_that_can_go_wrong():
+    faults = [fault for seed in range(400) for fault in draw(seed).faults]
+    assert {type(fault).__name__ for fault in faults} == {
+        "Crash", "Cut", "DiskFull", "Late", "LedgerHalt", "Liar", "Partition", "Script", "Skew",
+    }  # fmt: skip
+    assert {fault.lie for fault in faults if isinstance(fault, Liar)} >= {"wrong part", "curious"}
+    assert {fault.loss for fault in faults if isinstance(fault, Crash)} == {"killed", "power"}
+    assert {fault.silent for fault in faults if isinstance(fault, Partition)} == {True, False}
+    assert {fault.broken for fault in faults if isinstance(fault, DiskFull)} == {True, False}
+
+
+def calm(names, **settings):
+    """Nothing goes wrong: where a test lets something go wrong on purpose."""
+    plan = draw(4)
+    return replace(
+        plan,
+        members=names,
+        settings=changed(plan.settings, min_members=3, quorum=2, rule="mean", outer=None, **settings),
+        trains_s=dict.fromkeys(names, 0.5),
+        dial_only=(),
+        slow={},
+        lost_calls=0.0,
+        faults=(),
+    )
+
+
+@pytest.mark.parametrize("engine", [False, True])
+def test_a_member_that_publishes_a_wrong_part_is_struck_and_the_round_merges_again(engine):
+    plan = replace(calm(NAMES[:4]), engine=engine, faults=(Liar("cid", "wrong part"),))
+    outcome = require_whole(run_universe(4, plan))
+    assert any("disputes chunk" in line for line in outcome.trace)
+    assert any("finds chunk" in line and "wrong" in line for line in outcome.trace)
+    assert any("round 1 is accepted" in line and "cid" not in line for line in outcome.trace)
+
+
+@pytest.mark.parametrize("name", NAMES[1:4])
+def test_a_leader_that_publishes_what_everybody_holds_is_struck(name):
+    plan = replace(calm(NAMES[:4], parts="leader", rounds=4), faults=(Liar(name, "stale part"),))
+    outcome = require_whole(run_universe(4, plan))
+    led = any(f"{name} publishes part 0" in line for line in outcome.trace)
+    assert led == any("disputes chunk" in line for line in outcome.trace)
+
+
+def test_a_dispute_is_decided_though_two_members_meet_only_through_the_third():
+    plan = replace(
+        calm(NAMES[:3], parts="shared"), dial_only=("bea", "cid"), faults=(Liar("cid", "wrong part"),)
+    )
+    outcome = require_whole(run_universe(4, plan))
+    assert any("bea finds chunk" in line for line in outcome.trace)
+
+
+def test_the_proposer_finds_the_initial_parameters_on_its_own_disk_after_a_power_cut():
+    plan = replace(calm(NAMES[:3]), ledger_delay_s=0.3)
+    (named,) = [line for line in run_universe(4, plan).trace if "names the initial parameters" in line]
+    at_s = (
+        float(named.split()[0]) + 0.001
+    )  # before the proposer's own node has heard that the ledger took them
+    for back_s in (1.0, 1.1, 1.2, 1.3, 1.4):  # before its training process comes with them once more
+        crash = Crash(at_s, plan.members, "power", at_s + back_s)
+        require_whole(run_universe(4, replace(plan, faults=(crash,))))

@@ -1,0 +1,219 @@
+"""Planted bugs that worlds of real nodes find: each one breaks an invariant within some universes.
+
+They are in the nodes' own code, which no simulation of the core alone runs. ``KONSIL_UNIVERSES`` sets in how many
+universes a bug must show; without it ``WITHIN``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WITHIN = int(os.environ.get("KONSIL_UNIVERSES", "150"))
+PLANT = Path(__file__).with_name("plant.py")
+
+MUTANTS = {
+    "a file's new name is not put on disk": (
+        "konsil.files",
+        "    _sync_folder(path.parent)\n    return True\n",
+        "    return True\n",
+    ),
+    "a file's bytes are not put on disk": ("konsil.files", "            os.fsync(target.fileno())\n", ""),
+    "a new folder's name is not put on disk": (
+        "konsil.files",
+        "        _sync_folder(folder.parent)\n",
+        "",
+    ),
+    "the promise is written after the ledger heard it": (
+        "konsil.node.study",
+        """        if promise is not None:
+            await asyncio.to_thread(self.site.journal.promise, promise)
+        sent_s = self.site.clock()
+        await self.site.ledger.submit(call)
+""",
+        """        sent_s = self.site.clock()
+        await self.site.ledger.submit(call)
+        if promise is not None:
+            await asyncio.to_thread(self.site.journal.promise, promise)
+""",
+    ),
+    "promises are written without waiting for the disk": (
+        "konsil.node.journal",
+        "PRAGMA synchronous=FULL",
+        "PRAGMA synchronous=OFF",
+    ),
+    "the ledger's journal waits for the disk now and then only": (
+        "konsil.ledger.local.journal",
+        "PRAGMA synchronous=FULL",
+        "PRAGMA synchronous=NORMAL",
+    ),
+    "the operator tells entries before they are written": (
+        "konsil.ledger.local.operator",
+        """                try:
+                    await self._replica.in_worker(partial(self._replica.journal.append, entries))
+""",
+        """                self._replica.publish(entries, batch[-1].state)
+                try:
+                    await self._replica.in_worker(partial(self._replica.journal.append, entries))
+""",
+    ),
+    "a chunk that came is not checked": (
+        "konsil.node.pull",
+        "                await in_thread(partial(check_leaf, into, leaf, index=index))\n",
+        "",
+    ),
+    "a manifest that came is not checked": (
+        "konsil.node.pull",
+        """                manifest.require(digest)
+""",
+        """""",
+    ),
+    "everybody may read everything": (
+        "konsil.node.study",
+        "        return digest in readable(self.study, peer)\n",
+        "        return True\n",
+    ),
+    "nobody may read anything": (
+        "konsil.node.study",
+        "        return digest in readable(self.study, peer)\n",
+        "        return False\n",
+    ),
+    "saved models are dropped though they are needed": (
+        "konsil.node.models",
+        "            if manifest.stem in needed:\n                continue\n",
+        "",
+    ),
+    "a merge is accepted before it is on disk": (
+        "konsil.core.round.promises",
+        """        case Initialise(digest=digest) | Accept(digest=digest):
+""",
+        """        case Initialise(digest=digest):
+""",
+    ),
+    "an update is committed before its outer state is on disk": (
+        "konsil.node.study",
+        """            await self.outer.make_durable(call.start)
+""",
+        """            pass
+""",
+    ),
+    "who cannot be reached is not reported": (
+        "konsil.node.study",
+        """            self.post(machine.failed(effect, missing))
+""",
+        """            self.post(Failed(effect))
+""",
+    ),
+    "audits find nothing": (
+        "konsil.node.bench",
+        "            if await self.is_wrong(index, model.manifest.leaves[index]):\n",
+        "            if False:\n",
+    ),
+    "a merge whose round went on is taken all the same": (
+        "konsil.node.merging",
+        "        if bench.closed:",
+        "        if False:",
+    ),
+    "a stopped study puts its model aside": (
+        "konsil.node.rest",
+        " and not self._closed:",
+        ":",
+    ),
+    "memory that was given back is sealed": (
+        "konsil.node.store",
+        """        if self._map is None:
+            raise _given_back()
+        self._map.close()
+""",
+        """        if self._map is not None:
+            self._map.close()
+""",
+    ),
+    "an update is forgotten once it is committed": (
+        "konsil.core.round.keeping",
+        """    if state.update is not None and study.phase not in {"finished", "failed"}:
+        hold.add(state.update.digest)
+""",
+        """""",
+    ),
+    "a node that starts does not look at its disk": (
+        "konsil.node.study",
+        "        model = await self.site.models.load(self.name, self.study.accepted)\n",
+        "        model = None\n",
+    ),
+    "a merge is taken by its digest alone": (
+        "konsil.core.round.goals",
+        "    completed = state.completed == (current.number, current.attempt, current.digest)\n",
+        "    completed = True\n",
+    ),
+    "nobody relays who is a holder": (
+        "konsil.node.pull",
+        "            for relay in sorted(connected)  # holders",
+        "            for relay in sorted(connected - set(others))  # holders",
+    ),
+    "what is on the own disk is asked of peers only": (
+        "konsil.node.study",
+        "            model = await self.site.models.load(self.name, effect.digest)\n",
+        "            model = None\n",
+    ),
+    "a bench goes on with memory that was given back": (
+        "konsil.node.bench",
+        "(self._sealed.digest == digest and self._sealed.memory.fd >= 0)",
+        "(self._sealed.digest == digest)",
+    ),
+    "an update stays in memory when the node stops": (
+        "konsil.node.training",
+        """        except BaseException:  # a node that stops meanwhile has nobody to serve it to
+            memory.close()
+            raise
+""",
+        """        except KonsilError:
+            memory.close()
+            raise
+""",
+    ),
+    "a model that nobody waited for stays in memory": (
+        "konsil.node.models",
+        "            reading.add_done_callback(_give_back)\n",
+        "",
+    ),
+}
+
+FIRST: dict[str, int] = {}
+
+
+def plant(module, old, new, first, count):
+    command = [sys.executable, str(PLANT), json.dumps([module, old, new, first, count])]
+    return subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+
+
+@pytest.mark.parametrize("bug", MUTANTS)
+def test_a_planted_bug_is_found(bug):
+    ran = plant(*MUTANTS[bug], FIRST.get(bug, 0), WITHIN)
+    assert ran.returncode == 0, ran.stderr
+    after, what = json.loads(ran.stdout)
+    assert after > 0, f"{WITHIN} universes went well although {bug}"
+    assert what
+
+
+def test_a_bug_whose_place_is_gone_is_not_taken_for_one_that_was_found():
+    ran = plant("konsil.node.study", "no such text", "", 0, 1)
+    assert ran.returncode != 0
+    assert "0 times, not once" in ran.stderr
+
+
+def test_a_bug_that_is_planted_twice_is_refused():
+    ran = plant("konsil.node.study", "self", "", 0, 1)
+    assert ran.returncode != 0
+    assert "times, not once" in ran.stderr
+
+
+def test_a_bug_in_what_no_world_runs_is_refused():
+    ran = plant("konsil.session.swarm", "class Swarm", "class Swarm", 0, 1)
+    assert ran.returncode != 0
+    assert "is not imported by a world" in ran.stderr
