@@ -49,7 +49,8 @@ ALL = (
     (
         "a merge is accepted unread",
         "core.round.goals",
-        "    if current.digest not in state.held:\n        yield Fetch(current.number, current.digest)\n    elif",
+        "    if not completed or current.digest not in state.held:\n"
+        "        yield Fetch(current.number, current.digest, current.attempt)\n    elif",
         "    if",
     ),
     (
