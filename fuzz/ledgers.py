@@ -16,10 +16,10 @@ from target import Target, must, refusal
 
 from konsil.core.card_check import compare_card
 from konsil.core.model_card import ModelCard, card_of, decode_card, encode_card
+from konsil.core.round import Promise
 from konsil.core.rules import (
     MAX_CALL_BYTES,
     Call,
-    Commit,
     Genesis,
     asked_for,
     decode_entry,
@@ -281,12 +281,12 @@ def open_promises(data: bytes) -> bool:
     path = world.scratch() / "journal.db"
     _remove(path)
     path.write_bytes(data)
-    commit = Commit("aml", 2, world.digest("base"), world.digest("mine"), 10)
+    promise = Promise("aml", 2, "commit", world.digest("mine"))
     try:
         with Promises(path) as journal:
-            journal.promise(commit)
+            journal.promise(promise)
             try:
-                journal.promise(replace(commit, digest=world.digest("another")))
+                journal.promise(replace(promise, digest=world.digest("another")))
             except NodeError as error:
                 refusal(error)
             else:
@@ -302,7 +302,7 @@ def promise_seeds() -> tuple[bytes, ...]:
     """Of one promise."""
     path = world.scratch() / "promise.db"
     with Promises(path) as journal:
-        journal.promise(Commit("aml", 1, world.digest("base"), world.digest("mine"), 10))
+        journal.promise(Promise("aml", 1, "commit", world.digest("mine")))
     made = _small(path)
     with contextlib.closing(sqlite3.connect(path)) as database:  # of another make
         database.execute("CREATE TABLE promises (study, round, kind, digest)")

@@ -49,8 +49,7 @@ ALL = (
     (
         "a merge is accepted unread",
         "core.round.goals",
-        "    if not completed or current.digest not in state.held:\n"
-        "        yield Fetch(current.number, current.digest, current.attempt)\n    elif",
+        "    if not completed or current.digest not in state.held:\n        yield Fetch(current.number, current.digest, current.attempt)\n    elif",
         "    if",
     ),
     (

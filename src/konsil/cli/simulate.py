@@ -22,17 +22,33 @@ from konsil.simulation.universe import (
 )
 from konsil.simulation.universe.batch import run_many
 from konsil.simulation.universe.minimise import minimise
+from konsil.simulation.universe.plan import MOST_HOURS
 from konsil.simulation.universe.sentences import sentences
+
+HOURS = click.FloatRange(0, MOST_HOURS, min_open=True)
 
 
 @click.command(cls=WithExample)
 @click.option("--seed", default=0, show_default=True, help="The universe, or the first of many.")
-@click.option("--universes", default=1, show_default=True, help="How many, from that seed on.")
-@click.option("--hours", default=0.0, help="One long universe of so many hours.")
+@click.option(
+    "--universes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many, from that seed on.",
+)
+@click.option("--hours", type=HOURS, help="One universe of so many hours, with a fault every few minutes.")
 @click.option("--nodes", is_flag=True, help="Run the whole code of real nodes in it: slower, and deeper.")
-@click.option("--processes", default=0, help="How many at once; as many as there are cores unless told.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=0),
+    default=0,
+    help="How many at once; as many as there are cores unless told.",
+)
 @click.option("--trace", is_flag=True, help="Tell the universe's story, event by event.")
-@click.option("--minimise", "small", is_flag=True, help="Look for the smallest that breaks the same law.")
+@click.option(
+    "--minimise", "small", is_flag=True, help="Look for the smallest universe that breaks the same law."
+)
 @click.option("--plan", "as_plan", is_flag=True, help="Print the universe's plan as JSON, and do not run it.")
 @click.option(
     "--from",
@@ -45,7 +61,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     *,
     seed: int,
     universes: int,
-    hours: float,
+    hours: float | None,
     nodes: bool,
     processes: int,
     trace: bool,
@@ -57,20 +73,34 @@ def simulate(  # noqa: PLR0913 - one argument an option
     """Run seeded universes: the real contract, rounds and merges among crashes, cuts and liars.
 
     A universe is a small swarm, a network, disks, a ledger and what goes wrong with them, all drawn from one
-    number: the same seed tells the same story, to the byte. What must hold in all of them is checked after
-    every event. Exit status 1 means that something did not.
+    number: the same seed tells the same story, to the byte. What must hold in all of them is looked at after
+    every event that could break it. Exit status 1: a law was broken, or the plan was refused.
     """
+    alone = bool(hours or small or as_plan or file)
+    if nodes and (alone or as_json):
+        raise click.UsageError(
+            "--nodes draws its universes itself: --from, --hours, --plan, --minimise, --json are not for it."
+        )
+    if universes > 1 and (alone or (trace and not nodes)):
+        raise click.UsageError(
+            "--trace, --plan, --minimise, --from and --hours are for one universe, not for many."
+        )
+    if file is not None and hours:
+        raise click.UsageError("--from has a plan already: --hours does not go with it.")
     if nodes:
         sys.exit(_real_nodes(seed, universes, trace=trace))
     if universes > 1:
         sys.exit(_many(seed, universes, processes, as_json=as_json))
     try:
-        plan = draw_long(seed, hours) if hours > 0 else draw_plan(seed)
-        plan = plan if file is None else decode_plan(file.read_text())
+        plan = draw_long(seed, hours) if hours else draw_plan(seed)
+        plan = plan if file is None else decode_plan(file.read_bytes())
     except KonsilError as error:
         fail(error, as_json=as_json)
     if small:
-        plan = minimise(plan)
+        smaller = minimise(plan)
+        if smaller == plan and not as_plan and not as_json:
+            click.echo("Nothing can be taken away from it, or no law is broken in it.")
+        plan = smaller
     if as_plan:
         click.echo(encode_plan(plan))
         return
@@ -90,10 +120,11 @@ def _one(plan: Plan, *, trace: bool, as_json: bool) -> int:
 
 
 def _ending(outcome: Outcome) -> str:
-    said = f"{outcome.rounds} accepted, {outcome.calls} calls, {outcome.seconds:.1f} s of its time"
+    rounds = f"{outcome.rounds} round{'s' * (outcome.rounds != 1)} accepted"
+    said = f"{rounds}, {outcome.calls} calls, {outcome.seconds:.1f} s in the universe"
     if outcome.law:
-        return f"BROKEN: {outcome.law}: {outcome.what} ({said})"
-    return f"All held: {said}."
+        return f"Broken law '{outcome.law}': {outcome.what} ({said})"
+    return f"All laws held: {said}."
 
 
 def _many(first: int, count: int, processes: int, *, as_json: bool) -> int:
@@ -127,11 +158,11 @@ def _real_nodes(first: int, count: int, *, trace: bool) -> int:
     for seed in range(first, first + count):
         outcome = run_nodes(seed)
         if trace:
-            click.echo(outcome.text)
-        what = f"BROKEN: {outcome.broken[0]}" if outcome.broken else "All held"
+            click.echo(outcome.text, nl=False)
+        what = f"Broken: {outcome.broken[0]}" if outcome.broken else "All laws held"
         if trace or count == 1 or outcome.broken:
             click.echo(
-                f"universe {seed}: {what} ({outcome.rounds} accepted, {outcome.took_s:.1f} s of its time)"
+                f"universe {seed}: {what} ({outcome.rounds} accepted, {outcome.took_s:.1f} s in the universe)"
             )
         broken += bool(outcome.broken)
     if count > 1:

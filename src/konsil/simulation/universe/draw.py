@@ -125,7 +125,7 @@ class _Drawing:
         self.hidden: set[str] = set()
 
     def with_faults(self) -> Plan:
-        """The plan with faults: mostly one to three, sometimes none."""
+        """The plan with faults: mostly one to four, sometimes none."""
         if self.chance.random() < 0.9:  # noqa: PLR2004 - nine of ten universes have faults
             self._draw()
             while self.chance.random() < _MORE_FAULTS:
@@ -240,7 +240,7 @@ class _Drawing:
         member, lie = self.chance.choice(self.plan.names), self.chance.choice(LIES)
         if not self._may_be_lost(member):
             return None
-        if lie == "names another matrix":
+        if lie == "names another Gram matrix":
             self.plan = replace(self.plan, rule="geometric_median")
         if self.chance.random() < _FEW_BESIDE_A_LIAR:
             away, loses = self.chance.sample([name for name in self.plan.names if name != member], 2)

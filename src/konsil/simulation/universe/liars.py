@@ -56,7 +56,7 @@ class LyingWorks(Works):
         """Another part than its merge gave."""
         if self.lie == "merges a part wrongly" and part.chunks:
             return part_of((spoiled(part.chunks[0]), *part.chunks[1:])), gram
-        if self.lie == "names another matrix" and gram:
+        if self.lie == "names another Gram matrix" and gram:
             return part, gram[::-1]
         return part, gram
 
@@ -185,7 +185,7 @@ class LyingNode(Node):
                 yield from self._disputes(current)
             case "accepts what it does not hold" if current.digest:
                 yield Accept(*at, current.digest)
-            case "cries wolf":
+            case "says that it is alive for ever":
                 yield Alive(STUDY, current.number, 0.5)
             case "ticks and flaps":
                 yield Tick(STUDY)

@@ -7,15 +7,22 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from konsil.core.round import (
+    Advance,
     Cancel,
+    Deliver,
     Done,
     Effect,
     Event,
     Failed,
+    Fetch,
     Held,
+    Lead,
     LedgerTime,
     Looked,
     NodeRound,
+    Probe,
+    Recompute,
+    Submit,
     failed,
     stage,
     step,
@@ -141,7 +148,9 @@ class Node:
             self._end(errand, Done(errand.effect))
         except KonsilError as raised:
             problem = raised
-            self.world.story(lambda: f"{self.name} fails at {_name(errand.effect)}: {problem.what}")
+            self.world.story(
+                lambda: f"{self.name} does not succeed in {_DOING[type(errand.effect)]}: {problem.what}"
+            )
             self._end(errand, failed(errand.effect, problem))
         else:
             errand.running = False
@@ -272,7 +281,7 @@ class Node:
         hanging = {name for name, count in errand.open.items() if count} & others
         hanging = hanging if hanging < others else set()
         problem = UpdatesMissing(hanging, f"{', '.join(sorted(hanging)) or 'Somebody'} lets a part hang.")
-        self.world.story(lambda: f"{self.name} gives {_name(errand.effect)} up: {problem.what}")
+        self.world.story(lambda: f"{self.name} gives up {_DOING[type(errand.effect)]}: {problem.what}")
         errand.abandon()
         self._end(errand, failed(errand.effect, problem))
 
@@ -296,5 +305,12 @@ class Node:
         return answer
 
 
-def _name(effect: Effect) -> str:
-    return type(effect).__name__
+_DOING = {
+    Submit: "its call",
+    Fetch: "getting the merge",
+    Lead: "merging its part",
+    Recompute: "recomputing a chunk",
+    Probe: "looking for itself",
+    Advance: "its outer step",
+    Deliver: "handing the model over",
+}

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from konsil.core.merge import rule_names
 from konsil.core.rules import Contribution
 from konsil.errors import ConfigError
 
@@ -25,11 +26,15 @@ Lie = Literal[
     "finds the opposite",
     "accepts what it does not hold",
     "commits what is no number",
-    "cries wolf",
+    "says that it is alive for ever",
     "ticks and flaps",
-    "names another matrix",
+    "names another Gram matrix",
 ]
 """What a liar does, again and again; in everything else it is honest."""
+
+MOST_MEMBERS, MOST_HOURS, MOST_TIMES = 10, 1_000, 1_000
+LONG_S = 86_400.0
+"""More than any of these shows nothing new, and takes long."""
 
 LIES: tuple[Lie, ...] = get_args(Lie)
 
@@ -206,17 +211,57 @@ def encode_plan(plan: Plan) -> str:
     return msgspec.json.encode(plan).decode()
 
 
-def decode_plan(text: str) -> Plan:
-    """The reverse of ``encode_plan``.
+def decode_plan(data: bytes) -> Plan:
+    """The reverse of ``encode_plan``, from a file that somebody may have edited.
 
     Raises:
-        ConfigError: it is no plan.
+        ConfigError: it is no plan, or one of a universe that cannot be.
     """
     try:
-        return msgspec.json.decode(text, type=Plan)
-    except msgspec.DecodeError as error:
+        plan = msgspec.json.decode(data, type=Plan)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"This is no plan of a universe: {error}.",
             safe="Nothing was run.",
             do="`konsil simulate --seed N --plan` prints one.",
         ) from error
+    check_plan(plan)
+    return plan
+
+
+def check_plan(plan: Plan) -> None:
+    """See that a universe can be as a plan says.
+
+    Raises:
+        ConfigError: says what cannot be.
+    """
+    for field, least, most in (("members", 1, MOST_MEMBERS), ("chunks", 1, 64), ("rounds", 1, 1_000_000)):
+        _can_be(least <= getattr(plan, field) <= most, f"`{field}` must be from {least} to {most}")
+    _can_be(1 <= plan.quorum <= plan.members, "`quorum` must be from 1 to the number of members")
+    _can_be(plan.rule in rule_names(), f"`rule` must be one of {', '.join(rule_names())}")
+    _can_be(0 <= plan.hours <= MOST_HOURS, f"`hours` must be from 0 to {MOST_HOURS}")
+    weather = plan.weather
+    _can_be(0 <= weather.loss <= 1 and 0 <= weather.again <= 1, "`loss` and `again` must be from 0 to 1")
+    _can_be(0 <= weather.delay_s <= LONG_S and 0 <= weather.lag_s <= LONG_S, "a delay is from 0 s to a day")
+    for fault in plan.faults:
+        _check_fault(fault, plan)
+
+
+def _check_fault(fault: AnyFault, plan: Plan) -> None:
+    values = {field: getattr(fault, field) for field in fault.__struct_fields__}
+    named = {values[field] for field in ("member", "source", "target") if field in values}
+    strangers = sorted((named | set(values.get("members", ()))) - set(plan.names))
+    there = ", ".join(plan.names)
+    _can_be(not strangers, f"a fault names {', '.join(map(repr, strangers))}, and the members are {there}")
+    _can_be(len(named) > 1 or not isinstance(fault, Cut), "a cut is between two members")
+    at_s = values.get("at_s", 0.0)
+    _can_be(0 <= at_s < float("inf"), "a fault begins at 0 s or later")
+    end_s = values.get("until_s", values.get("back_s") or at_s)
+    _can_be(at_s <= end_s < float("inf"), f"a fault ends at {end_s:g} s, before it begins at {at_s:g} s")
+    _can_be(0 < values.get("times", 1.0) <= MOST_TIMES, f"who is slow takes up to {MOST_TIMES} times as long")
+    _can_be(abs(values.get("ahead_s", 0.0)) <= LONG_S, "a clock is wrong by a day at most")
+
+
+def _can_be(held: bool, what: str) -> None:
+    if not held:
+        raise ConfigError(f"A universe of this plan cannot be: {what}.", safe="Nothing was run.")

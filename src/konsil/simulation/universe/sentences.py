@@ -25,7 +25,7 @@ from konsil.simulation.universe.plan import (
 def sentences(plan: Plan) -> Iterator[str]:
     """What a universe holds, then what goes wrong in it."""
     beginning = "in round 1, with everybody there" if plan.running else "with a study that all agreed to"
-    rounds = f"{plan.rounds} round{'s' * (plan.rounds > 1)}"
+    rounds = f"{plan.hours:g} hours" if plan.hours else f"{plan.rounds} round{'s' * (plan.rounds > 1)}"
     yield (
         f"Universe {plan.seed}: {', '.join(plan.names)} learn for {rounds} with a quorum of {plan.quorum}; "
         f"it begins {beginning}."
@@ -33,9 +33,11 @@ def sentences(plan: Plan) -> Iterator[str]:
     one = "one member leads each merge" if plan.parts == "leader" else "all lead parts"
     yield f"The model has {plan.chunks} chunk{'s' * (plan.chunks > 1)}; rule {plan.rule}; {one}."
     weather = plan.weather
+    lost = f", {weather.loss:.0%} are lost" if weather.loss else ""
+    twice = f", {weather.again:.0%} come twice" if weather.again else ""
     yield (
-        f"Messages take up to {weather.delay_s:g} s, {weather.loss:.0%} are lost, {weather.again:.0%} come "
-        f"twice; news of the ledger takes up to {weather.lag_s:g} s."
+        f"Messages take up to {weather.delay_s:g} s{lost}{twice}; news of the ledger takes up to "
+        f"{weather.lag_s:g} s."
     )
     for fault in plan.faults:
         yield f"  {_sentence(fault)}"
@@ -50,7 +52,8 @@ def _sentence(fault: AnyFault) -> str:  # noqa: PLR0911, C901 - one line a fault
         case TrainingDies(member=member, at_s=at_s, back_s=back_s):
             return f"{member}'s training process dies at {at_s:.1f} s{_back(back_s)}."
         case Finishes(member=member, rounds=rounds, contribution=contribution):
-            return f"{member}'s training has enough after {rounds}, and stays {contribution}."
+            done = f"{rounds} round{'s' * (rounds > 1)}"
+            return f"{member}'s training has finished after {done}; it stays {contribution}."
         case Late(member=member, at_s=at_s):
             return f"{member}'s training comes at {at_s:.1f} s only."
         case Slow(member=member, times=times):
@@ -69,6 +72,35 @@ def _sentence(fault: AnyFault) -> str:  # noqa: PLR0911, C901 - one line a fault
             return f"The ledger halts for {', '.join(members) or 'all'}, {_span(at_s, until_s)}."
         case Liar(member=member, lie=lie):
             return f"{member} is a liar that {lie}."
+
+
+Passing = Partition | Cut | DiskFull | LedgerHalt
+
+
+def begins(fault: Passing) -> str:
+    """That a fault which passes has begun."""
+    match fault:
+        case Partition(members=members):
+            return f"{', '.join(members)}: now cut off from the others and the ledger"
+        case Cut(source=source, target=target):
+            return f"nothing gets from {source} to {target} any more"
+        case DiskFull(member=member):
+            return f"{member}'s disk is full"
+        case LedgerHalt(members=members):
+            return f"the ledger halts for {', '.join(members) or 'all'}"
+
+
+def ends(fault: Passing) -> str:
+    """That it has passed."""
+    match fault:
+        case Partition(members=members):
+            return f"{', '.join(members)}: together with the others again"
+        case Cut(source=source, target=target):
+            return f"messages get from {source} to {target} again"
+        case DiskFull(member=member):
+            return f"{member}'s disk has room again"
+        case LedgerHalt(members=members):
+            return f"the ledger goes on for {', '.join(members) or 'all'}"
 
 
 def _back(back_s: float) -> str:

@@ -15,14 +15,18 @@ from konsil.simulation.universe.network import Network
 from konsil.simulation.universe.node import Node
 from konsil.simulation.universe.plan import (
     Crash,
+    Cut,
     DiskFull,
     Finishes,
     Late,
+    LedgerHalt,
+    Partition,
     Plan,
     Skew,
     Slow,
     TrainingDies,
 )
+from konsil.simulation.universe.sentences import begins, ends
 from konsil.simulation.universe.training import Training
 from konsil.simulation.universe.watch import Violation, Watch
 
@@ -99,6 +103,9 @@ class World:
                     self.agenda.at(at_s, self._training_dies, self.nodes[member])
                     if back_s:
                         self.agenda.at(back_s, self._trains, self.nodes[member])
+                case Partition() | Cut() | DiskFull() | LedgerHalt():
+                    self.agenda.at(fault.at_s, self.story, lambda fault=fault: begins(fault))
+                    self.agenda.at(fault.until_s, self.story, lambda fault=fault: ends(fault))
                 case _:
                     pass
 
@@ -198,7 +205,7 @@ def run_universe(plan: Plan, tell: Callable[[str], None] | None = None) -> Outco
     except Violation as raised:
         violation = raised
         law, what = violation.law, violation.what
-        world.story(lambda: f"VIOLATED {violation}")
+        world.story(lambda: f"Broken law '{violation.law}': {violation.what}")
     rounds = len(world.ledger.study.history)
     return Outcome(
         plan, law, what, rounds, world.watch.calls, round(world.agenda.now_s, 3), round(world.longest_s, 3)
