@@ -288,4 +288,12 @@ def _script(lots: random.Random, members: tuple[str, ...]) -> Fault:
 
 def _liar(lots: random.Random, members: tuple[str, ...]) -> Fault:
     lies: tuple[Lie, ...] = Lie.__args__  # type: ignore[attr-defined]
-    return Liar(lots.choice(members[1:]), lots.choice(lies))
+    # Wrong bytes are what most of a node's checks are for.
+    wrong: tuple[Lie, ...] = (
+        "wrong part",
+        "wrong chunks",
+        "wrong chunks",
+        "wrong manifests",
+        "wrong manifests",
+    )
+    return Liar(lots.choice(members[1:]), lots.choice(lies + wrong))
