@@ -7,6 +7,7 @@ element of every tensor each round and the whole model at the end; a timing coun
 
     benchmarks/round.py [MB ...]          default: 1 10 100 400
     benchmarks/round.py --outer adam      the same with an optimiser over rounds; the values are then its own
+    benchmarks/round.py --device cuda     the model is a PyTorch module there: four processes on one device
 
 Nodes and training scripts are processes of their own, with mutual TLS, ledger, journal and audit on.
 - seconds a round: first member's call of round k+1 less that of round k; median without round 1
@@ -28,6 +29,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from konsil.core.outer import advance, first, layout_of
 from konsil.core.parameters import Schema, Tensor
@@ -68,16 +70,26 @@ def expected_values(method: str) -> list[float]:
     return values
 
 
-def train(socket: str, number: int, megabytes: float, method: str) -> None:
+def made(elements: int, device: str) -> tuple[Any, dict[str, Any]]:
+    """A model of zeros, and its tensors by name, each of which can be added to in place."""
+    if not device:
+        import numpy as np  # noqa: PLC0415 - the parent needs none of this
+
+        arrays = {f"t{i}": np.zeros(elements, np.float32) for i in range(TENSORS)}
+        return arrays, arrays
+    import torch  # noqa: PLC0415 - as above
+
+    module = torch.nn.ParameterDict({f"t{i}": torch.zeros(elements, device=device) for i in range(TENSORS)})
+    return module, {name: parameter.detach() for name, parameter in module.items()}
+
+
+def train(socket: str, number: int, megabytes: float, method: str, device: str) -> None:
     """One member's training script."""
-    import numpy as np  # noqa: PLC0415 - the parent needs none of this
+    import konsil  # noqa: PLC0415 - the parent needs none of this
 
-    import konsil  # noqa: PLC0415
-
-    elements = int(megabytes * 1_000_000 / 4 / TENSORS)
-    model = {f"t{i}": np.zeros(elements, np.float32) for i in range(TENSORS)}
+    joined, model = made(int(megabytes * 1_000_000 / 4 / TENSORS), device)
     values = expected_values(method)
-    with konsil.join("bench", model, node=socket) as swarm:
+    with konsil.join("bench", joined, node=socket) as swarm:
         for call in range(1, ROUNDS + 2):
             at_s = time.time()
             expected = values[call - 1]
@@ -147,7 +159,7 @@ def measure(megabytes: float, options: argparse.Namespace) -> dict[str, object]:
             trainers = [
                 subprocess.Popen(
                     [sys.executable, __file__, "--train", str(swarm.directory(name) / "session.sock"),
-                     str(number), str(megabytes), options.outer],
+                     str(number), str(megabytes), options.outer, options.device],
                     stdout=subprocess.PIPE,
                     text=True,
                 )
@@ -191,6 +203,7 @@ def main() -> None:
     parser.add_argument("--parts", choices=("shared", "leader"), default="shared")
     parser.add_argument("--audit", type=float, default=0.05, help="fraction of others' chunks recomputed")
     parser.add_argument("--outer", choices=("adam", "yogi"), default="", help="an optimiser over rounds")
+    parser.add_argument("--device", default="", help="a PyTorch module there, for example cuda")
     parser.add_argument("--logs", action="store_true", help="print the end of the nodes' logs")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -213,6 +226,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--train"]:
-        train(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5])
+        train(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5], sys.argv[6])
     else:
         main()

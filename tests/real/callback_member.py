@@ -1,6 +1,7 @@
 """A hospital's training script for tests of the callbacks: two studies, one after the other.
 
 callback_member.py FRAMEWORK SOCKET PLACE
+With KONSIL_TEST_DEVICE=cuda the frameworks take the accelerator, else the CPU.
 One JSON object a study on standard output: what its model holds, how long it trained, what it measured.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import tempfile
 import warnings
@@ -21,6 +23,7 @@ warnings.simplefilter("ignore")  # of the frameworks, which give advice as warni
 STUDIES = ("epochs", "steps")
 EPOCHS = 1000
 FRAMEWORK, SOCKET, PLACE = sys.argv[1], sys.argv[2], int(sys.argv[3])
+CUDA = os.environ.get("KONSIL_TEST_DEVICE") == "cuda"
 TRAIN, HELD_OUT = (22, 30, 18)[PLACE], 5 + PLACE
 
 rng = np.random.default_rng(PLACE)
@@ -94,7 +97,7 @@ def fit_lightning(study, seed):
     seen = []
     with callback:
         pl.Trainer(
-            accelerator="cpu",
+            accelerator="gpu" if CUDA else "cpu",
             max_epochs=EPOCHS,
             logger=False,
             enable_checkpointing=False,
@@ -141,7 +144,7 @@ def fit_huggingface(study, seed):
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
-                use_cpu=True,
+                use_cpu=not CUDA,
             ),
             train_dataset=rows(x, y),
             eval_dataset=rows(held_x, held_y),
@@ -158,7 +161,7 @@ fit = {"keras": fit_keras, "lightning": fit_lightning, "huggingface": fit_huggin
 for number, name in enumerate(STUDIES):
     fitted, measured, last = fit(name, PLACE + 100 * number)
     held = learner_for(fitted).parameters()
-    digest = hashlib.sha256(b"".join(held[key].tobytes() for key in sorted(held))).hexdigest()
+    digest = hashlib.sha256(b"".join(np.asarray(held[key]).tobytes() for key in sorted(held))).hexdigest()
     word = {"study": name, "digest": digest, "losses": measured, "round": last, "arrays": len(held)}
     sys.stdout.write(json.dumps(word) + "\n")
     sys.stdout.flush()

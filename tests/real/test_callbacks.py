@@ -70,18 +70,31 @@ def run_members(site, swarm, framework, environment):
     }
 
 
+CUDA = {
+    "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0"),
+    "KONSIL_TEST_DEVICE": "cuda",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # else the first of three JAX processes takes all memory
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(
     ("framework", "backend"),
     [("keras", "torch"), ("keras", "jax"), ("lightning", ""), ("huggingface", "")],
 )
-def test_three_hospitals_train_two_studies_from_inside_of_a_framework(site, framework, backend):
+def test_three_hospitals_train_two_studies_from_inside_of_a_framework(site, framework, backend, device):
     require({"huggingface": "transformers"}.get(framework, framework), backend or "torch")
+    if device == "cuda":
+        torch = pytest.importorskip("torch", reason="NOT CHECKED: torch is not installed")
+        if not torch.cuda.is_available():
+            pytest.skip("NOT CHECKED: no CUDA device")
     swarm = site.swarm(*MEMBERS)
     swarm.start()
     common = {"min_members": 3, "rounds": 3, "silence_s": 60, "merge_s": 30}
     swarm.propose(StudySettings(name="epochs", every_epochs=1, **common))
     swarm.propose(StudySettings(name="steps", every_steps=4, **common))
-    said = run_members(site, swarm, framework, {"KERAS_BACKEND": backend} if backend else {})
+    environment = {"KERAS_BACKEND": backend} if backend else {}
+    said = run_members(site, swarm, framework, environment | (CUDA if device == "cuda" else {}))
     studies = swarm.control("bonn").state().studies
 
     for name, study in studies.items():

@@ -10,6 +10,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from konsil.core.rules import StudySettings
@@ -18,6 +19,8 @@ if find_spec("torch") is None:
     if os.environ.get("CI", "").lower() == "true":
         raise ImportError("torch is missing in CI")
     pytest.skip("NOT CHECKED: torch is not installed", allow_module_level=True)
+
+import torch
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
 
@@ -122,17 +125,71 @@ def test_what_is_wrong_at_one_hospital_gets_a_clear_error_and_stops_no_other(sit
     assert traces[0][:rounds] == traces[1][:rounds]
 
 
+def require(device):
+    """Skip where there is no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("NOT CHECKED: no CUDA device")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_merges_of_four_hospitals_are_a_recomputation_on_the_cpu_bit_for_bit(site, hospitals, device, dtype):
+    if device == "cpu" and dtype != "float32":
+        pytest.skip("the CPU's half precision is tried elsewhere")
+    require(device)
+    members = ("aachen", "berlin", "bonn", "koeln")
+    swarm = begun(site, members, rounds=5, quorum=4, min_members=4, every_steps=2)
+    kept = site.root / "kept"
+    kept.mkdir()
+    options = ("--device", device, "--dtype", dtype, "--keep", str(kept))
+    examples = dict(zip(members, (1, 2, 4, 9), strict=True))
+    started = [hospitals.start(swarm, name, 1, *options, examples=(n,)) for name, n in examples.items()]
+    said = hospitals.ends([each for one in started for each in one])
+    assert all("ended" in {word["event"] for word in words} for words in said)
+    assert len({str(merges(words)) for words in said}) == 1
+    assert len(merges(said[0])) == 5
+    weights = [2 * examples[name] for name in members]
+    for number in range(1, 6):
+        before = [dict(np.load(kept / f"{name}-{number}.before.npz")) for name in members]
+        after = [dict(np.load(kept / f"{name}-{number}.after.npz")) for name in members]
+        assert before[0]["0.weight"].tolist() != before[1]["0.weight"].tolist(), "each trained by itself"
+        for key in before[0]:
+            total = sum(w * as_doubles(each[key], dtype) for w, each in zip(weights, before, strict=True))
+            expected = rounded(total / sum(weights), dtype)
+            for each in after:
+                assert each[key].tobytes() == expected.tobytes(), (number, key)
+
+
+def as_doubles(values, dtype):
+    if dtype == "bfloat16":
+        return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return values.astype(np.float64)
+
+
+def rounded(values, dtype):
+    """To the nearest value of a dtype, of two the even one; bfloat16 as its bits."""
+    if dtype != "bfloat16":
+        return values.astype(dtype)
+    bits = values.view(np.uint64)
+    # From double in one step: 8 of 53 bits stay, as none of these values is too small for that.
+    whole = (bits + (1 << 44) - 1 + ((bits >> 45) & 1)) >> 45 << 45
+    return (whole.view(np.float64).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
 @pytest.mark.parametrize(
-    ("dtype", "settings"),
+    ("device", "dtype", "settings"),
     [
-        ("float32", {"prox": 0.1, "scaffold": True, "weighting": "equal", "local": ("1.running_*",)}),
-        ("bfloat16", {}),
+        ("cpu", "float32", {"prox": 0.1, "scaffold": True, "weighting": "equal", "local": ("1.running_*",)}),
+        ("cpu", "bfloat16", {}),
+        ("cuda", "float32", {"prox": 0.1, "scaffold": True, "weighting": "equal", "local": ("1.running_*",)}),
     ],
 )
-def test_two_processes_of_a_hospital_are_one_member_with_one_model(site, hospitals, dtype, settings):
+def test_two_processes_of_a_hospital_are_one_member_with_one_model(site, hospitals, device, dtype, settings):
+    require(device)
     swarm = begun(site, **settings)
-    both = hospitals.start(swarm, "berlin", 2, "--dtype", dtype, examples=(5, 7))
-    other = hospitals.start(swarm, "bonn", 1, "--dtype", dtype, examples=(4,))
+    options = ("--dtype", dtype, "--device", device)
+    both = hospitals.start(swarm, "berlin", 2, *options, examples=(5, 7))
+    other = hospitals.start(swarm, "bonn", 1, *options, examples=(4,))
     first, second, alone = hospitals.ends([*both, *other])
     assert [words[0]["kind"] for words in (first, second, alone)] == ["Leading", "Following", "Swarm"]
     assert first[0]["member"] == second[0]["member"] == "berlin"

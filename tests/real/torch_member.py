@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -35,7 +36,18 @@ def say(event: str, **facts: Any) -> None:
 def trace(module: nn.Module) -> str:
     """What travels of a module, as a digest. The first layer's BatchNorm stays local in these tests."""
     values = [value for name, value in sorted(module.state_dict().items()) if "running" not in name]
-    return hashlib.sha256(b"".join(each.reshape(-1).view(torch.uint8).numpy() for each in values)).hexdigest()
+    return hashlib.sha256(
+        b"".join(each.cpu().reshape(-1).view(torch.uint8).numpy() for each in values)
+    ).hexdigest()
+
+
+def held(module: nn.Module) -> dict[str, np.ndarray]:
+    """What travels of a module, by name; bfloat16 as its bits."""
+    values = {name: each.cpu() for name, each in module.state_dict().items() if each.is_floating_point()}
+    return {
+        name: (each.view(torch.int16) if each.dtype == torch.bfloat16 else each).numpy().copy()
+        for name, each in values.items()
+    }
 
 
 def main() -> None:
@@ -54,6 +66,8 @@ def main() -> None:
     parser.add_argument("--frozen", type=int, default=-1, help="freeze a first layer made from this seed")
     parser.add_argument("--wider", type=int, default=-1, help="rank whose model has another shape")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--keep", default="", help="folder for what the model held before and after merges")
     parser.add_argument("--away", type=float, default=0.0, help="how long the node may be away")
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--impatient", action="store_true", help="words may take 3 s only")
@@ -72,8 +86,8 @@ def main() -> None:
         for _ in range(options.times):
             train(options)
             gc.collect()
-            held = [len(list(Path("/proc/self", of).iterdir())) for of in ("fd", "task")]
-            say("held", descriptors=held[0], threads=held[1])
+            kept = [len(list(Path("/proc/self", of).iterdir())) for of in ("fd", "task")]
+            say("held", descriptors=kept[0], threads=kept[1])
     except Exception as error:  # noqa: BLE001 - whatever it is, the test wants to know
         kind = error.kind if isinstance(error, konsil.KonsilError) else type(error).__name__
         say("failed", kind=kind, what=str(error))
@@ -89,7 +103,7 @@ def train(options: argparse.Namespace) -> None:
         torch.manual_seed(options.frozen)
         model[0].reset_parameters()
         model[0].requires_grad_(False)
-    model.to(getattr(torch, options.dtype))
+    model.to(options.device, getattr(torch, options.dtype))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
     failing_rank, _, failing_step = options.fail.partition(":")
     with konsil.join(
@@ -102,7 +116,7 @@ def train(options: argparse.Namespace) -> None:
         while not swarm.finished:
             steps += 1
             time.sleep(options.pause)
-            x = torch.randn(8, 3, dtype=getattr(torch, options.dtype))
+            x = torch.randn(8, 3, dtype=getattr(torch, options.dtype)).to(options.device)
             loss = (wrapped(x) - x.sum(dim=1, keepdim=True) - options.examples).float().square().mean()
             optimiser.zero_grad()
             loss.backward()
@@ -112,9 +126,13 @@ def train(options: argparse.Namespace) -> None:
             if options.nan == steps:
                 with torch.no_grad():
                     model[2].bias.fill_(torch.nan)
-            before = trace(model)
+            before, values = trace(model), held(model) if options.keep else {}
             if swarm.step(examples=options.examples):
                 last = swarm.last
+                if options.keep:
+                    place = Path(options.keep, f"{swarm.member}-{last.round}")
+                    np.savez(place.with_suffix(".before.npz"), **values)
+                    np.savez(place.with_suffix(".after.npz"), **held(model))
                 say(
                     "merged",
                     round=last.round,

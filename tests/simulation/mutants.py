@@ -17,7 +17,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 
-MOST = 4000
+MOST = 8000
 """Universes in which a mutant must be found."""
 
 

@@ -199,12 +199,6 @@ ALL = (
         "    if attempt <= QUICK_ATTEMPTS:\n        return 0\n",
         "    if attempt:\n        return 0\n",
     ),
-    (
-        "who comes while a round merges is not waited for when it collects again",
-        "core.rules.rounds",
-        "replace(p, from_round=min(p.from_round, number)) if contributes(p) else p",
-        "p",
-    ),
     # --- the node --------------------------------------------------------------------------------
     (
         "a node believes its own clock",

@@ -1,6 +1,6 @@
 """Real nodes in worlds of one seed each: whatever happens there, what was promised holds.
 
-More universes than the usual few: ``KONSIL_UNIVERSES=2000``. One that broke: ``run_universe(seed).text`` says
+More universes than the usual few: ``KONSIL_NODE_UNIVERSES=2000``. One that broke: ``run_universe(seed).text`` says
 what happened in it.
 """
 
@@ -17,7 +17,7 @@ from msgspec.structs import replace as changed
 from konsil.simulation.nodes import draw, run_universe
 from konsil.simulation.nodes.plan import NAMES, Crash, DiskFull, Liar, Partition
 
-UNIVERSES = int(os.environ.get("KONSIL_UNIVERSES", "60"))
+UNIVERSES = int(os.environ.get("KONSIL_NODE_UNIVERSES", "60"))
 GROUP = 5
 
 

@@ -1,6 +1,6 @@
 """Planted bugs that worlds of real nodes find: each one breaks an invariant within some universes.
 
-They are in the nodes' own code, which no simulation of the core alone runs. ``KONSIL_UNIVERSES`` sets in how many
+They are in the nodes' own code, which no simulation of the core alone runs. ``KONSIL_NODE_UNIVERSES`` sets in how many
 universes a bug must show; without it ``WITHIN``.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-WITHIN = int(os.environ.get("KONSIL_UNIVERSES", "60"))
+WITHIN = int(os.environ.get("KONSIL_NODE_UNIVERSES", "60"))
 PLANT = Path(__file__).with_name("plant.py")
 
 MUTANTS = {

@@ -112,6 +112,9 @@ def test_a_study_file_becomes_settings(tmp_path):
         ('name = "aml"\n[plateau]\nmetrics = "auc"\n', "Did you mean 'plateau.metric'?"),
         ('name = "aml"\nweighting = "size"\n', "'weighting'"),
         ('name = "aml"\nrounds = "many"\n', "'rounds'"),
+        pytest.param("rounds = " + "[" * 50_000, "is not TOML", id="boxes in boxes"),
+        pytest.param("rounds = " + "9" * 5_000, "is not TOML", id="a number without an end"),
+        pytest.param("#" * 130 * 1024, "bytes", id="another file by mistake"),
     ],
 )
 def test_a_study_file_with_a_mistake_is_refused_by_its_key(tmp_path, text, says):

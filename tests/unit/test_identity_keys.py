@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import base64
 import stat
 import time
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -94,6 +96,12 @@ def test_an_authority_that_has_ended_issues_nothing(tmp_path):
         authority.issue(now_s=time.time() + 11 * 366 * 86400)
 
 
+def test_an_authority_whose_clock_was_set_back_issues_nothing(tmp_path):
+    authority = Authority.create(tmp_path, "lyon.example")
+    with pytest.raises(IdentityError, match=r"valid only from .* clock is behind"):
+        authority.issue(ttl_s=60, now_s=time.time() - 86400)
+
+
 def test_an_existing_key_is_never_replaced(tmp_path):
     made = Authority.create(tmp_path, "lyon.example")
     key = LedgerKey.create(tmp_path / "ledger.pem")
@@ -159,6 +167,19 @@ def test_another_members_certificate_beside_the_key_is_refused(tmp_path):
     path.write_bytes(path.read_bytes().split(b"-----BEGIN CERTIFICATE")[0] + other.bundle)
     with pytest.raises(IdentityError, match="not that of its certificate"):
         Authority.load(tmp_path / "lyon")
+
+
+def test_a_certificate_whose_key_is_none_is_refused(tmp_path):
+    Authority.create(tmp_path, "lyon.example")
+    path = tmp_path / AUTHORITY_FILE
+    begin, data = b"-----BEGIN CERTIFICATE-----", path.read_bytes()
+    der = bytearray(x509.load_pem_x509_certificate(data).public_bytes(serialization.Encoding.DER))
+    at = der.index(bytes.fromhex("034200")) + 3  # where its public key's point begins
+    der[at + 1 : at + 65] = bytes(64)
+    text = base64.encodebytes(der)
+    path.write_bytes(data[: data.index(begin)] + begin + b"\n" + text + b"-----END CERTIFICATE-----\n")
+    with pytest.raises(IdentityError, match="its key is not that of its certificate"):
+        Authority.load(tmp_path)
 
 
 def test_an_oversized_key_file_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import time
 
@@ -11,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from konsil.errors import IdentityError
 from konsil.identity.authority import Authority
-from konsil.identity.svid import der_from_pem, load_certificate, make_svid, split_der
+from konsil.identity.svid import MAX_PEM_BYTES, der_from_pem, load_certificate, make_svid, split_der
 from konsil.identity.verify import bundle_digest, canonical_bundle, verify_chain
 
 ID = "spiffe://lyon.example/node"
@@ -296,3 +297,27 @@ def test_an_svid_with_the_key_of_another_is_refused(tmp_path):
 
 def test_pem_and_der_say_the_same(lyon):
     assert der_from_pem(b"text around\n" + lyon.pem + b"more\n") == (lyon.der,)
+
+
+def test_a_pem_text_of_beginnings_without_an_end_costs_no_more_than_its_length():
+    began_s = time.process_time()
+    with pytest.raises(IdentityError, match="it holds 37449 certificates"):
+        der_from_pem(b"-----BEGIN CERTIFICATE-----\n" * (MAX_PEM_BYTES // 28))
+    assert time.process_time() - began_s < 1  # looked through again from each beginning: two minutes
+
+
+def test_a_certificate_that_breaks_off_beside_a_whole_one_is_refused(lyon):
+    whole = lyon.pem
+    for broken in (whole[:-10] + whole, whole + whole[:-10], whole.replace(b"END", b"---", 1) + whole):
+        with pytest.raises(IdentityError, match="breaks off"):
+            der_from_pem(broken)
+
+
+def test_a_certificate_whose_names_cannot_be_read_is_refused(lyon):
+    """The library reads them only when it is asked for them."""
+    broken = lyon.leaf().replace(b"node", b"n\xffde", 1)
+    with pytest.raises(IdentityError, match="cannot be read"):
+        load_certificate(broken)
+    text = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(broken) + b"-----END CERTIFICATE-----\n"
+    with pytest.raises(IdentityError, match="cannot be read"):
+        canonical_bundle(text)

@@ -135,6 +135,15 @@ def _wire(authority, svid):
     return WireSvid(svid.spiffe_id, b"".join(svid.chain_der), svid.key_der, authority.certificate_der)
 
 
+def _without_its_point(svid):
+    """The chain, with a key that is not on its curve."""
+    leaf = svid.chain_der[0]
+    point = svid.private_key.public_key().public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+    )
+    return leaf.replace(point, point[:1] + bytes(64)) + b"".join(svid.chain_der[1:])
+
+
 @pytest.fixture
 def lyon(tmp_path):
     return Authority.create(tmp_path / "lyon", "lyon.example")
@@ -165,6 +174,7 @@ def test_a_bad_answer_never_replaces_a_good_svid(lyon, tmp_path):
         _wire(metz, bad),
         _wire(lyon, bad)._replace(key=good.key_der),
         _wire(lyon, bad)._replace(chain=b"none"),
+        _wire(lyon, bad)._replace(chain=_without_its_point(bad)),
         _wire(lyon, bad)._replace(bundle=bad.chain_der[0]),
         _wire(lyon, lyon.issue(ttl_s=10, now_s=time.time() - 60)),
         _wire(lyon, lyon.issue(now_s=time.time() + 7200)),

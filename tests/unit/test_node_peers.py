@@ -66,3 +66,8 @@ def test_a_heartbeat_that_could_upset_a_terminal_is_refused(stage, progress):
 def test_a_heartbeat_says_what_every_node_says():
     beat = Heartbeat("aml", 1, "waiting to start", 0.5)
     assert decode_request(encode(beat)) == beat
+
+
+def test_a_peer_that_gives_no_reason_is_shown_to_give_none():
+    assert raised(Failure("NodeError", "", ""), "lyon").what == "lyon answered: No reason was given."
+    assert raised(Failure("Refused", "", ""), "lyon").what == "No reason was given."

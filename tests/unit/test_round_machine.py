@@ -521,6 +521,28 @@ def test_alive_is_never_said_beyond_the_studys_patience(ledger):
     assert ledger.open.expected["b"] == BEGIN_S + 600
 
 
+def test_who_still_fetches_the_last_merge_over_a_slow_line_says_that_it_is_alive(ledger):
+    node = trains(ledger, "c")
+    alive = Submit(Alive("aml", 1, 0.0))
+    node.state = replace(node.state, waiting=True, progress=1.0, held=frozenset())
+    (fetch,) = node.sees()
+    assert isinstance(fetch, Fetch)
+    assert node.wake_s == BEGIN_S + 30
+    assert node.at(BEGIN_S + 30) == (alive,)
+    ledger.say("c", alive.call)
+    node.sees(Done(alive))
+    assert node.wake_s == BEGIN_S + 60
+
+    # One that cannot be had is no reason to let the others wait.
+    for _ in range(3):
+        node.sees(Failed(fetch))
+        ledger.now_s = node.wake_s
+        node.sees()
+    assert fetch in node.state.doing
+    ledger.now_s = ledger.open.expected["c"] - 1
+    assert not [e for e in node.sees() if isinstance(e, Submit) and isinstance(e.call, Alive)]
+
+
 def test_a_training_process_that_is_gone_is_not_called_alive(ledger):
     node = trains(ledger)
     node.sees(Detached(goodbye=False))

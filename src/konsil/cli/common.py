@@ -21,6 +21,7 @@ from konsil.errors import KonsilError, NodeError, NodeUnreachable
 from konsil.node.config import Config, read_config
 from konsil.wall.frames import Delivery, raised
 from konsil.wall.line import Line
+from konsil.wall.told_state import read_state
 
 ANSWER_S = 60.0
 """How long a command waits for its node: longer than a call may take on any ledger."""
@@ -110,8 +111,8 @@ class Node:
         Raises:
             NodeUnreachable: no answer in time.
         """
-        told = self.ask(AskState(after, wait_s), ToldState, timeout_s=wait_s + ANSWER_S)
-        return msgspec.json.decode(told.state, type=State)
+        told = self.ask_with_descriptor(AskState(after, wait_s), ToldState, timeout_s=wait_s + ANSWER_S)
+        return read_state(told.word, told.fd)
 
 
 class WithExample(click.Command):
@@ -196,6 +197,11 @@ def printable(text: str) -> str:
     return "".join(
         character if character == "\n" or character.isprintable() else "\ufffd" for character in text
     )
+
+
+def one_line(text: str) -> str:
+    """A sentence with what others wrote in it, without what could make it look like two."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def in_groups(digest: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from konsil.cli.common import span, when
+from konsil.cli.common import one_line, span, when
 from konsil.core.rules import ScoreMatrix
 from konsil.core.rules.calls import (
     Accept,
@@ -40,11 +40,15 @@ SHORT_DIGEST = 12
 
 def of_call(call: Call) -> str:
     """What a member did, to follow its name: "commits its update for round 3"."""
-    return _SENTENCES[type(call)](call)
+    return one_line(_SENTENCES[type(call)](call))
 
 
 def of_subject(subject: ProposeAdmit | ProposeRemove | ProposeSwarmSettings | ProposeStudySettings) -> str:
     """What a vote is about, to follow "proposes to"."""
+    return one_line(_subject(subject))
+
+
+def _subject(subject: ProposeAdmit | ProposeRemove | ProposeSwarmSettings | ProposeStudySettings) -> str:
     match subject:
         case ProposeAdmit(member=record):
             return f"admit '{record.name}' ({record.spiffe_id}, card {record.card})"
@@ -185,6 +189,10 @@ def missing_members(open_round: OpenRound) -> list[str]:
 
 def of_settings(settings: StudySettings) -> Iterator[str]:
     """A study's settings, one sentence a line, for whoever is asked to agree."""
+    return map(one_line, _settings(settings))
+
+
+def _settings(settings: StudySettings) -> Iterator[str]:
     yield f"Study '{settings.name}'" + (f": {settings.description}" if settings.description else "")
     yield f"  who may take part: {', '.join(settings.members) or 'every member of the swarm'}"
     every = (

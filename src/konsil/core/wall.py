@@ -39,7 +39,7 @@ from konsil.core.rules.state import RoundRecord
 
 WALL_VERSION = 2
 MAX_WORDS_BYTES = 64 * 1024 * 1024
-"""The largest frame: a whole ledger state for the command line; the peer is a process of the same host."""
+"""The largest frame; the peer is a process of the same host."""
 
 
 class _Word(msgspec.Struct, frozen=True, tag_field="word"):
@@ -257,7 +257,7 @@ class AskAdmit(_Word, frozen=True, tag="ask_admit"):
 
 
 class ToldState(_Word, frozen=True, tag="told_state"):
-    """The state as canonical JSON."""
+    """The state as canonical JSON; ``state`` is empty where a descriptor that comes along holds it."""
 
     height: int
     digest: str

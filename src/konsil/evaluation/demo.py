@@ -52,6 +52,7 @@ from konsil.node.config import read_config
 from konsil.node.genesis import read_genesis
 from konsil.wall.frames import raised
 from konsil.wall.line import Line
+from konsil.wall.told_state import read_state
 
 STALL_S = 120.0
 """No merge, and no process a step further, for so long: something hangs."""
@@ -296,11 +297,11 @@ class Demo:
 
     def _hear_ledger(self, line: Line) -> None:
         """Take a new state, and ask for the next."""
-        answer = line.receive(STALL_S).word
+        answer, fd = line.receive(STALL_S)
         if isinstance(answer, Failed):
             raise raised(answer)
         if isinstance(answer, ToldState):
-            state = msgspec.json.decode(answer.state, type=State)
+            state = read_state(answer, fd)
             self.progress.study = state.studies.get(self.progress.dataset.name)
             self.progress.height = state.height
         line.send(AskState(self.progress.height, STALL_S / 2))

@@ -19,8 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from konsil.core.rules import Agree, Call, Genesis, State, StudySettings, settings_digest
 from konsil.core.wall import AskCall, AskNode, AskPropose, AskState, FromNode, ToldNode, ToldState, ToNode
 from konsil.core.wall import Failed as FailedWord
@@ -30,6 +28,7 @@ from konsil.node.genesis import found, keep_card, read_card_file, write_genesis
 from konsil.node.setup import make_directory, write_own_card
 from konsil.wall.frames import raised
 from konsil.wall.line import Line
+from konsil.wall.told_state import read_state
 
 READY_S = 60.0
 """How long a node may take to say that it is ready, on a busy machine."""
@@ -61,9 +60,7 @@ class Control:
             answer, answer_fd = line.receive(timeout_s)
             if answer_fd is not None:
                 os.close(answer_fd)
-            if isinstance(answer, FailedWord):
-                raise raised(answer)
-            return answer
+            return _no_failure(answer)
 
     def call(self, call: Call) -> None:
         """Put a call on the ledger."""
@@ -71,10 +68,14 @@ class Control:
 
     def state(self, after: int = -1, wait_s: float = 0.0) -> State:
         """The contract's state at this node."""
-        answer = self.ask(AskState(after, wait_s), timeout_s=wait_s + ANSWER_S)
-        if not isinstance(answer, ToldState):
-            raise NodeError(f"The node answered with {type(answer).__name__}.")
-        return msgspec.json.decode(answer.state, type=State)
+        timeout_s = wait_s + ANSWER_S
+        with Line.connect(self.directory / "control.sock", timeout_s) as line:
+            line.send(AskState(after, wait_s))
+            word, fd = line.receive(timeout_s)
+            answer = _no_failure(word)
+            if not isinstance(answer, ToldState):
+                raise NodeError(f"The node answered with {type(answer).__name__}.")
+            return read_state(answer, fd)
 
     def node(self) -> ToldNode:
         """What the node is doing."""
@@ -82,6 +83,13 @@ class Control:
         if not isinstance(answer, ToldNode):
             raise NodeError(f"The node answered with {type(answer).__name__}.")
         return answer
+
+
+def _no_failure(answer: FromNode) -> FromNode:
+    """A node's answer; what went wrong there is raised."""
+    if isinstance(answer, FailedWord):
+        raise raised(answer)
+    return answer
 
 
 class LoopbackSwarm:
@@ -94,20 +102,25 @@ class LoopbackSwarm:
         *,
         swarm: str = "loopback",
         dial_only: Sequence[str] = (),
+        advertise: Mapping[str, str] | None = None,
         log_level: str = "info",
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Make every member's directory under ``root``; start nothing yet."""
+        """Make every member's directory under ``root``; start nothing yet.
+
+        ``advertise``: for members that peers must dial elsewhere than where they listen, that address.
+        """
         self.root = root
         self.members = tuple(members)
         self.swarm = swarm
         self.log_level = log_level
         self.environment = dict(environment or {})
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._held: list[socket.socket] = []
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._ready.bind(str(root / "ready.sock"))
         for name in members:
-            self.make(name, dial_only=name in dial_only)
+            self.make(name, dial_only=name in dial_only, advertise=(advertise or {}).get(name, ""))
         self.genesis = self._found()
 
     # --- setting up ----------------------------------------------------------------------------
@@ -120,13 +133,17 @@ class LoopbackSwarm:
         """A member's control socket."""
         return Control(self.directory(name))
 
-    def make(self, name: str, *, dial_only: bool = False) -> Config:
+    def make(self, name: str, *, dial_only: bool = False, advertise: str = "") -> Config:
         """A member's directory with keys, config and card."""
-        listen = "" if dial_only else f"127.0.0.1:{free_port()}"
+        listen = "" if dial_only else f"127.0.0.1:{free_port(self._held)}"
         config = Config(
             self.directory(name),
             MemberTable(name),
-            node=NodeTable(listen=listen, log_level=self.log_level),  # type: ignore[arg-type]  # a word
+            node=NodeTable(
+                listen=listen,
+                advertise=(advertise,) if advertise and listen else (),
+                log_level=self.log_level,  # type: ignore[arg-type]  # a word
+            ),
         )
         make_directory(config)
         write_own_card(config)
@@ -215,6 +232,7 @@ class LoopbackSwarm:
     def stop(self, name: str) -> int:
         """Stop a node in order; its exit status."""
         process = self._processes.pop(name)
+        self._forget_words()
         process.send_signal(signal.SIGTERM)
         try:
             return process.wait(STOP_S)
@@ -223,8 +241,16 @@ class LoopbackSwarm:
             process.wait()
             raise
 
+    def _forget_words(self) -> None:
+        """Make room for what a node says when it stops: the system keeps ten words, then senders wait."""
+        self._ready.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._ready.recv(4096)
+
     def close(self) -> None:
         """Stop every node."""
+        self._ready.close()  # else the nodes' last words would wait here for somebody who reads them
         for process in self._processes.values():
             process.send_signal(signal.SIGTERM)
         for process in self._processes.values():
@@ -234,7 +260,9 @@ class LoopbackSwarm:
                 process.kill()
                 process.wait()
         self._processes.clear()
-        self._ready.close()
+        for holder in self._held:
+            holder.close()
+        self._held.clear()
 
     # --- studies -------------------------------------------------------------------------------
 
@@ -268,10 +296,23 @@ class LoopbackSwarm:
         self.close()
 
 
-def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens at."""
+def free_port(held: list[socket.socket] | None = None) -> int:
+    """A port on 127.0.0.1 that nobody listens at.
+
+    Args:
+        held: gets what keeps other swarms of this machine from the port, until it is closed: between now and
+            the start of a node there is time for them to choose the same one.
+    """
     for port in _random.sample(_PORTS, 200):
+        holder = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe, contextlib.suppress(OSError):
+            if sys.platform == "linux":
+                holder.bind(f"\0konsil port {port}")  # a name without a file: gone with its process
             probe.bind(("127.0.0.1", port))
+            if held is None:
+                holder.close()
+            else:
+                held.append(holder)
             return port
+        holder.close()
     raise NodeError("No free port between 20000 and 32000.")

@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from konsil.errors import IdentityError
 from konsil.identity.files import read_private, write_private
 from konsil.identity.spiffe_id import SpiffeId, check_trust_domain
-from konsil.identity.svid import BAD_CERTIFICATE, Svid, unix_s, uri_name
+from konsil.identity.svid import BAD_CERTIFICATE, Svid, is_key_of, unix_s, uri_name
 
 AUTHORITY_FILE = "authority.pem"
 """One file for key and certificate: it is there whole, or not at all."""
@@ -77,7 +77,7 @@ class Authority:
             certificate = x509.load_pem_x509_certificate(data)
         except BAD_CERTIFICATE as error:
             raise _damaged(path, "it is cut off or was changed") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not is_key_of(certificate, key):
             raise _damaged(path, "its key is not that of its certificate")
         trust_domain = SpiffeId.parse(uri_name(certificate)).trust_domain
         return cls(trust_domain, certificate.public_bytes(serialization.Encoding.PEM), certificate, key)
@@ -114,6 +114,12 @@ class Authority:
                 f"The authority of {self.trust_domain} has ended: it was valid until {end:%Y-%m-%d}.",
                 safe="Nothing was issued.",
                 do="Make a new authority; the other members must vote its card in.",
+            )
+        if end <= start:
+            raise IdentityError(
+                f"The authority of {self.trust_domain} is valid only from {start:%Y-%m-%d %H:%M:%S} UTC on.",
+                safe="Nothing was issued.",
+                do="This machine's clock is behind: compare it with the other members', `konsil doctor`.",
             )
         leaf = self._sign_leaf(key.public_key(), spiffe_id, start, end)
         return Svid(

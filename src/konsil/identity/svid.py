@@ -12,7 +12,6 @@ from cryptography import x509
 from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.utils import CryptographyDeprecationWarning
 
 from konsil.errors import IdentityError
 
@@ -38,7 +37,7 @@ BAD_CERTIFICATE = (
     x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
-    CryptographyDeprecationWarning,  # where warnings are errors: what the library will soon refuse itself
+    UserWarning,  # where warnings are errors: odd names, and what the library will soon refuse itself
 )
 """What the library raises when bytes are not the certificate or key they should be."""
 
@@ -48,7 +47,9 @@ _SEQUENCE = 0x30
 _LONG_FORM = 0x80
 _HEADER_BYTES = 2
 _MAX_LENGTH_BYTES = 3
-_PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----", re.DOTALL)
+_PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
+# No dash within a block: else every beginning without an end would be looked through to the text's end.
+_PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----\s[^-]*-----END CERTIFICATE-----")
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ class Svid:
 
 def is_signature(leaf: x509.Certificate, data: bytes, signature: bytes) -> bool:
     """Whether ``Svid.sign`` made this signature over these bytes with this certificate's key."""
-    key = leaf.public_key()
     try:
+        key = leaf.public_key()
         if isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
         elif isinstance(key, rsa.RSAPublicKey):
@@ -130,13 +131,21 @@ def make_svid(chain_der: Sequence[bytes], key_der: bytes) -> Svid:
         not_before_s=unix_s(leaf.not_valid_before_utc),
         not_after_s=unix_s(leaf.not_valid_after_utc),
     )
-    if svid.private_key.public_key() != leaf.public_key():
+    if not is_key_of(leaf, svid.private_key):
         raise IdentityError(
             f"The private key of {svid.spiffe_id} is not the one of its certificate.",
             safe="Neither was used.",
             do="Ask whoever runs the Workload API to issue a new SVID.",
         )
     return svid
+
+
+def is_key_of(certificate: x509.Certificate, key: SvidKey) -> bool:
+    """Whether a private key is that of a certificate; of one whose own cannot be read, no key is."""
+    try:
+        return key.public_key() == certificate.public_key()
+    except BAD_CERTIFICATE:
+        return False
 
 
 def uri_name(certificate: x509.Certificate) -> str:
@@ -182,6 +191,8 @@ def load_certificate(der: bytes) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         serial = certificate.serial_number
+        # The library reads these only when they are asked for: what cannot be read must be found here.
+        _ = certificate.subject, certificate.issuer, certificate.extensions
     except BAD_CERTIFICATE as error:
         raise _unreadable("certificate", error) from error
     if serial <= 0:
@@ -231,9 +242,11 @@ def der_from_pem(pem: bytes, limit: int = MAX_BUNDLE) -> tuple[bytes, ...]:
     """
     if len(pem) > MAX_PEM_BYTES:
         raise _unreadable("PEM text", ValueError(f"it has {len(pem)} bytes"))
-    blocks = _PEM_BLOCK.findall(pem)
-    if not 1 <= len(blocks) <= limit:
-        raise _unreadable("PEM text", ValueError(f"it holds {len(blocks)} certificates"))
+    blocks, begun = _PEM_BLOCK.findall(pem), pem.count(_PEM_BEGIN)
+    if not 1 <= begun <= limit:
+        raise _unreadable("PEM text", ValueError(f"it holds {begun} certificates"))
+    if len(blocks) != begun:
+        raise _unreadable("PEM text", ValueError("one of its certificates breaks off"))
     try:
         certificates = [x509.load_pem_x509_certificate(block) for block in blocks]
     except BAD_CERTIFICATE as error:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from konsil import __version__
@@ -43,11 +44,13 @@ from konsil.errors import FrameError, KonsilError, ParametersError, StudyError
 from konsil.identity.card import member_record
 from konsil.node.checks import ask_peers
 from konsil.node.shelf import card_for
+from konsil.node.site import require_room
 from konsil.node.store import Model, model_of
 from konsil.wall.door import Visitor
 from konsil.wall.frames import failure
 from konsil.wall.layout import read_arrays
 from konsil.wall.memory import open_sealed
+from konsil.wall.told_state import told_state
 
 if TYPE_CHECKING:
     from konsil.node.daemon import Node
@@ -69,21 +72,23 @@ class Control:
         """One command: the handler of the door."""
         while True:
             word, fd = await visitor.receive()
-            try:
-                answer, answer_fd = await self._answer(word, fd)
-            except FrameError:
-                raise
-            except KonsilError as error:
-                await visitor.send(failure(error))
-            else:
-                await visitor.send(answer, answer_fd)
+            with ExitStack() as lent:
+                try:
+                    answer, answer_fd = await self._answer(word, fd, lent)
+                except FrameError:
+                    raise
+                except KonsilError as error:
+                    await visitor.send(failure(error))
+                else:
+                    await visitor.send(answer, answer_fd)
 
-    async def _answer(self, word: ToNode, fd: int | None) -> tuple[FromNode, int | None]:
+    async def _answer(self, word: ToNode, fd: int | None, lent: ExitStack) -> tuple[FromNode, int | None]:
+        """The answer, and a descriptor to go with it; ``lent`` closes what was made for it alone."""
         if fd is not None and not isinstance(word, AskPropose):
             os.close(fd)
         match word:
             case AskState():
-                return await self._state(word), None
+                return await self._state(word, lent)
             case AskCall():
                 await self._require_known_rule(word.call)
                 return Noted(await self.node.ledger.submit(word.call)), None
@@ -102,12 +107,13 @@ class Control:
             case _:
                 raise FrameError(f"{type(word).__name__} is not for this socket.", do="Compare versions.")
 
-    async def _state(self, word: AskState) -> ToldState:
+    async def _state(self, word: AskState, lent: ExitStack) -> tuple[ToldState, int | None]:
         ledger = self.node.ledger
         if ledger.state.height <= word.after:
             await ledger.changed(word.after, min(MAX_WAIT_S, max(0.0, word.wait_s)))
         state = ledger.state
-        return ToldState(state.height, state_digest(state), encode_state(state))
+        told, memory = told_state(state.height, state_digest(state), encode_state(state))
+        return told, None if memory is None else lent.enter_context(memory).fd
 
     async def _model(self, word: AskModel) -> tuple[FromNode, int | None]:
         runner = self.node.runners.get(word.study)
@@ -143,7 +149,7 @@ class Control:
             raise
         if fd is None:
             return await self.node.ledger.submit(ProposeStudy(word.settings))
-        model = await _model_in(fd)
+        model = await _model_in(fd, self.node.site.max_model_bytes)
         try:
             height = await self.node.ledger.submit(ProposeStudy(word.settings))
             runner = await self.node.runner(word.settings.name, RUNNER_S)
@@ -167,7 +173,7 @@ class Control:
             swarm=node.genesis.swarm,
             genesis=node.genesis_digest,
             height=node.ledger.state.height,
-            clock_s=self.clock(),
+            clock_s=node.site.ledger_s(),
             svid_expires_s=node.svid_expires_s(),
             peers=links,
             studies=tuple(runner.status() for _, runner in sorted(node.runners.items())),
@@ -192,15 +198,22 @@ def _settings_of(call: Call, state: State) -> StudySettings | None:
             return None
 
 
-async def _model_in(fd: int) -> Model:
+async def _model_in(fd: int, most_bytes: int) -> Model:
     """The model in a descriptor that came from the command line; it takes the descriptor over.
 
+    Args:
+        fd: the descriptor.
+        most_bytes: the largest model that this node takes.
+
     Raises:
+        NodeError: it is larger.
         FrameError, ParametersError, SchemaMismatch: it holds no model as Konsil writes it.
     """
     memory = open_sealed(fd)
     try:
-        return await asyncio.to_thread(lambda: model_of(memory, read_arrays(memory)[0]))
+        schema = await asyncio.to_thread(lambda: read_arrays(memory)[0])
+        require_room(schema.data_bytes, most_bytes)
+        return await asyncio.to_thread(model_of, memory, schema)
     except BaseException as error:
         memory.close()
         if isinstance(error, ParametersError):

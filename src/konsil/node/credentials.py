@@ -6,8 +6,8 @@ import ssl
 from collections.abc import Iterable, Mapping
 
 from konsil.errors import IdentityError
-from konsil.identity.source import SvidSource
-from konsil.identity.tls import check_peer, client_context, server_context
+from konsil.identity.svid import Svid
+from konsil.identity.tls import HasSvid, check_peer, client_context, server_context
 from konsil.node.directory import by_spiffe_id
 from konsil.transport.base import PeerAddress
 
@@ -15,17 +15,25 @@ from konsil.transport.base import PeerAddress
 class Credentials:
     """Asked anew for each connection, so that a rotated key is used from the next connection on."""
 
-    def __init__(self, source: SvidSource) -> None:
+    def __init__(self, source: HasSvid) -> None:
         """Use a source that somebody else keeps open."""
         self.source = source
+        self._accepting: tuple[Svid, tuple[bytes, ...], ssl.SSLContext] | None = None
 
     def client_context(self, peer: PeerAddress) -> ssl.SSLContext:
         """For a connection to this peer; trusts its bundle only."""
         return client_context(self.source, peer.bundle)
 
     def server_context(self, peers: Iterable[PeerAddress]) -> ssl.SSLContext:
-        """For a connection from any of these peers."""
-        return server_context(self.source, [peer.bundle for peer in peers])
+        """For a connection from any of these peers.
+
+        The same one until the SVID or a bundle changes: for dozens of peers, all of which connect when a node
+        starts, it takes milliseconds to make.
+        """
+        svid, bundles = self.source.svid, tuple(peer.bundle for peer in peers)
+        if self._accepting is None or self._accepting[0] is not svid or self._accepting[1] != bundles:
+            self._accepting = svid, bundles, server_context(self.source, bundles)
+        return self._accepting[2]
 
     def check_peer(self, connection: ssl.SSLSocket, peers: Mapping[str, PeerAddress]) -> tuple[str, float]:
         """Which of these members is at the other end, and until when its certificate is valid.

@@ -346,9 +346,10 @@ async def serve(config: Config) -> None:
             listen=config.node.listen or "dials out only",
             height=node.ledger.state.height,
         )
-        notify("READY=1", f"MAINPID={os.getpid()}")
+        # In a thread: peers are answered, whether the service manager listens or not.
+        await asyncio.to_thread(notify, "READY=1", f"MAINPID={os.getpid()}")
         await node.run(stop)
-        notify("STOPPING=1")
+        await asyncio.to_thread(notify, "STOPPING=1")
         _log.info("stopping")
     _log.info("stopped", member=config.name)
 

@@ -42,7 +42,7 @@ class Heartbeats:
     def heard(self, peer: str, beat: Heartbeat) -> None:
         """A peer's heartbeat; one that takes no part in the study is not heard."""
         if peer in self._study().participants:
-            now_s = self._site.clock()
+            now_s = self._site.ledger_s()
             self._heard[peer] = MemberProgress(peer, beat.round, beat.stage, beat.progress, now_s)
 
     async def _tell(self) -> None:

@@ -11,6 +11,10 @@ from typing import Self
 from konsil.core.round import Promise
 from konsil.errors import LedgerError, NodeError
 
+_FAILED = (sqlite3.Error, UnicodeDecodeError, MemoryError)
+"""What SQLite raises. The last two for damaged files: whose own words, which are no text, are in its message;
+or in which a record claims to be longer than all memory."""
+
 _TABLE = """
 CREATE TABLE IF NOT EXISTS promises (
     study TEXT NOT NULL,
@@ -42,7 +46,7 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(_TABLE)
-        except sqlite3.Error as error:
+        except _FAILED as error:
             self._db.close()
             raise _cannot_open(path, error) from error
 
@@ -58,10 +62,10 @@ class Journal:
                 self._require_open()
                 self._write(promise)
                 promised = self._promised(promise.study, promise.round, promise.kind)
-        except sqlite3.Error as error:
+        except _FAILED as error:
             raise LedgerError(
                 f"The promise for round {promise.round} of study {promise.study!r} could not be written: "
-                f"{error}.",
+                f"{str(error) or repr(error)}.",
                 safe="Nothing was promised and nothing said to the ledger; accepted rounds are safe.",
                 do="Free disk space; the node tries again by itself.",
             ) from error
@@ -117,9 +121,9 @@ class Journal:
         self.close()
 
 
-def _cannot_open(path: Path, error: sqlite3.Error) -> NodeError:
+def _cannot_open(path: Path, error: Exception) -> NodeError:
     return NodeError(
-        f"The node's journal {path} cannot be opened: {error}.",
+        f"The node's journal {path} cannot be opened: {str(error) or repr(error)}.",
         safe="The ledger and the last accepted merge are in other files and untouched.",
         do="See the file's owner and the disk. If it is damaged, move it away: the node then goes on with "
         "the next round.",

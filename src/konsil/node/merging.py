@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
-from konsil.core.digest import Manifest
-from konsil.core.parameters import Schema
+from konsil.core.digest import Manifest, chunk_count
+from konsil.core.parameters import Schema, check_finite
 from konsil.core.round import Fetch, Lead, Probe, Recompute
 from konsil.core.rules import OpenRound, Study, weights_of
 from konsil.errors import NodeError, SchemaMismatch, StudyError, UpdatesMissing
 from konsil.node.bench import Bench
 from konsil.node.gather import Roster, together
-from konsil.node.pull import Puller
-from konsil.node.site import Site
+from konsil.node.pull import Puller, in_thread
+from konsil.node.site import Site, require_room
 from konsil.node.store import Assembly, Model, Store
 
 GRACE_FRACTION = 0.2
@@ -38,20 +39,11 @@ T = TypeVar("T")
 class Merging:
     """Works on the open round of a study, as the ledger has it at each call."""
 
-    def __init__(
-        self,
-        name: str,
-        site: Site,
-        store: Store,
-        study: Callable[[], Study],
-        ledger_now_s: Callable[[], float] | None = None,
-    ) -> None:
-        """``name``: the study's; ``study``: the study as it stands on the ledger now; ``ledger_now_s``: the
-        ledger's time, the node's clock unless told otherwise.
-        """
+    def __init__(self, name: str, site: Site, store: Store, study: Callable[[], Study]) -> None:
+        """``name``: the study's; ``study``: the study as it stands on the ledger now."""
         self.me = site.me
         self.max_model_bytes = site.max_model_bytes
-        self._ledger_now_s = ledger_now_s or site.clock
+        self._ledger_s = site.ledger_s
         self.puller = Puller(site.me, site.peers, name)
         self.store = store
         self.rules = site.rules
@@ -71,10 +63,13 @@ class Merging:
             self._bench = None
 
     def let_go(self) -> None:
-        """Forget the workbench of a round that is over."""
-        current = self._study().open
-        if self._bench is not None and (current is None or self._bench.roster.round != current.number):
-            self.close()
+        """Forget the workbench of a round that is over, once nothing on it is of use any more."""
+        study, bench = self._study(), self._bench
+        if bench is None or (study.open is not None and bench.roster.round == study.open.number):
+            return
+        if bench.roster.round == len(study.history) and self.store.model(study.accepted) is None:
+            return  # the others went on: what a slow line has brought so far is not to be fetched again
+        self.close()
 
     # --- the open round ------------------------------------------------------------------------
 
@@ -127,17 +122,17 @@ class Merging:
         """Do a part of the merge; where somebody lets it hang, say who before the attempt is over."""
         task = asyncio.ensure_future(work)
         before = self.puller.peers.received()
-        left_s = max(0.0, (current.deadline_s - self._ledger_now_s()) * BLAMED_AFTER)
+        left_s = max(0.0, (current.deadline_s - self._ledger_s()) * BLAMED_AFTER)
         try:
             await asyncio.wait({task}, timeout=left_s if current.attempt >= BLAMED_FROM_ATTEMPT else None)
-            if task.done():
+            hanging = () if task.done() else bench.gatherer.who_hangs(before)
+            if not hanging:
+                # Slow is not dead: on a slow line a new beginning would never come to an end.
                 return await task
-            hanging = bench.gatherer.who_hangs(before)  # before the work ends, and its waiting with it
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        who = ", ".join(hanging) or "More than one member, or this node's own line,"
-        raise UpdatesMissing(hanging, f"{who} let a part of the merge hang.")
+        raise UpdatesMissing(hanging, f"{', '.join(hanging)} let a part of the merge hang.")
 
     async def recompute(self, effect: Recompute) -> bool:
         """Whether a disputed chunk is wrong."""
@@ -203,6 +198,8 @@ class Merging:
             async with together() as group:
                 for _ in range(min(FETCHES_AT_ONCE, len(manifest.leaves))):
                     group.create_task(self._fetch_chunks(digest, manifest, pending, assembly, holders))
+            if digest == self._study().initial:
+                await in_thread(partial(_require_finite, assembly))
             return assembly.seal(manifest.groups)
         finally:
             assembly.close()
@@ -219,7 +216,8 @@ class Merging:
             turn = index % len(holders)  # so that all who have it share the load
             order = (*holders[turn:], *holders[:turn])
             with assembly.chunk(index) as into:
-                await self.puller.chunk(digest, index, manifest.leaves[index], into, order)
+                if self._bench is None or not self._bench.give(index, manifest.leaves[index], into):
+                    await self.puller.chunk(digest, index, manifest.leaves[index], into, order)
 
     def _likely_holders(self) -> tuple[str, ...]:
         """Other participants, those first that said that they hold the accepted model."""
@@ -253,6 +251,14 @@ class Merging:
                 safe="Nothing was loaded.",
                 do="Ask the study's proposer.",
             )
+        # Else its digest would stand for bytes that nobody has checked: those of the chunks without a leaf.
+        if len(manifest.leaves) != chunk_count(schema.data_bytes):
+            raise SchemaMismatch(
+                f"The model has {len(manifest.leaves)} chunks; its parameters have"
+                f" {chunk_count(schema.data_bytes)}.",
+                safe="Nothing was loaded.",
+                do="Ask the study's proposer: no Konsil writes such a manifest.",
+            )
         return schema
 
     def require_room(self, wanted: int) -> None:
@@ -261,10 +267,10 @@ class Merging:
         Args:
             wanted: size of the model and, where there is an outer optimiser, of its state, in bytes.
         """
-        if wanted > self.max_model_bytes:
-            raise NodeError(
-                f"The study's model has {wanted / 1e9:.1f} GB; this node takes models of "
-                f"{self.max_model_bytes / 1e9:.1f} GB.",
-                safe="Nothing was loaded.",
-                do="Raise max_model_gb under [node] in node.toml, if the machine has the memory.",
-            )
+        require_room(wanted, self.max_model_bytes)
+
+
+def _require_finite(assembly: Assembly) -> None:
+    """See that a study's first model holds no NaN: a merge is checked update by update, this nowhere else."""
+    with assembly.whole() as data:
+        check_finite(assembly.schema, data)

@@ -75,7 +75,8 @@ def raised(failure: Failure, peer: str, *, by_contract: bool = True) -> KonsilEr
         by_contract: whether the contract was asked, which alone refuses. Anybody else who says "Refused"
             does not answer, and must be seen not to: else nobody would report it.
     """
-    what, safe, do = printable(failure.what), printable(failure.safe), printable(failure.do)
+    what = printable(failure.what) or "No reason was given."
+    safe, do = printable(failure.safe), printable(failure.do)
     code = printable(failure.code or failure.kind)
     if by_contract and failure.kind == errors.Refused.__name__:
         fields = {name: value for name, value in failure.fields.items() if _is_fact(name, value)}

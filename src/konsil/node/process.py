@@ -12,6 +12,9 @@ from pathlib import Path
 
 from konsil.errors import ConfigError, NodeBusy
 
+NOTIFY_S = 5.0
+"""A service manager that has not taken a word by then does not listen: the node goes on without it."""
+
 
 @contextmanager
 def writable(directory: Path) -> Iterator[None]:
@@ -54,10 +57,14 @@ def only_one(directory: Path) -> Iterator[None]:
 
 
 def notify(*fields: str) -> None:
-    """Tell a service manager (systemd's protocol: a datagram to NOTIFY_SOCKET), if there is one."""
+    """Tell a service manager (systemd's protocol: a datagram to NOTIFY_SOCKET), if there is one.
+
+    Blocks for up to ``NOTIFY_S`` where it does not read what it was told before.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line, contextlib.suppress(OSError):
+        line.settimeout(NOTIFY_S)
         line.connect("\0" + address[1:] if address.startswith("@") else address)
         line.send("\n".join(fields).encode())

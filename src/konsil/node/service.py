@@ -32,6 +32,7 @@ from konsil.core.messages import (
 )
 from konsil.errors import KonsilError, PeerRefused
 from konsil.ledger.base import Ledger
+from konsil.node.copies import Copies
 from konsil.node.peers import NOT_HERE, Peers, failure_reply
 from konsil.node.study import StudyRunner
 from konsil.transport.base import Reply
@@ -85,6 +86,7 @@ class Service:
         self.ledger: Ledger | None = None
         self.operator: Operator | None = None
         self.peers: Peers | None = None
+        self._copies = Copies()
         self._relaying: Counter[str] = Counter()
 
     async def answer(self, peer: str, message: bytes) -> Reply:
@@ -109,7 +111,7 @@ class Service:
             case LedgerSubmit():
                 return self._ledger_submit(request)
             case LedgerFollow():
-                return self._ledger_follow(request)
+                return self._ledger_follow(peer, request)
             case GetStatus():
                 return self._status()
             case _:
@@ -117,11 +119,12 @@ class Service:
 
     async def _model_bytes(self, peer: str, request: GetManifest | GetChunk) -> Reply:
         runner = await self._readable_in(peer, request)
+        await self._copies.room(peer)
         found = _held(runner, request)
         if found is None and await runner.shelf.recall(request.digest):
             found = _held(runner, request)
         if found is not None:
-            return Reply(encode(Bytes()), found)
+            return Reply(encode(Bytes()), self._copies.counted(peer, found))
         if request.relay and request.holder != self.me and self.peers is not None:
             return await self._relay(peer, request, self.peers)
         raise self._not_here(request.digest)
@@ -192,10 +195,11 @@ class Service:
         height = await self._keeper().accept(request.signed)
         return Reply(encode(Accepted(height)))
 
-    async def _ledger_follow(self, request: LedgerFollow) -> Reply:
+    async def _ledger_follow(self, peer: str, request: LedgerFollow) -> Reply:
         wait_s = min(MAX_WAIT_S, max(0.0, request.wait_s))
         entries = await self._keeper().follow(request.after, wait_s)
-        return Reply(encode(Bytes()), join_entries(entries))
+        await self._copies.room(peer)
+        return Reply(encode(Bytes()), self._copies.counted(peer, join_entries(entries)))
 
     def _keeper(self) -> Operator:
         if self.operator is None:

@@ -71,7 +71,7 @@ class Shelf:
         study = self._study()
         if not is_over(study) or self._site.me not in study.participants or not study.history:
             return
-        final = final_round(study, self._site.clock())
+        final = final_round(study, self._site.ledger_s())
         if final.digest in {study.accepted, self._sought}:
             return
         self._sought = final.digest
@@ -105,7 +105,7 @@ class Shelf:
                 do="It comes with the proposer's training: wait until that has joined.",
             )
         # Lateness is by the ledger's time; where nothing has moved that on, this node's clock stands for it.
-        now_s = max(self._site.ledger.state.now_s, self._site.clock() - CLOCK_SLACK_S)
+        now_s = max(self._site.ledger.state.now_s, self._site.ledger_s() - CLOCK_SLACK_S)
         final = final_round(study, now_s)
         last = len(study.history)
         number = last if number < 0 else number

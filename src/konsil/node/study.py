@@ -27,7 +27,6 @@ from konsil.core.round import (
     Found,
     Held,
     Lead,
-    LedgerTime,
     Looked,
     NodeRound,
     PartMerged,
@@ -77,14 +76,13 @@ class StudyRunner:
         self.state = NodeRound(me=site.me, study=name)
         self.trainee: Trainee | None = None
         self._problems: dict[Effect | None, str] = {}
-        self.merging = Merging(name, site, self.store, lambda: self.study, self._ledger_now_s)
+        self.merging = Merging(name, site, self.store, lambda: self.study)
         self.outer = OuterStates(name, site.models, self.store, self.merging, lambda: self.study)
         self.shelf = Shelf(site, self.store, self.merging, lambda: self.study, self._let_go, self.outer)
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._heartbeats = Heartbeats(name, site, lambda: self.study, self._progress)
         self._rest = Rest(name, site.models, self.store, self._resting)
-        self.time = LedgerTime()
         self._saved = ""
         self._saves: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -93,9 +91,6 @@ class StudyRunner:
     def study(self) -> Study:
         """The study as it stands on the ledger."""
         return self.site.ledger.state.studies[self.name]
-
-    def _ledger_now_s(self) -> float:
-        return self.time.now_s(self.site.clock())
 
     @property
     def problem(self) -> str:
@@ -136,7 +131,6 @@ class StudyRunner:
 
     def look(self) -> None:
         """The ledger moved."""
-        self.time = self.time.heard(self.site.ledger.state.now_s, self.site.clock())
         self.post(Looked())
         self.shelf.look()
 
@@ -160,7 +154,7 @@ class StudyRunner:
         """Tell the machine a fact and carry out what it wants."""
         if self._closed:
             return
-        now_s = self._ledger_now_s()
+        now_s = self.site.ledger_s()
         before = machine.stage(self.state, self.study)
         outcome = machine.step(self.state, event, self.study, now_s)
         self.state = outcome.state
@@ -255,9 +249,7 @@ class StudyRunner:
         promise = machine.promise_of(call, current.attempt if current is not None else 1)
         if promise is not None:
             await asyncio.to_thread(self.site.journal.promise, promise)
-        sent_s = self.site.clock()
-        await self.site.ledger.submit(call)
-        self.time = self.time.answered(sent_s, self.site.ledger.state.now_s)
+        await self.site.submit(call)
 
     def _save_behind(self) -> None:
         """Write the accepted model to disk while training goes on; the next commit waits for it."""
@@ -383,5 +375,5 @@ class StudyRunner:
     def _progress(self) -> MemberProgress:
         stage = machine.stage(self.state, self.study)
         return MemberProgress(
-            self.site.me, self._round_number(), stage, self.state.progress, self.site.clock()
+            self.site.me, self._round_number(), stage, self.state.progress, self.site.ledger_s()
         )

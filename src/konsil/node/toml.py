@@ -12,8 +12,9 @@ import msgspec
 
 from konsil.errors import ConfigError
 
-MAX_CONFIG_BYTES = 1024 * 1024
-"""A config file is a few hundred bytes; anything larger is another file by mistake."""
+MAX_CONFIG_BYTES = 128 * 1024
+"""A config file is a few hundred bytes, and a study's settings must fit one call of 64 KiB: anything larger
+is another file by mistake."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -67,7 +68,10 @@ def _read_toml(file: Path, *, missing: str) -> dict[str, Any]:
         )
     try:
         return tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also a number, or boxes in boxes, beyond what Python reads
         raise ConfigError(
             f"{file} is not TOML: {error}.",
             safe="Nothing was changed.",

@@ -183,6 +183,8 @@ class _Conversation:
         memory = open_sealed(fd) if fd is not None else None
         try:
             schema = await asyncio.to_thread(Schema.from_header, word.header)
+            # Memory that was never written costs its sender nothing, and whoever reads it all that it claims.
+            self.runner.merging.require_room(schema.data_bytes)
             study = self.runner.study
             if study.schema and schema.digest != study.schema:
                 await self._refuse_schema(schema)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import socket
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from konsil.errors import ConfigError
-from konsil.transport.sockets import tune
-from konsil.transport.timings import MAX_HANDSHAKES
+from konsil.transport.sockets import no_name, tune
+from konsil.transport.timings import MAX_HANDSHAKES, MAX_HANDSHAKES_OF_ONE
 
 BACKLOG = 128
+_SITE_BITS = 64
+"""The part of an IPv6 address that is its network's; the rest a visitor may choose as it likes."""
+
 MAX_PORT = 65535
 _ACCEPTS_PER_WAKE = 16
 _NO_DESCRIPTORS_S = 1.0
@@ -39,12 +45,15 @@ def split_address(address: str) -> tuple[str, int]:
 class Listener:
     """A listening socket that hands out connections while there are slots for their handshakes.
 
+    Where all are taken, whoever has too many of them loses the oldest: nobody keeps members out by saying
+    nothing.
+
     Args:
         address: "host:port"; port 0 takes a free one.
-        welcome: takes over a non-blocking socket, and calls ``release`` when its handshake is over.
+        welcome: takes over a non-blocking socket; its task ends when the handshake is over.
     """
 
-    def __init__(self, address: str, welcome: Callable[[socket.socket], None]) -> None:
+    def __init__(self, address: str, welcome: Callable[[socket.socket], asyncio.Task[None]]) -> None:
         """Bind and listen, but accept nothing until ``start``.
 
         Raises:
@@ -53,6 +62,7 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._welcome = welcome
         self._slots = MAX_HANDSHAKES
+        self._shaking: dict[asyncio.Task[None], str] = {}  # in the order in which they came: from where
         self._accepting = False
         self._retry: asyncio.TimerHandle | None = None
         self._sock = _bind(address)
@@ -64,8 +74,10 @@ class Listener:
             self._accepting = True
             self._loop.add_reader(self._sock, self._accept)
 
-    def release(self) -> None:
+    def _over(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
         """A handshake is over, one way or the other."""
+        sock.close()  # where the task never began; else it has let go of it
+        self._shaking.pop(task, None)
         self._slots += 1
         if self._retry is None:
             self.start()
@@ -90,10 +102,11 @@ class Listener:
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_PER_WAKE):
             if not self._slots:
+                self._make_room()
                 self._stop()
                 return
             try:
-                sock, _ = self._sock.accept()
+                sock, where = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError:
@@ -106,7 +119,29 @@ class Listener:
                 sock.close()
                 continue
             self._slots -= 1
-            self._welcome(sock)
+            task = self._welcome(sock)
+            self._shaking[task] = origin(where[0])
+            task.add_done_callback(partial(self._over, sock))
+
+    def _make_room(self) -> None:
+        """End the oldest handshake of whoever has more of them than anybody else, and than is its share."""
+        if not self._shaking:
+            return
+        ((most, count),) = Counter(self._shaking.values()).most_common(1)
+        if count > MAX_HANDSHAKES_OF_ONE:
+            oldest = next(task for task, place in self._shaking.items() if place == most)
+            del self._shaking[oldest]
+            oldest.cancel()
+
+
+def origin(host: str) -> str:
+    """Where an address is, as far as one visitor can be at many: of IPv6, the network that a site has."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((address, _SITE_BITS), strict=False))
 
 
 def _bind(address: str) -> socket.socket:
@@ -124,10 +159,11 @@ def _bind(address: str) -> socket.socket:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(where)
         sock.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if sock is not None:
             sock.close()
-        raise _unusable(address, host, port, error) from error
+        why = error if isinstance(error, OSError) else no_name(host)
+        raise _unusable(address, host, port, why) from error
     return sock
 
 

@@ -46,9 +46,17 @@ async def connect(host: str, port: int) -> socket.socket:
 async def _resolve(host: str, port: int) -> Sequence[_AddressInfo]:
     """A host's addresses; an IP address needs no thread to be understood."""
     try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        try:
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        except socket.gaierror:
+            return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise no_name(host) from error
+
+
+def no_name(host: str) -> socket.gaierror:
+    """What a name that is none leads to, such as one with a label of over 63 letters."""
+    return socket.gaierror(socket.EAI_NONAME, f"{host[:80]!r} cannot be the name of a host")
 
 
 async def shake_hands(sock: ssl.SSLSocket) -> None:
@@ -125,14 +133,20 @@ def broken(error: OSError) -> PeerUnreachable:
 def explain(error: OSError) -> str:
     """A socket's or TLS's error in words a reader of a log can act on."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the peer's certificate is not trusted ({error.verify_message})"
+        dates = "; compare both machines' clocks: `konsil doctor`" if error.verify_code in _BY_DATES else ""
+        return f"the peer's certificate is not trusted ({error.verify_message}{dates})"
     reason = getattr(error, "reason", None)
     if isinstance(error, ssl.SSLError) and reason:
         return _ALERTS.get(reason, f"TLS failed ({reason.lower().replace('_', ' ')})")
+    if isinstance(error, socket.gaierror):
+        return error.strerror or str(error)  # its number is not one of the system's errors
     if error.errno and not isinstance(error, ssl.SSLError):
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
 
+
+_BY_DATES = (9, 10)
+"""OpenSSL's codes for a certificate that is not valid yet, or not any more: here mostly a wrong clock."""
 
 _ALERTS = {
     "TLSV1_ALERT_UNKNOWN_CA": "the peer does not trust our certificate (no bundle of its directory holds it)",

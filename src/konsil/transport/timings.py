@@ -10,6 +10,9 @@ MAX_IN_FLIGHT = 256
 MAX_HANDSHAKES = 64
 """Connections that are being accepted; further ones wait in the listening socket's backlog."""
 
+MAX_HANDSHAKES_OF_ONE = MAX_HANDSHAKES // 4
+"""Those of one address of which none gives way while all places are taken: a proxy may be many members."""
+
 MAX_WAITING_FRAMES = 4096
 """Frames that wait for a peer that does not read: more than any honest exchange makes."""
 
@@ -43,3 +46,8 @@ class Timings:
     yield_s: float = 0.25
     renew_margin_s: float = 60.0
     close_s: float = 1.0
+
+    def backoff_s(self, failures: int, *, wanted: bool) -> float:
+        """Between two attempts to connect, after so many that failed; ``wanted``: while a request waits."""
+        most_s = self.backoff_wanted_s if wanted else self.backoff_max_s
+        return min(most_s, self.backoff_min_s * 2.0 ** min(failures, 32))

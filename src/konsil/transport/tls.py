@@ -22,6 +22,7 @@ from konsil.transport.listener import Listener, split_address
 from konsil.transport.sentences import own_expired, too_late, two_nodes, unknown
 from konsil.transport.sockets import connect, explain, linger, shake_hands, until_readable
 from konsil.transport.timings import Timings
+from konsil.transport.turns import Turns
 
 log = structlog.get_logger("konsil.transport")
 
@@ -67,6 +68,7 @@ class TlsTransport:
         self._owner = Owner(handler, self._timings, self._changed, self._spawn)
         self._links: dict[str, Link] = {}
         self._listener: Listener | None = None
+        self._turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[Connection] = set()
         self._started = False
@@ -228,34 +230,35 @@ class TlsTransport:
                 continue
             failures += 1
             await asyncio.sleep(self._timings.backoff_min_s)  # however many requests call for it
-            await link.rest(self._backoff_s(link, failures))
-
-    def _backoff_s(self, link: Link, failures: int) -> float:
-        timings = self._timings
-        most_s = timings.backoff_wanted_s if link.wanted else timings.backoff_max_s
-        return min(most_s, timings.backoff_min_s * 2.0 ** min(failures, 32)) * _jitter.uniform(0.5, 1.0)
+            backoff_s = self._timings.backoff_s(failures, wanted=link.wanted)
+            await link.rest(backoff_s * _jitter.uniform(0.5, 1.0))
 
     async def _dial(self, link: Link) -> bool:
         """Try the peer's addresses in turn; whether there is a connection now."""
         for address in link.address.addresses:
-            before = link.problem
-            try:
-                async with asyncio.timeout(self._timings.handshake_s):
-                    await self._dial_one(link, address)
-            except TimeoutError:
-                link.problem = f"'{link.name}' did not greet at {address} in {self._timings.handshake_s:g} s."
-            except KonsilError as error:
-                link.problem = str(error)
-            except OSError as error:
-                link.problem = f"No connection to '{link.name}' at {address}: {explain(error)}."
-            except Exception:  # a mistake of ours must not end the attempts for good
-                link.problem = f"No connection to '{link.name}' at {address}: see this node's log."
-                log.exception("dialling failed", peer=link.name, address=address)
+            async with self._turns.of(link):
+                if link.best() is None:
+                    await self._try(link, address)
             if link.best() is not None:
                 return True
-            if link.problem != before:
-                log.info("a peer cannot be reached", peer=link.name, address=address, problem=link.problem)
         return False
+
+    async def _try(self, link: Link, address: str) -> None:
+        before = link.problem
+        try:
+            async with asyncio.timeout(self._timings.handshake_s):
+                await self._dial_one(link, address)
+        except TimeoutError:
+            link.problem = f"'{link.name}' did not greet at {address} in {self._timings.handshake_s:g} s."
+        except KonsilError as error:
+            link.problem = str(error)
+        except OSError as error:
+            link.problem = f"No connection to '{link.name}' at {address}: {explain(error)}."
+        except Exception:  # a mistake of ours must not end the attempts for good
+            link.problem = f"No connection to '{link.name}' at {address}: see this node's log."
+            log.exception("dialling failed", peer=link.name, address=address)
+        if link.best() is None and link.problem != before:
+            log.info("a peer cannot be reached", peer=link.name, address=address, problem=link.problem)
 
     async def _dial_one(self, link: Link, address: str) -> None:
         if self._identity.expires_s <= time.time():
@@ -308,8 +311,8 @@ class TlsTransport:
 
     # --- accepting -------------------------------------------------------------------------------
 
-    def _welcome(self, sock: socket.socket) -> None:
-        self._spawn(self._accept(sock))
+    def _welcome(self, sock: socket.socket) -> asyncio.Task[None]:
+        return self._spawn(self._accept(sock))
 
     async def _accept(self, sock: socket.socket) -> None:
         try:
@@ -319,9 +322,6 @@ class TlsTransport:
             self._note_refusal(explain(error) if isinstance(error, OSError) else str(error))
         except Exception:  # a mistake of ours must cost one connection only
             log.exception("a connection could not be accepted")
-        finally:
-            if self._listener is not None:
-                self._listener.release()
 
     def _note_refusal(self, why: str) -> None:
         """Log it, but let nobody fill the log by knocking all day."""

@@ -19,6 +19,7 @@ from konsil.core.wall import (
     Joined,
     Merged,
     ToldModel,
+    ToldState,
     ToNode,
     Update,
 )
@@ -28,7 +29,7 @@ LENGTH_BYTES = 4
 MAX_TO_NODE_BYTES = 9 * 1024 * 1024
 """The longest word to a node: ``Join`` with a header of 8 MiB. Only a node's answers are longer."""
 
-_MAY_BRING_A_DESCRIPTOR = (Join, Update, AskPropose, Joined, Merged, Final, ToldModel)
+_MAY_BRING_A_DESCRIPTOR = (Join, Update, AskPropose, Joined, Merged, Final, ToldModel, ToldState)
 _READ_BYTES = 1 << 20  # so that a length alone never reserves more memory than this
 
 Word = TypeVar("Word")

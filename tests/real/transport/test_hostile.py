@@ -15,6 +15,7 @@ import pytest
 from konsil.errors import FrameError, PeerUnreachable
 from konsil.identity.tls import client_context
 from konsil.transport.base import Reply
+from konsil.transport.listener import origin
 from konsil.transport.timings import MAX_HANDSHAKES, MAX_IN_FLIGHT, Timings
 
 pytestmark = pytest.mark.real
@@ -78,7 +79,9 @@ async def test_an_expired_certificate_is_refused_and_named(site):
     b.set_peers([site.peer("a")])
     a.set_peers([site.peer("b")])
     await refused(a, "b", "own certificate has expired")
-    await refused(b, "a", "certificate is not trusted (certificate has expired)")
+    await refused(
+        b, "a", "certificate is not trusted (certificate has expired; compare both machines' clocks"
+    )
     reader, writer = await site.raw("a", "b", instance=None, identity=identity)
     assert await closed(reader) == b""
     writer.transport.abort()
@@ -286,6 +289,55 @@ async def test_a_flood_of_connections_is_bounded_and_passes(site):
     finally:
         for sock in flood:
             sock.close()
+
+
+async def test_who_says_nothing_from_one_place_does_not_keep_members_out(site):
+    b = await site.node("b", timings=replace(Timings(), handshake_s=30.0))
+    b.set_peers([site.peer("a")])
+    where = ("127.0.0.2", 0)
+    silent = [
+        socket.create_connection(("127.0.0.1", b.port), 5, source_address=where)
+        for _ in range(2 * MAX_HANDSHAKES)
+    ]
+    try:
+        a = await site.node("a", listen=None)
+        a.set_peers([site.peer("b")])
+        assert (await a.request("b", b"hello", timeout_s=5)).message == b"a said hello"
+        assert len(b._tasks) <= MAX_HANDSHAKES + 4
+    finally:
+        for sock in silent:
+            sock.close()
+
+
+async def test_many_handshakes_from_one_place_are_all_finished_where_there_is_room(site):
+    """A proxy may stand for many members: none of them is hung up on for the others."""
+    b = await site.node("b", timings=replace(Timings(), handshake_s=30.0))
+    many = [socket.create_connection(("127.0.0.1", b.port), 5) for _ in range(MAX_HANDSHAKES)]
+    try:
+        await asyncio.sleep(0.3)
+        for sock in many:
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):  # it waits for us to begin
+                sock.recv(1)
+    finally:
+        for sock in many:
+            sock.close()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:2", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("fe80::1%lo", "fe80::2%lo", True),
+    ],
+)
+def test_a_place_is_an_address_or_the_network_of_a_site(one, other, alike):
+    assert (origin(one) == origin(other)) is alike
 
 
 async def test_a_second_node_with_the_same_identity_is_refused_while_the_first_lives(site):

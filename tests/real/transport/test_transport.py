@@ -17,6 +17,7 @@ from konsil.transport import channel
 from konsil.transport.base import PeerLink, Reply
 from konsil.transport.timings import MAX_IN_FLIGHT, Timings
 from konsil.transport.tls import TlsTransport
+from konsil.transport.turns import DIALS_AT_ONCE
 
 pytestmark = pytest.mark.real
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -225,6 +226,30 @@ async def test_a_connection_cut_in_the_middle_of_a_chunk_fails_at_once_and_is_ma
         await b.close()
 
 
+async def test_a_node_dials_few_peers_at_a_time_and_at_once_one_that_is_wanted(site):
+    dialled = []
+
+    async def say_nothing(_reader, writer):
+        dialled.append(writer)
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    try:
+        z, a = await site.node("z"), await site.node("a")
+        z.set_peers([site.peer("a")._replace(addresses=())])  # it waits to be dialled
+        address = f"127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+        a.set_peers([*(site.peer(f"m{n}", address) for n in range(DIALS_AT_ONCE + 4)), site.peer("z")])
+        await until(lambda: len(dialled) >= DIALS_AT_ONCE)
+        assert not link_to(a, "z").connected, "it is behind all others"
+        assert (await a.request("z", b"hello", timeout_s=2)).message == b"a said hello"
+        assert len(dialled) == DIALS_AT_ONCE, "the rest wait until one of these has been given up"
+        await until(lambda: len(dialled) > DIALS_AT_ONCE)  # after handshake_s
+    finally:
+        silent.close()
+        for writer in dialled:
+            writer.close()
+        await silent.wait_closed()
+
+
 async def test_a_peer_that_falls_silent_is_noticed(site, proxy):
     b = await site.node("b", timings=Timings())  # so that it is a who notices first
     async with proxy(b.port) as line:
@@ -337,6 +362,19 @@ async def test_a_new_bundle_renews_the_connection_and_a_new_identity_cuts_it(sit
         await a.request("b", b"hello", timeout_s=0.5)
 
 
+@pytest.mark.parametrize("host", [f"{'x' * 64}.example", "nobody.invalid"])
+async def test_a_peer_whose_address_names_no_host_is_said_to_be_so(site, host):
+    """A member may announce any address that looks like one."""
+    a = await site.node("a")
+    a.set_peers([site.peer("b", f"{host}:7420")])
+    with pytest.raises(PeerUnreachable) as caught:
+        await a.request("b", b"hello", timeout_s=1.0)
+    problem = next(link.problem for link in a.links())
+    assert "see this node's log" not in problem
+    assert "Unknown error" not in problem
+    assert problem in str(caught.value)
+
+
 async def test_a_port_in_use_is_named(site):
     a = await site.node("a")
     with pytest.raises(ConfigError, match=f"Port {a.port} at 127.0.0.1 is in use") as caught:
@@ -344,7 +382,9 @@ async def test_a_port_in_use_is_named(site):
     assert "another port" in str(caught.value)
 
 
-@pytest.mark.parametrize("listen", ["nonsense", "127.0.0.1:", ":70", "127.0.0.1:70000", "203.0.113.7:0"])
+@pytest.mark.parametrize(
+    "listen", ["nonsense", "127.0.0.1:", ":70", "127.0.0.1:70000", "203.0.113.7:0", f"{'x' * 64}.b:1"]
+)
 async def test_an_address_that_cannot_be_used_is_refused(site, listen):
     with pytest.raises(ConfigError):
         await site.node("a", listen=listen)

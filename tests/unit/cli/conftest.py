@@ -133,6 +133,7 @@ class NodeThread(threading.Thread):
                 transport=transport,
                 peers=Peers(transport),
                 rules=Rules(config.rules_dir),
+                site=SimpleNamespace(ledger_s=time.time),
                 directory=Directory("lyon", Cards(config.cards_dir)),
                 runners={"heart": SimpleNamespace(status=lambda: here, shelf=self._shelf())},
                 svid_expires_s=lambda: time.time() + 3600,
@@ -144,7 +145,7 @@ class NodeThread(threading.Thread):
 
     def _shelf(self) -> Shelf:
         """The node's models: what a test put there, or nothing."""
-        site = SimpleNamespace(me="lyon", ledger=self.ledger, clock=time.time, models=self)
+        site = SimpleNamespace(me="lyon", ledger=self.ledger, ledger_s=time.time, models=self)
         return Shelf(site, self, self, lambda: self.ledger.state.studies["heart"], lambda: None, outer=None)
 
     def model(self, _digest: str) -> Model | None:

@@ -108,6 +108,31 @@ def test_a_flipped_byte_in_an_entry_is_found(tmp_path, world):
         Journal(path, world.digest)
 
 
+def _tables_are_no_text(path):
+    """They stand in SQLite's message."""
+    path.write_bytes(path.read_bytes().replace(b"TABLE entries", b"T\xfbBLE entries"))
+
+
+def _a_record_longer_than_memory(path):
+    database = sqlite3.connect(path, isolation_level=None)
+    for order in ("PRAGMA journal_mode=DELETE", "PRAGMA page_size=512", "VACUUM", "PRAGMA journal_mode=WAL"):
+        database.execute(order)
+    database.close()
+    data = path.read_bytes()
+    at = int.from_bytes(data[108:110], "big")  # of the first record among the tables' descriptions
+    path.write_bytes(data[:at] + b"\xff\xff\xff\xff\xff\xff\xff\x62\x00\x62" + data[at + 10 :])
+
+
+@pytest.mark.parametrize("damage", [_tables_are_no_text, _a_record_longer_than_memory])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_damaged_file_is_refused_whatever_sqlite_makes_of_it(tmp_path, world, read_only, damage):
+    path = tmp_path / "j.db"
+    _filled(path, world)
+    damage(path)
+    with pytest.raises(LedgerError, match=r"j\.db is damaged at entry 1"):
+        Journal(path, world.digest, read_only=read_only)
+
+
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.9])
 def test_a_file_that_was_cut_off_is_not_taken_for_a_shorter_history(tmp_path, world, keep):
     path = tmp_path / "j.db"

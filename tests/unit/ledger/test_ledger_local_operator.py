@@ -14,7 +14,7 @@ from konsil.core.rules import (
     state_digest,
 )
 from konsil.errors import ConfigError, FrameError, IdentityError, JournalCorrupt, LedgerError, Refused
-from konsil.ledger.local import LocalLedger, verify
+from konsil.ledger.local import LocalLedger, budget, verify
 from konsil.ledger.local.journal import Journal
 
 
@@ -114,6 +114,31 @@ async def test_what_the_contract_refuses_changes_nothing(tmp_path, world):
         with pytest.raises(Refused):
             await ledger.submit(Vote(77, yes=True))
         assert ledger.state is before
+
+
+async def test_a_member_that_writes_without_end_is_held_back_and_the_others_are_not(
+    tmp_path, world, monkeypatch
+):
+    loop = asyncio.get_running_loop()
+    now_s = loop.time()
+    async with await world.operator(tmp_path / "l.db") as ledger:
+        long = [world.signed("nice", n, ProposeRemove("lille", "x" * 2000)) for n in range(1, 4)]
+        monkeypatch.setattr(budget, "BURST_BYTES", 2 * len(long[0]) + 10)
+        monkeypatch.setattr(loop, "time", lambda: now_s)
+        for signed in long[:2]:
+            await ledger.accept(signed)
+        digest = state_digest(ledger.state)
+        with pytest.raises(Refused) as caught:
+            await ledger.accept(long[2])
+        assert caught.value.code == "too_fast"
+        wait_s = caught.value.fields["wait_s"]
+        assert 0 < wait_s < 1
+        assert state_digest(ledger.state) == digest
+        await ledger.accept(world.signed("lille", 1, ProposeRemove("nice", "x" * 2000)))
+        for _ in range(4):
+            await ledger.submit(ProposeRemove("lille", "x" * 2000))  # the operator could do so anyway
+        now_s += wait_s + 0.01
+        await ledger.accept(long[2])
 
 
 async def test_the_ledgers_time_never_goes_back_when_the_clock_does(tmp_path, world):

@@ -70,11 +70,12 @@ async def test_nobody_votes_for_a_rule_that_its_node_does_not_have(yes, says, tm
 )
 async def test_a_model_whose_study_is_refused_is_given_back(pieces, says):
     made = seal_pieces(pieces) if pieces else seal_arrays(Schema.of(WEIGHTS), WEIGHTS)
+    node = SimpleNamespace(ledger=Refusing(), rules=Rules(), site=SimpleNamespace(max_model_bytes=10**6))
     with made as memory:
         fd = os.dup(memory.fd)
         visitor = Visitor(AskPropose(SETTINGS), fd)
         with pytest.raises(ConnectionResetError):
-            await Control(SimpleNamespace(ledger=Refusing(), rules=Rules())).serve(visitor)
+            await Control(node).serve(visitor)
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
     (answer,) = visitor.heard

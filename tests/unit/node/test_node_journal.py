@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -118,10 +119,23 @@ def test_a_torn_last_write_costs_only_that_write(path):
         assert journal.promised("aml", 3, "publish 1 0") == ""
 
 
-@pytest.mark.parametrize("damage", ["no database", "a folder"])
+@pytest.mark.parametrize(
+    "damage", ["no database", "a folder", "tables that are no text", "a record longer than memory"]
+)
 def test_a_journal_that_cannot_be_opened_says_so(path, damage):
     if damage == "a folder":
         path.mkdir()
+    elif damage == "tables that are no text":
+        Journal(path).close()
+        path.write_bytes(path.read_bytes().replace(b"TABLE promises", b"T\xfbBLE promises"))
+    elif damage == "a record longer than memory":
+        database = sqlite3.connect(path, isolation_level=None)
+        database.execute("PRAGMA page_size=512")
+        database.execute("CREATE TABLE promises (study)")
+        database.close()
+        data = path.read_bytes()
+        at = int.from_bytes(data[108:110], "big")  # of the first record among the tables' descriptions
+        path.write_bytes(data[:at] + b"\xff\xff\xff\xff\xff\xff\xff\x62\x00\x62" + data[at + 10 :])
     else:
         path.write_bytes(b"\0not a database" * 1000)
     with pytest.raises(NodeError, match=r"journal\.db cannot be opened.*untouched.*move it away"):

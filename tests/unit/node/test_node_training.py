@@ -70,7 +70,7 @@ class Runner:
         self.bell = asyncio.Event()
         self.site = SimpleNamespace(ledger=Ledger())
         self.trainee = None
-        self.merging = SimpleNamespace(schema=None)
+        self.merging = SimpleNamespace(schema=None, require_room=lambda _: None)
         self.state = SimpleNamespace(waiting=True)
         self.study = SimpleNamespace(
             settings=StudySettings(name="aml", every_steps=1),

@@ -8,6 +8,8 @@ from msgspec.structs import replace
 from konsil.core.rules import (
     Announce,
     Enter,
+    Finish,
+    Initialise,
     ProposeAdmit,
     ProposeRemove,
     ProposeStudy,
@@ -166,3 +168,30 @@ def test_a_struck_member_stays_struck_after_removal_and_admission(swarm):
     world.do("a", ProposeAdmit(world.record("d")))
     world.do("b", Vote(2, yes=True))
     assert world.refused("d", Enter("aml")).code == "struck"
+
+
+def test_who_decides_alone_does_not_decide_without_end(swarm):
+    """In a study that nobody else has agreed to, a change of its settings has passed when it is proposed."""
+    world = swarm()
+    world.do("a", ProposeStudy(world.settings))
+    for number in range(64):
+        world.do("a", ProposeStudySettings(replace(world.settings, description=f"{number}")))
+    assert {proposal.outcome for proposal in world.state.proposals} == {"passed"}
+    assert world.refused("a", ProposeAdmit(world.record("e"))).code == "too_many_proposals"
+    world.do("b", ProposeAdmit(world.record("e")))  # the others are not held up
+    world.do("a", ProposeAdmit(world.record("f")), after_s=3600)
+
+
+def test_studies_that_their_proposer_ends_by_itself_do_not_pile_up(swarm):
+    world = swarm(min_members=1, quorum=1)
+    for number in range(64):
+        name = f"study-{number}"
+        world.do("a", ProposeStudy(replace(world.settings, name=name)))
+        world.do("a", Initialise(name, world.digest("schema"), world.digest("round 0"), 100))
+        world.do("a", Enter(name))
+        world.do("a", Finish(name))
+        assert world.state.studies[name].phase == "finished"
+    again = ProposeStudy(replace(world.settings, name="another"))
+    assert world.refused("a", again).code == "too_many_studies"
+    world.do("b", again)
+    world.do("a", ProposeStudy(replace(world.settings, name="tomorrow")), after_s=24 * 3600)

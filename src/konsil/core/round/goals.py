@@ -32,6 +32,9 @@ from konsil.core.rules.calls import (
 from konsil.core.rules.starts import agreed_start
 from konsil.core.rules.state import OpenRound, Study
 
+FAILED_OFTEN = 3
+"""A model that could not be had so often is not on its way, and nobody is asked to wait for it."""
+
 TICK_STAGGER_S = 0.4
 """Members tick one after the other, in name order, so that one call does the work of all."""
 
@@ -274,22 +277,30 @@ def _say_that_training_goes_on(state: NodeRound, study: Study, now_s: float) -> 
         return
     said = (*state.doing, *state.retries)
     already = (e for e in said if isinstance(e, Submit) and isinstance(e.call, Alive))
-    news = Submit(Alive(state.study, current.number, round(state.progress, 2)))
+    progress = 0.0 if state.waiting else round(state.progress, 2)
+    news = Submit(Alive(state.study, current.number, progress))
     # One at a time: progress that moves on must not pile calls up before a slow ledger.
     yield next((e for e in already if e.call.round == current.number), news)  # type: ignore[union-attr]
 
 
 def _alive_due_s(state: NodeRound, study: Study) -> float | None:
-    """When this node must next say that its training goes on; None if nobody waits for it."""
+    """When this node must next say that its training goes on, or is about to; None if nobody waits for it."""
     current = study.open
     if current is None or current.phase != "collecting" or state.me in current.commits:
         return None
     until_s = current.expected.get(state.me)
-    if until_s is None or not state.attached or state.waiting:
+    if until_s is None or not state.attached or (state.waiting and not _model_is_on_its_way(state, study)):
         return None
     if until_s >= current.opened_s + study.settings.patience_s:
         return None
     return until_s - study.settings.silence_s / 2
+
+
+def _model_is_on_its_way(state: NodeRound, study: Study) -> bool:
+    """Whether the model that training is to start from is being fetched: over a slow line that takes long."""
+    fetch = Fetch(len(study.history), study.accepted)
+    failures = state.retries[fetch].failures if fetch in state.retries else 0
+    return study.accepted not in state.held and failures < FAILED_OFTEN
 
 
 def _tick(state: NodeRound, study: Study, now_s: float) -> Iterable[Effect]:

@@ -38,10 +38,11 @@ from konsil.core.rules.collecting import alive, commit, tick_collecting
 from konsil.core.rules.disputes import decide, dispute, verdict
 from konsil.core.rules.members import announce, close_votes, propose, vote, why_not_a_record
 from konsil.core.rules.merging import accept, publish, report, tick_merging
+from konsil.core.rules.record_digests import record_digest
 from konsil.core.rules.refusing import SLUG, require, running, study_named
 from konsil.core.rules.scores import score
 from konsil.core.rules.signing import Entry, canonical, decode_signed
-from konsil.core.rules.state import Genesis, Member, RoundRecord, State
+from konsil.core.rules.state import Genesis, Member, State
 from konsil.core.rules.studies import agree, enter, finish, initialise, leave, propose_study, put
 from konsil.errors import ConfigError, JournalCorrupt, KonsilError
 
@@ -134,27 +135,10 @@ def state_digest(state: State) -> str:
     every call, so a call in a study's thousandth round costs what it cost in the first.
     """
     studies = {
-        name: [replace(study, history=()), [_record_digest(record) for record in study.history]]
+        name: [replace(study, history=()), [record_digest(record) for record in study.history]]
         for name, study in state.studies.items()
     }
     return bytes_digest(_json.encode([replace(state, studies={}), studies]), "state")
-
-
-_record_digests: dict[int, tuple[RoundRecord, str]] = {}
-_RECORDS_KEPT = 16_384
-
-
-def _record_digest(record: RoundRecord) -> str:
-    """A record's digest, remembered for as long as the record lives here."""
-    known = _record_digests.get(id(record))
-    if known is not None and known[0] is record:
-        return known[1]
-    digest = bytes_digest(_json.encode(record), "round")
-    if len(_record_digests) >= _RECORDS_KEPT:
-        # All at once: the event loop and the journal's thread may both be here, and this fails in neither.
-        _record_digests.clear()
-    _record_digests[id(record)] = (record, digest)
-    return digest
 
 
 def tick(state: State, _caller: str, call: Tick, now_s: int) -> State:

@@ -41,6 +41,10 @@ MAX_ADDRESSES = 8
 MAX_OPEN_PROPOSALS = 16
 """Open votes that one member may have started: nobody can flood the others."""
 
+MAX_RECENT_PROPOSALS = 64
+"""Votes that one member may have started whose time is not up, decided ones too. Who takes part in a study
+alone decides on its settings alone, and at once; but every vote stays on the ledger."""
+
 _SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]{1,255}){1,8}")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
 _PORTS = range(1, 65536)
@@ -87,6 +91,13 @@ def propose(state: State, caller: str, call: Subject, now_s: int) -> State:
         "too_many_proposals",
         f"'{caller}' has {mine} open proposals, the most that are allowed.",
         do="Wait until some are decided.",
+    )
+    recent = sum(p.proposer == caller and now_s < p.closes_s for p in state.proposals)
+    require(
+        recent < MAX_RECENT_PROPOSALS,
+        "too_many_proposals",
+        f"'{caller}' has made {recent} proposals while a vote stays open, the most that are allowed.",
+        do="Wait until the time of the first is over.",
     )
     proposal = Proposal(
         number=len(state.proposals) + 1,

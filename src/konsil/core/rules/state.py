@@ -154,7 +154,7 @@ class ScoreRecord(_Value, frozen=True):
     late: bool = False
 
 
-class RoundRecord(_Value, frozen=True):
+class RoundRecord(_Value, frozen=True, weakref=True):
     """An accepted round: who took part, who did not and why, and what came out.
 
     ``roster``: member -> its commitment. ``weights``: member -> integer merge weight.

@@ -23,7 +23,10 @@ MAX_DATA_BYTES = 1 << 50
 """A petabyte of parameters: beyond any model, and far from the end of any integer."""
 
 MAX_STUDIES_PROPOSED = 64
-"""Studies that one member may have proposed without their having started."""
+"""Studies that one member may have proposed without their having started, or within a day: a study for one
+member can be begun and ended by it alone, and stays on the ledger."""
+
+_DAY_S = 24 * 3600
 
 
 def put(state: State, study: Study) -> State:
@@ -43,11 +46,15 @@ def propose_study(state: State, caller: str, call: ProposeStudy, now_s: int) -> 
         do="Choose another name.",
     )
     _require_invited(caller, settings.members, settings.name)
-    mine = sum(study.proposer == caller and study.phase == "proposed" for study in state.studies.values())
+    mine = sum(
+        study.proposer == caller and (study.phase == "proposed" or now_s < study.proposed_s + _DAY_S)
+        for study in state.studies.values()
+    )
     require(
         mine < MAX_STUDIES_PROPOSED,
         "too_many_studies",
-        f"'{caller}' has proposed {mine} studies that have not started, the most that are allowed.",
+        f"'{caller}' has proposed {mine} studies that have not started, or today: the most that are allowed.",
+        do="Wait until some have started, or until tomorrow.",
     )
     return put(
         state,

@@ -34,6 +34,10 @@ _PRIVATE = 0o600
 _READ_ROWS = 256
 """Rows that are read at once; an entry has at most 64 KiB, so this bounds a reader's memory at 16 MiB."""
 
+_FAILED = (sqlite3.Error, UnicodeDecodeError, MemoryError)
+"""What SQLite raises. The last two for damaged files: whose own words, which are no text, are in its message;
+or in which a record claims to be longer than all memory."""
+
 _COLUMNS = "height, time_s, signed, previous, state, digest"
 
 
@@ -98,14 +102,14 @@ class Journal:
             rows.append((entry.height, entry.time_s, entry.signed, entry.previous, entry.state, head))
         try:
             self._write(rows, head)
-        except sqlite3.Error as error:
+        except _FAILED as error:
             with contextlib.suppress(sqlite3.Error):
                 self._db.rollback()
             if not _is_full(error):
                 # After a failed fsync the system may drop what it could not write and report success next
                 # time, so only a new start that reads the file again can be trusted.
-                self._broken = str(error)
-            raise self._cannot_write(str(error)) from error
+                self._broken = str(error) or repr(error)
+            raise self._cannot_write(str(error) or repr(error)) from error
         self.height += len(rows)
         self.head = head
 
@@ -122,8 +126,8 @@ class Journal:
                     f"SELECT {_COLUMNS} FROM entries WHERE height > ? ORDER BY height LIMIT {_READ_ROWS}",  # noqa: S608 - constants only
                     (height,),
                 ).fetchall()
-            except sqlite3.Error as error:
-                raise self._corrupt(height + 1, f"it cannot be read: {error}") from error
+            except _FAILED as error:
+                raise self._corrupt(height + 1, f"it cannot be read: {str(error) or repr(error)}") from error
             for row in rows:
                 height += 1
                 entry = Entry(height=row[0], time_s=row[1], signed=row[2], previous=row[3], state=row[4])
@@ -170,8 +174,8 @@ class Journal:
             with contextlib.suppress(sqlite3.Error):
                 self._db.rollback()
             raise self._cannot_write(str(error)) from error
-        except sqlite3.DatabaseError as error:
-            raise self._corrupt(1, f"the file cannot be read: {error}") from error
+        except _FAILED as error:
+            raise self._corrupt(1, f"the file cannot be read: {str(error) or repr(error)}") from error
         if row is None:
             raise self._corrupt(1, "the file does not say which genesis it belongs to")
         if row[0] != self.genesis:
@@ -189,8 +193,10 @@ class Journal:
             self.head = ""
         try:
             height, head = self._db.execute("SELECT height, head FROM meta").fetchone()
-        except sqlite3.Error as error:
-            raise self._corrupt(self.height, f"the file cannot be read: {error}") from error
+        except _FAILED as error:
+            raise self._corrupt(
+                self.height, f"the file cannot be read: {str(error) or repr(error)}"
+            ) from error
         self.head = self._digest_at(self.height)
         if (height, head) != (self.height, self.head):
             raise self._corrupt(self.height + 1, f"it and what follows up to entry {height} is missing")
@@ -202,8 +208,8 @@ class Journal:
             return self.head
         try:
             row = self._db.execute("SELECT digest FROM entries WHERE height = ?", (height,)).fetchone()
-        except sqlite3.Error as error:
-            raise self._corrupt(height, f"it cannot be read: {error}") from error
+        except _FAILED as error:
+            raise self._corrupt(height, f"it cannot be read: {str(error) or repr(error)}") from error
         if row is None:
             raise self._corrupt(height, "it is missing")
         return str(row[0])
@@ -236,7 +242,7 @@ class Journal:
         )
 
 
-def _is_full(error: sqlite3.Error) -> bool:
+def _is_full(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from konsil.core.messages import MAX_ENTRIES_BYTES
-from konsil.core.rules import Call, Entry, Genesis, State, entry_digest
+from konsil.core.rules import Call, Entry, Genesis, State, decode_signed, entry_digest
 from konsil.errors import ConfigError, KonsilError, LedgerError
+from konsil.ledger.local.budget import Budgets
 from konsil.ledger.local.history import Key, Verify, next_sequence, put_on, sign_call
 from konsil.ledger.local.replica import Replica, closed
 
@@ -45,6 +46,7 @@ class LocalLedger:
         self._pending: list[_Pending] = []
         self._writing: asyncio.Task[None] | None = None
         self._problem = ""
+        self._budgets = Budgets()
         self._closed = False
 
     @classmethod
@@ -107,8 +109,8 @@ class LocalLedger:
 
         Raises:
             FrameError: not a signed call, or over the limit.
-            Refused: not by a member of this swarm under its next number, or against the contract; the
-                state is unchanged.
+            Refused: not by a member of this swarm under its next number, against the contract, or more than
+                a member may write at once; the state is unchanged.
             LedgerError: the disk is full or failed, or too many calls wait for it; nothing was promised.
         """
         if self._closed:
@@ -121,6 +123,9 @@ class LocalLedger:
             )
         # Where the machine's clock goes back, the contract keeps the ledger's time where it was.
         entry, state = put_on(self._tip, self._head, signed, int(self._clock()), self._replica.verify)
+        caller = decode_signed(signed).caller
+        if caller != self._name:  # only now is it sure who pays
+            self._budgets.pay(caller, len(signed), asyncio.get_running_loop().time())
         self._tip, self._head = state, entry_digest(entry)
         written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._pending.append(_Pending(entry, state, written))

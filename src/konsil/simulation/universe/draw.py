@@ -53,6 +53,8 @@ _FEW_BESIDE_A_LIAR = 0.5
 """How often an honest member is away when a liar begins: where the honest are just a majority of the members
 but not of a roster, a protocol is at its weakest."""
 
+_LOSES_ITS_UPDATE = 0.3
+
 _RESTARTS = 0.5
 """How often the node dies of a member that has finished and goes on contributing."""
 
@@ -185,6 +187,9 @@ class _Drawing:
         if contribution == "active" and self.chance.random() < _RESTARTS:
             at_s, back_s = self._span()
             self.faults.append(Crash(member, at_s, back_s))
+            other = self.chance.choice(self.plan.names)
+            if other != member and self._may_be_lost(other):
+                self.faults.append(Crash(other, self._span()[0]))
         self.plan = replace(self.plan, rounds=max(2, self.plan.rounds))  # something is to come after it
         return Finishes(member, self.chance.randint(1, self.plan.rounds - 1), contribution)
 
@@ -238,8 +243,17 @@ class _Drawing:
         if lie == "names another matrix":
             self.plan = replace(self.plan, rule="geometric_median")
         if self.chance.random() < _FEW_BESIDE_A_LIAR:
-            self.faults.append(self._away_early(self.chance.choice(self.plan.names)))
+            away, loses = self.chance.sample([name for name in self.plan.names if name != member], 2)
+            self.faults.append(self._away_early(away))
+            if self.chance.random() < _LOSES_ITS_UPDATE:
+                self.faults += self._loses_its_update(loses)
         return Liar(member, lie)
+
+    def _loses_its_update(self, member: str) -> tuple[AnyFault, AnyFault]:
+        """Node and training die together, when the round may have begun to merge."""
+        at_s = round(self.chance.uniform(5.0, 25.0), 3)
+        back_s = round(at_s + self.chance.uniform(15.0, 45.0), 3)
+        return Crash(member, at_s, back_s), TrainingDies(member, at_s, back_s)
 
     def _away_early(self, member: str) -> AnyFault:
         at_s = round(self.chance.uniform(0.0, 3.0), 3)

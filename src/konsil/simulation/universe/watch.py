@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 CALLS_AT_ONCE, CALLS_A_SECOND, CALLS_A_MEMBER = 120, 2.0, 5
-"""At first, each second, and for each member in each accepted round. More calls than any universe needs: without a bound members that are all well, and cannot reach each
-other, fill the ledger's disk."""
+"""At first, each second, and for each member in each accepted round: more than any universe needs. Without
+a bound members that are all well, and cannot reach each other, fill the ledger's disk."""
 
 
 class Violation(Exception):

@@ -13,7 +13,15 @@ from msgspec.structs import replace
 
 import konsil
 from konsil.core.wall import WALL_VERSION, AskNode, Failed, Join, Knock, Terms, Update, Waiting
-from konsil.errors import ConfigError, FrameError, KonsilError, NodeBusy, SchemaMismatch, StudyError
+from konsil.errors import (
+    ConfigError,
+    FrameError,
+    KonsilError,
+    NodeBusy,
+    NodeError,
+    SchemaMismatch,
+    StudyError,
+)
 from konsil.node.training import Training
 from konsil.wall.door import Door
 from konsil.wall.frames import raised
@@ -170,6 +178,16 @@ async def test_an_update_that_is_not_the_studys_is_refused_and_the_script_may_go
     async with asyncio.timeout(8):
         await doors.script("c", trains(1))
         await asyncio.gather(*scripts)
+
+
+async def test_a_model_larger_than_the_node_takes_is_refused_before_a_byte_of_it_is_read(doors, monkeypatch):
+    runner = doors.world.nodes["a"].runner
+    monkeypatch.setattr(runner.merging, "max_model_bytes", 4 * SMALL)
+    monkeypatch.setattr(runner, "take_update", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(NodeError, match="max_model_gb"):
+        await doors.script("a", trains(1))
+    await asyncio.sleep(0)
+    assert not doors.world.study.initial
 
 
 async def test_a_member_that_is_struck_is_told_so_at_once(doors):

@@ -9,8 +9,9 @@ import pytest
 
 from konsil.core.parameters import views
 from konsil.core.round import Detached
-from konsil.errors import NodeError, StudyError
+from konsil.errors import NodeError, StudyError, UpdatesMissing
 from konsil.node.bench import Bench
+from konsil.node.pull import Puller
 from konsil.node.study import StudyRunner
 
 NAMES = ("a", "b", "c")
@@ -158,6 +159,40 @@ async def test_a_merge_whose_round_went_on_during_its_audit_is_fetched_whole(wor
         if finished(world) and third.model() is not None:
             break
     assert np.all(views(third.schema, third.model().data())["weights"] == 1.0)
+
+
+async def test_what_a_slow_line_brought_before_the_others_went_on_is_not_fetched_again(worlds, monkeypatch):
+    world = await worlds(rounds=1, merge_s=1)
+    audit, pull, gone_on, pulled = Bench.audit, Puller.chunk, asyncio.Event(), []
+
+    async def late_audit(bench, parts, model, settled):
+        if bench.me == "c":
+            await gone_on.wait()
+            raise UpdatesMissing(("a",), "The update of a round that is over is nobody's to read.")
+        await audit(bench, parts, model, settled)
+
+    async def counted(puller, digest, *rest, **options):
+        if puller.me == "c" and gone_on.is_set():
+            pulled.append(digest)
+        await pull(puller, digest, *rest, **options)
+
+    monkeypatch.setattr(Bench, "audit", late_audit)
+    monkeypatch.setattr(Puller, "chunk", counted)
+    for node in world.nodes.values():
+        node.train()
+    await world.until(lambda w: w.study.open is not None and w.study.open.accepts == ("a", "b"))
+    third = world.nodes["c"]
+    for _ in range(100):
+        world.now_s += 1.0
+        world.move()
+        await asyncio.sleep(0.02)
+        if finished(world):
+            gone_on.set()
+            if third.model() is not None:
+                break
+    assert np.all(views(third.schema, third.model().data())["weights"] == 1.0)
+    assert not pulled
+    await soon(lambda: third.runner.merging.assembly is None)
 
 
 async def test_a_member_that_has_not_agreed_is_told_how(worlds):

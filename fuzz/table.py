@@ -1,0 +1,21 @@
+"""Every target, by group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import files
+import identities
+import ledgers
+import peers
+import walls
+from target import Target
+
+GROUPS: Mapping[str, Sequence[Target]] = {
+    "peers": peers.TARGETS,
+    "ledgers": ledgers.TARGETS,
+    "identities": identities.TARGETS,
+    "files": files.TARGETS,
+    "walls": walls.TARGETS,
+}
+TARGETS: Mapping[str, Target] = {target.name: target for group in GROUPS.values() for target in group}
