@@ -231,8 +231,8 @@ def _spared(faults: tuple[Fault, ...], can_spare: int) -> tuple[Fault, ...]:
 
 
 def _takes_one_away(fault: Fault) -> bool:
-    """Whether rounds may have to do without a member for good."""
-    return isinstance(fault, Liar) or (isinstance(fault, Script) and fault.how == "inactive")
+    """Whether rounds may have to do without a member for good: a last update goes with its node's memory."""
+    return isinstance(fault, Liar) or (isinstance(fault, Script) and fault.how in {"inactive", "snapshot"})
 
 
 def _window(lots: random.Random) -> tuple[float, float]:
