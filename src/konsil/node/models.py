@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -19,6 +20,8 @@ from konsil.files import UNFINISHED, make_private_folder, write_whole
 from konsil.node.store import Assembly, Model, StoredModel
 
 Needed = Callable[[], Collection[str]]
+
+T = TypeVar("T", Model, StoredModel | None)
 
 KEPT = 2
 """The newest accepted merge and the one before it, which peers may still fetch."""
@@ -65,12 +68,8 @@ class Models:
         """A model from disk, every byte checked against its digest; None if it is not there or damaged."""
         if not digest:
             return None
-        reading = asyncio.ensure_future(asyncio.to_thread(self._read, study, digest))
         try:
-            return await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            reading.add_done_callback(_give_back)
-            raise
+            return await _kept_or_closed(self._read, study, digest)
         except FileNotFoundError:
             return None
         except (OSError, KonsilError, ValueError, msgspec.DecodeError) as error:
@@ -94,7 +93,7 @@ class Models:
 
         What is read is not yet checked: ``StoredModel.check``.
         """
-        return await asyncio.to_thread(self._open, study, digest)
+        return await _kept_or_closed(self._open, study, digest)
 
     async def remove(self, study: str, digest: str) -> None:
         """Forget a model whose file is damaged: the next save writes it anew."""
@@ -164,10 +163,20 @@ class Models:
             assembly.close()
 
 
-def _give_back(reading: asyncio.Future[Model]) -> None:
-    """Close a model that nobody waited for to the end."""
-    if not reading.cancelled() and reading.exception() is None:
-        reading.result().close()
+async def _kept_or_closed(read: Callable[[str, str], T], study: str, digest: str) -> T:
+    """Read in a thread; who is cancelled meanwhile leaves nothing open."""
+    reading = asyncio.ensure_future(asyncio.to_thread(read, study, digest))
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        reading.add_done_callback(_close_it)
+        raise
+
+
+def _close_it(reading: asyncio.Future[T]) -> None:
+    found = None if reading.cancelled() or reading.exception() else reading.result()
+    if found is not None:
+        found.close()
 
 
 def _written_ns(path: Path) -> int:
