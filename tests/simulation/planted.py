@@ -1,4 +1,4 @@
-"""The planted bugs: name, module, what stands there, what stands there instead."""
+"""The planted bugs: name, module, what stands there, what stands there instead, and the plan where it shows."""
 
 ALL = (
     # --- what is written before it is said -------------------------------------------------------
@@ -109,16 +109,17 @@ ALL = (
     ),
     # --- disputes --------------------------------------------------------------------------------
     (
-        "half of the roster strikes a member",
+        "a majority of the roster strikes a member for good",
         "core.rules.disputes",
-        "    if 2 * wrong > n:",
-        "    if 2 * wrong >= n:",
+        "for_good=2 * wrong > able",
+        "for_good=True",
+        "a-minority-strikes-nobody",
     ),
     (
         "an undecided dispute strikes the leader",
         "core.rules.disputes",
         '        return _close(study, current, opened, "undecided", now_s)\n    return study',
-        "        return _strike(study, current, opened, now_s)\n    return study",
+        "        return _wrong(study, current, opened, now_s, for_good=True)\n    return study",
     ),
     (
         "a wrong part is disputed by nobody",
@@ -186,12 +187,14 @@ ALL = (
         "core.rules.merging",
         "    if set(current.roster) <= set(silent_now):\n        return collect_again(study, current, now_s)\n",
         "",
+        "a-lost-update-beside-a-liar",
     ),
     (
         "members that have not spoken yet are thrown out",
         "core.rules.merging",
         "    if current.attempt < QUICK_ATTEMPTS:\n        gone &= set(current.silent)\n",
         "",
+        "slow-is-not-dead",
     ),
     (
         "a round that collects again takes no breath",

@@ -93,7 +93,7 @@ class Gatherer:
         """Members that are connected and whose answers are waited for, but that have sent next to nothing.
 
         Slow is not dead: who has sent a good part of a chunk is waited for. And where everybody hangs, the
-        own line is to blame.
+        own line is to blame; of one alone nobody can tell, and a false report costs little there.
 
         Args:
             before: ``peers.received()`` when the waiting began.
@@ -106,7 +106,7 @@ class Gatherer:
             if count and member in received and received[member] - before.get(member, 0) < little
         }
         others = {member for member in self.roster.members if member in received}
-        return tuple(sorted(hanging)) if hanging < others else ()
+        return tuple(sorted(hanging)) if hanging < others or len(others) == 1 else ()
 
     async def learn(self, members: Sequence[str] = ()) -> None:
         """Get the manifests of these members' updates, by default of all.

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from konsil.core.digest import Manifest, chunk_count
 from konsil.core.parameters import Schema, check_finite
-from konsil.core.round import Fetch, Lead, Probe, Recompute
+from konsil.core.round import Fetch, Lead, Probe, Recompute, blamed_after_s
 from konsil.core.rules import OpenRound, Study, weights_of
 from konsil.errors import NodeError, SchemaMismatch, StudyError, UpdatesMissing
 from konsil.node.bench import Bench
@@ -22,13 +22,6 @@ GRACE_FRACTION = 0.2
 GRACE_LEAST_S = 2.0
 GRACE_MOST_S = 30.0
 """How long an unreachable member is waited for before it is reported: a share of the study's ``merge_s``."""
-
-BLAMED_FROM_ATTEMPT = 2
-"""A member that lets others wait and sends nothing is reported from this attempt on: before those that
-wait for it seem to be silent themselves."""
-
-BLAMED_AFTER = 0.7
-"""... once this share of the attempt's time is gone: early enough for the report to count."""
 
 FETCHES_AT_ONCE = 4
 """Chunks of a whole model asked for at once: 16 MiB on the way."""
@@ -89,7 +82,7 @@ class Merging:
         """Merge a part; its digest and that of the Gram matrix, "" where the rule does not mix."""
         current = self.current(effect)
         bench = await self._bench_for(current)
-        return await self._in_time(current, bench, bench.lead(effect.part))
+        return await self._in_time(bench, bench.lead(effect.part))
 
     async def complete(self, current: OpenRound) -> Model:
         """The merge of the open round, whole and audited.
@@ -99,7 +92,7 @@ class Merging:
             NodeError: the round went on meanwhile.
         """
         bench = await self._bench_for(current)
-        model = await self._in_time(current, bench, self._audited(current, bench))
+        model = await self._in_time(bench, self._audited(current, bench))
         if bench.closed:  # the others accepted the round without this member, and the memory went with it
             raise NodeError(
                 f"Round {current.number} of study {bench.roster.study!r} went on during this node's audit.",
@@ -118,13 +111,13 @@ class Merging:
         await bench.audit(current.parts, model, settled)
         return model
 
-    async def _in_time(self, current: OpenRound, bench: Bench, work: Awaitable[T]) -> T:
+    async def _in_time(self, bench: Bench, work: Awaitable[T]) -> T:
         """Do a part of the merge; where somebody lets it hang, say who before the attempt is over."""
         task = asyncio.ensure_future(work)
         before = self.puller.peers.received()
-        left_s = max(0.0, (current.deadline_s - self._ledger_s()) * BLAMED_AFTER)
+        left_s = blamed_after_s(self._study(), self._ledger_s(), bench.grace_s)
         try:
-            await asyncio.wait({task}, timeout=left_s if current.attempt >= BLAMED_FROM_ATTEMPT else None)
+            await asyncio.wait({task}, timeout=left_s)
             hanging = () if task.done() else bench.gatherer.who_hangs(before)
             if not hanging:
                 # Slow is not dead: on a slow line a new beginning would never come to an end.

@@ -307,11 +307,20 @@ def test_reports_of_who_left_the_roster_no_longer_count(swarm):
 
 
 def test_reports_outlast_an_attempt_that_keeps_the_roster(swarm):
-    world = swarm().start().commit()
+    world = swarm().start().commit().publish(but="d")
     world.do("a", Report("aml", 1, 1, ("d",)))
     world.tick()
     world.do("b", Report("aml", 1, 2, ("d",)))
     assert world.open.roster == ("a", "b", "c")
+
+
+def test_reports_do_not_outlast_a_round_that_collects_again(swarm):
+    world = swarm().start().commit()
+    world.do("a", Report("aml", 1, 1, ("d",)))
+    world.tick()  # nobody has published: whoever was cut off then may be well now
+    assert world.open.reports == {}
+    world.do("b", Report("aml", 1, 2, ("d",)))
+    assert world.open.roster == ("a", "b", "c", "d")
 
 
 def test_below_the_quorum_the_round_collects_again_and_goes_on(swarm):
@@ -406,7 +415,30 @@ def test_a_rule_that_mixes_needs_the_digest_of_its_gram_matrix(swarm):
     assert refusal.code == "bad_digest"
 
 
+def test_of_a_rule_from_a_file_no_matrix_is_not_a_matrix_that_all_agree_on(swarm):
+    world = swarm(rule="our-own", rule_digest="d" * 64, min_members=2).start("abc").commit("abc")
+    gram = {"a": world.digest("gram"), "b": "", "c": world.digest("third")}
+    for index, part in enumerate(world.open.parts):
+        world.do(part.leader, world.part(index, gram=gram[part.leader]))
+    assert world.open.digest == ""
+    assert world.open.silent == ()  # nobody is to blame: all wait for the deadline
+
+
 # --- disputes ------------------------------------------------------------------------------------
+
+
+def test_a_majority_of_a_roster_that_is_none_of_the_study_strikes_nobody_for_good(swarm):
+    world = swarm(quorum=3, names="abcde").start("abcde")
+    world.commit("cde").tick()  # a and b are away, d and e are not honest
+    world.publish()
+    found = _dispute(world, by="d", leader="c")
+    world.do("e", found)
+    record = world.open.disputes[-1]
+    assert record.outcome == "wrong"
+    assert not world.study.participants["c"].struck
+    assert world.open.absent["c"] == "disputed"
+    world.do("c", Enter("aml"))  # it comes back, and with it a and b
+    assert world.study.participants["c"].present
 
 
 def _dispute(world, by="a", leader="b"):

@@ -165,7 +165,7 @@ def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | 
 
     if update is not None and (update.round, update.base) == (current.number, study.accepted):
         return None if _trained_from_another(state, study) else commit(update.digest, update.examples)
-    if state.me not in current.expected:
+    if not participant.present or participant.from_round > current.number:
         return None
     if participant.finished == "snapshot" and update is not None:
         return commit(update.digest, update.examples)
@@ -181,7 +181,8 @@ def _still_contributes(state: NodeRound, study: Study) -> bool:
     participant = study.participants[state.me]
     if participant.finished == "snapshot":
         return state.update is not None
-    return participant.finished == "active" and study.accepted in state.held
+    held = participant.finished == "active" and study.accepted in state.held
+    return held and _examples(state, study) is not None
 
 
 def _examples(state: NodeRound, study: Study) -> int | None:

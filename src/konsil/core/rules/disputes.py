@@ -1,7 +1,8 @@
 """A disputed chunk: the roster recomputes it, and a majority decides.
 
-As long as the honest are a majority of the roster, no liar gets an honest member struck: that takes the
-verdicts of more than half of the roster.
+A majority of the roster takes a leader off the roster. To strike it for good takes more than half of the
+study's participants: while some are away, liars can be a majority of a roster, and what they say must not
+last longer than that.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 
 from konsil.core.digest import chunk_count, part_range
 from konsil.core.rules.calls import Dispute, Verdict
-from konsil.core.rules.merging import merging, require_on_roster
+from konsil.core.rules.merging import away, merging, require_on_roster
 from konsil.core.rules.refusing import participant_of, require
 from konsil.core.rules.rounds import accept_if_due, leave_roster, merge_time_s
 from konsil.core.rules.state import DisputeRecord, OpenRound, State, Study
@@ -91,7 +92,8 @@ def decide(study: Study, now_s: int) -> Study:
     wrong = sum(opened.verdicts.values())
     right = len(opened.verdicts) - wrong
     if 2 * wrong > n:
-        return _strike(study, current, opened, now_s)
+        able = sum(not participant.struck for participant in study.participants.values())
+        return _wrong(study, current, opened, now_s, for_good=2 * wrong > able)
     if 2 * right > n:
         return _close(study, current, opened, "right", now_s)
     if len(opened.verdicts) == n or now_s >= opened.closes_s:
@@ -115,9 +117,13 @@ def _close(
     return accept_if_due(replace(study, open=current), now_s)
 
 
-def _strike(study: Study, current: OpenRound, opened: DisputeRecord, now_s: int) -> Study:
+def _wrong(study: Study, current: OpenRound, opened: DisputeRecord, now_s: int, *, for_good: bool) -> Study:
     leader = opened.leader
     participant = study.participants.get(leader)
+    if not for_good:
+        closed = replace(opened, outcome="wrong")
+        current = replace(current, dispute=None, disputes=(*current.disputes, closed))
+        return leave_roster(away(study, {leader}), current, {leader}, "disputed", now_s)
     if participant is not None:
         struck = study.participants | {leader: replace(participant, struck=True)}
         study = replace(study, participants=struck)

@@ -104,7 +104,7 @@ def _all_published(study: Study, current: OpenRound, now_s: int) -> Study:
         return give_up(study, current, now_s)
     winner, count = grams.most_common(1)[0]
     # Without a majority nobody knows who is wrong: others merge it all.
-    agreed = winner if 2 * count > len(current.parts) else ""
+    agreed = winner if 2 * count > len(current.parts) else None
     odd = {part.leader for part in current.parts if part.gram != agreed}
     if set(current.roster) <= odd.union(current.silent):
         return replace(study, open=current)  # there are no others: at the deadline it begins again
@@ -163,7 +163,7 @@ def report(state: State, caller: str, call: Report, now_s: int) -> State:
     gone = {name for name, count in counts.items() if 2 * count > len(current.roster) - 1}
     study = replace(study, open=current)
     if gone:
-        study = leave_roster(_away(study, gone), current, gone, "unreachable", now_s)
+        study = leave_roster(away(study, gone), current, gone, "unreachable", now_s)
     return put(state, study)
 
 
@@ -200,11 +200,11 @@ def _begin_again(study: Study, current: OpenRound, now_s: int) -> Study:
     if current.attempt < QUICK_ATTEMPTS:
         gone &= set(current.silent)
     if gone and current.digest:
-        return leave_roster(_away(study, gone), current, gone, "silent", now_s)
+        return leave_roster(away(study, gone), current, gone, "silent", now_s)
     return collect_again(study, replace(current, attempt=current.attempt + 1, reports={}), now_s)
 
 
-def _away(study: Study, names: set[str]) -> Study:
+def away(study: Study, names: set[str]) -> Study:
     """The study with these members no longer present: they enter again when they are back."""
     participants = {
         name: replace(p, present=False) if name in names else p for name, p in study.participants.items()

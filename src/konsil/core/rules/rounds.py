@@ -31,7 +31,7 @@ MAX_DOUBLINGS = 10
 QUICK_ATTEMPTS = 3
 """So many rosters may be tried one right after the other: most often somebody was gone, and that is all."""
 
-_LASTING = frozenset({"silent", "unreachable", "left"})
+_LASTING = frozenset({"silent", "unreachable", "disputed", "left"})
 """Why a member is away that stays away until it enters again."""
 
 
@@ -221,6 +221,7 @@ def collect_again(study: Study, current: OpenRound, now_s: int) -> Study:
         absent={name: why for name, why in current.absent.items() if name not in expected},
         roster=(),
         parts=(),
+        reports={},
         digest="",
         accepts=(),
         silent=(),

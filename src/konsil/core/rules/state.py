@@ -93,7 +93,8 @@ class Part(_Value, frozen=True):
 class DisputeRecord(_Value, frozen=True):
     """A disputed chunk of a part and what the roster found. ``verdicts``: member -> wrong?
 
-    ``outcome``: "open", "wrong" (the leader was struck), "right", or "undecided" when time ran out.
+    ``outcome``: "open", "wrong" (the leader left the roster; more than half of all participants strike it
+    for good), "right", or "undecided" when time ran out.
     """
 
     by: str

@@ -279,8 +279,9 @@ class Node:
             return
         others = {name for name in roster if name != self.name and self._reaches(name)}
         hanging = {name for name, count in errand.open.items() if count} & others
-        hanging = hanging if hanging < others else set()
-        problem = UpdatesMissing(hanging, f"{', '.join(sorted(hanging)) or 'Somebody'} lets a part hang.")
+        if not hanging or (hanging == others and len(others) > 1):
+            return  # slow is not dead, and where everybody hangs the own line is to blame
+        problem = UpdatesMissing(hanging, f"{', '.join(sorted(hanging))} lets a part hang.")
         self.world.story(lambda: f"{self.name} gives up {_DOING[type(errand.effect)]}: {problem.what}")
         errand.abandon()
         self._end(errand, failed(errand.effect, problem))

@@ -18,6 +18,7 @@ from konsil.core.round import (
     Recompute,
     Submit,
     Suspected,
+    blamed_after_s,
     durable_before,
     promise_of,
     to_keep,
@@ -43,9 +44,6 @@ MERGING_S = 0.05
 
 GRACE_S = max(2.0, 0.2 * MERGE_S)
 """How long an unreachable member is waited for, as in ``node.merging``."""
-
-BLAMED_FROM_ATTEMPT, BLAMED_AFTER = 2, 0.7
-"""As in ``node.merging``: who lets others hang is named before the attempt is over."""
 
 Updates = Generator[Sequence[Ask], list[Answer], list[Content]]
 
@@ -124,12 +122,10 @@ class Works:
 
     def _in_time(self, effect: Effect, current: OpenRound) -> None:
         """From the second attempt on, say who lets this hang before the attempt is over."""
-        if current.attempt < BLAMED_FROM_ATTEMPT:
-            return
         node = self.node
-        left_s = current.deadline_s - node.ledger_now_s
-        errand = node.errands[effect]
-        node.agenda.after(max(0.0, left_s) * BLAMED_AFTER, node.blame, errand, current.roster)
+        wait_s = blamed_after_s(node.view, node.ledger_now_s, GRACE_S)
+        if wait_s is not None:
+            node.agenda.after(wait_s, node.blame, node.errands[effect], current.roster)
 
     def _lead(self, effect: Lead) -> Work:
         bench = self._current(effect)
