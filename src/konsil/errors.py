@@ -51,7 +51,6 @@ __all__ = [
     "SchemaMismatch",
     "StudyError",
     "TransportError",
-    "UpdatesMissing",
 ]
 
 

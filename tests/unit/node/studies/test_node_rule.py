@@ -85,6 +85,11 @@ async def test_a_leader_that_lost_the_rounds_base_gets_it_from_a_peer(worlds):
     first, third = world.nodes["a"], world.nodes["c"].train()
     await world.until(lambda w: w.study.open is not None)
     update = third.runner.store
+    on_disk = [
+        node.folder / "merges" / "aml" / f"{world.study.accepted}.manifest"
+        for node in (first, world.nodes["b"])
+    ]
+    await soon(lambda: all(path.exists() for path in on_disk))  # else nobody may commit
     for node in (first, world.nodes["b"]):
         keep = set(node.runner.store._models) - {world.study.accepted}
         node.runner.store.keep_only(keep)
