@@ -13,6 +13,7 @@ from pathlib import Path
 
 from konsil.core.digest import bytes_digest
 from konsil.core.rules import Call, Genesis, MemberRecord, State, initial_state
+from konsil.simulation.calls import sentence
 from konsil.simulation.nodes import faults
 from konsil.simulation.nodes.disk import Disk
 from konsil.simulation.nodes.invariants import Invariants
@@ -27,7 +28,6 @@ from konsil.simulation.nodes.scope import simulated
 from konsil.simulation.nodes.script import Around, TrainingProcess
 from konsil.simulation.nodes.signing import FastKey, verify
 from konsil.simulation.nodes.system import watched
-from konsil.simulation.nodes.trace import sentence
 
 BEGIN_S = 1_000_000
 """Unix time at which every world begins."""

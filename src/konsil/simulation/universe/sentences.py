@@ -43,6 +43,7 @@ def sentences(plan: Plan) -> Iterator[str]:
         yield f"  {_sentence(fault)}"
     if not plan.faults:
         yield "  Nothing else goes wrong."
+    yield "(Round 1.2 is the second attempt of round 1.)"
 
 
 def _sentence(fault: AnyFault) -> str:  # noqa: PLR0911, C901 - one line a fault

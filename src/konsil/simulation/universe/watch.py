@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from konsil.core.round import Deliver
 from konsil.core.rules import Accept, Call, Commit, Publish, RoundRecord, State, Study, Tick, is_over
+from konsil.simulation.calls import sentence
 from konsil.simulation.universe.ledger import STUDY
 from konsil.simulation.universe.models import Content, whole
 from konsil.simulation.universe.plan import Cut, DialsOut, LedgerHalt, Partition, Plan, Slow
@@ -88,7 +89,7 @@ class Watch:
                 "the ledger is not flooded", f"{self._honest_calls} calls, the last one {name}'s."
             )
         was, now = before.studies[STUDY], after.studies[STUDY]
-        self.world.story(lambda: f"{name} says {type(call).__name__}: {_about(now)}")
+        self.world.story(lambda: f"{name} {sentence(call)}: {_about(now)}{_lost(was, now)}")
         if was.history is not now.history:
             self._history_only_grows(was, now)
         for record in now.history[len(was.history) :]:
@@ -192,11 +193,19 @@ class Watch:
         raise Violation("rounds end", f"{phase}; {stages}; it is {world.agenda.now_s:.0f} s.")
 
 
+def _lost(was: Study, now: Study) -> str:
+    """Who has left the roster with this call."""
+    if was.open is None or now.open is None or was.open.number != now.open.number:
+        return ""
+    gone = [name for name in was.open.roster if name not in now.open.commits]
+    return "".join(f"; {name} leaves the roster, {now.open.absent.get(name, 'away')}" for name in gone)
+
+
 def _about(study: Study) -> str:
     current = study.open
     if current is None:
         return f"the study is {study.phase}"
-    what = f"round {current.number} attempt {current.attempt} {current.phase}"
+    what = f"round {current.number}.{current.attempt} is {current.phase}"
     if current.phase == "collecting":
         return f"{what}, commits of {_list(current.commits)}"
     if current.dispute is not None:

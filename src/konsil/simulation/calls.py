@@ -1,4 +1,4 @@
-"""What happened, in sentences."""
+"""What members say to the ledger, in words: for the stories of universes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any
 
 from konsil.core.rules import (
     Accept,
+    Agree,
     Alive,
     Call,
     Commit,
     Dispute,
+    Enter,
     Finish,
     Initialise,
+    Leave,
+    ProposeStudy,
     Publish,
     Report,
     Score,
@@ -38,6 +42,10 @@ _WORDS: dict[type, Callable[[Any], str]] = {
     Score: lambda call: f"scores round {call.round}",
     Finish: lambda call: f"has finished: {call.contribution}",
     Tick: lambda _call: "says that a deadline has passed",
+    ProposeStudy: lambda _call: "proposes the study",
+    Agree: lambda _call: "agrees to the study",
+    Enter: lambda _call: "is ready to train",
+    Leave: lambda _call: "leaves",
 }
 
 
