@@ -79,21 +79,23 @@ async def test_a_study_with_norm_clipping_holds_back_who_goes_too_far(worlds):
 
 async def test_a_leader_that_lost_the_rounds_base_gets_it_from_a_peer(worlds):
     world = await worlds(rule="norm_clipping", rounds=1)
-    for name in "ab":
-        world.nodes[name].train()
+    first, second, third = (world.nodes[name] for name in "abc")
+    trained = third._trained
+
+    def all_others_forget(effect):  # the last to commit: only then does anybody merge
+        for node in (first, second):
+            store = node.runner.store
+            store.keep_only(set(store._models) - {effect.digest})
+            assert store.model(effect.digest) is None
+        trained(effect)
+
+    third._trained = all_others_forget
+    for node in (first, second):
+        node.train()
     await world.until(lambda w: w.study.participants["b"].present)
-    first, third = world.nodes["a"], world.nodes["c"].train()
-    await world.until(lambda w: w.study.open is not None)
-    update = third.runner.store
-    on_disk = [
-        node.folder / "merges" / "aml" / f"{world.study.accepted}.manifest"
-        for node in (first, world.nodes["b"])
-    ]
-    await soon(lambda: all(path.exists() for path in on_disk))  # else nobody may commit
-    for node in (first, world.nodes["b"]):
-        keep = set(node.runner.store._models) - {world.study.accepted}
-        node.runner.store.keep_only(keep)
-    assert update.model(world.study.accepted) is not None
+    base = f"{world.study.accepted}.manifest"
+    await soon(lambda: all((node.folder / "merges/aml" / base).exists() for node in (first, second)))
+    third.train()
     await world.until(finished)
     await soon(lambda: all(node.model() for node in world.nodes.values()))
     assert world.study.history[0].attempt == 1
