@@ -88,7 +88,7 @@ class World:
         for name in names or self.names:
             await self.nodes[name].open()
 
-    async def until(self, reached, *, at_s=0.0, limit_s=8.0):
+    async def until(self, reached, *, at_s=0.0, limit_s=20.0):
         """Wait until the ledger says so; the members' clocks go on by ``at_s`` first, and they look."""
         self.now_s += at_s
         self.move()

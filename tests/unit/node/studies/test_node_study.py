@@ -17,7 +17,7 @@ from konsil.node.study import StudyRunner
 NAMES = ("a", "b", "c")
 
 
-async def soon(reached, limit_s=5.0):
+async def soon(reached, limit_s=20.0):
     """Wait for what no event tells: a node's own knowledge, or a file."""
     async with asyncio.timeout(limit_s):
         while not reached():  # noqa: ASYNC110 - as the sentence above says
