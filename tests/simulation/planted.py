@@ -33,14 +33,6 @@ ALL = (
         '""',
     ),
     (
-        "a restarted node commits without the model that it goes on from",
-        "core.round.goals",
-        "    if study.accepted not in state.held:\n        return None  # after",
-        "    if not study.accepted:\n        return None  # after",
-    ),
-    # --- what is checked -------------------------------------------------------------------------
-    ("a chunk's digest is not checked", "core.digest", "    if leaf(chunk) == expected:", "    if True:"),
-    (
         "a manifest's digest is not checked",
         "core.digest",
         "        if actual != digest:",
