@@ -13,11 +13,10 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 
 from msgspec.structs import replace
+from planter import Planter
 
 FOUND = Path(__file__).with_name("found")
 
@@ -38,41 +37,9 @@ class Mutant:
     plan: str = ""
 
 
-class Planter(MetaPathFinder):
-    """Imports one module with a changed source."""
-
-    def __init__(self, mutant: Mutant) -> None:
-        self.mutant = mutant
-        self.planted = False
-
-    def find_spec(self, fullname, path=None, target=None) -> ModuleSpec | None:
-        if fullname != f"konsil.{self.mutant.module}":
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        assert spec is not None
-        spec.loader = _Changed(self, fullname, spec.origin)
-        return spec
-
-
-class _Changed(SourceFileLoader):
-    def __init__(self, planter: Planter, name: str, path: str) -> None:
-        super().__init__(name, path)
-        self.planter = planter
-
-    def get_code(self, fullname):
-        del fullname  # there is one
-        mutant = self.planter.mutant
-        source = Path(self.path).read_text()
-        count = source.count(mutant.old)
-        if count != 1:
-            raise SystemExit(f"{mutant.name}: its old text occurs {count} times in {mutant.module}")
-        self.planter.planted = True
-        return compile(source.replace(mutant.old, mutant.new), self.path, "exec")
-
-
 def hunt(mutant: Mutant, first: int, most: int) -> tuple[int, str]:
     """How many universes it takes to find a planted bug, and the law that it breaks; 0 if it is not found."""
-    planter = Planter(mutant)
+    planter = Planter(f"konsil.{mutant.module}", mutant.old, mutant.new)
     sys.meta_path.insert(0, planter)
     from konsil.simulation.universe import decode_plan, draw_plan, run_universe  # noqa: PLC0415 - with the bug
 

@@ -34,4 +34,4 @@ def test_a_bug_that_does_not_fit_any_more_is_an_error():
         check=False,
     )
     assert run.returncode
-    assert "gone: its old text occurs 0 times in core.digest" in run.stderr
+    assert "core/digest.py 0 times, not once" in run.stderr

@@ -64,7 +64,10 @@ def _read_toml(file: Path, *, missing: str) -> dict[str, Any]:
         ) from error
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError(
-            f"{file} is over {MAX_CONFIG_BYTES} bytes.", do="It is not a config file.", file=str(file)
+            f"{file} is over {MAX_CONFIG_BYTES} bytes, so it is no settings file.",
+            safe="Nothing was changed.",
+            do="Name the right file, or shorten this one.",
+            file=str(file),
         )
     try:
         return tomllib.loads(data.decode("utf-8"))

@@ -27,11 +27,6 @@ class Disk:
         self._full = full
         self.models: dict[str, Content] = {}
         self.promises: dict[tuple[str, int, str], str] = {}
-        self._writing: set[str] = set()
-
-    def lose_power(self) -> None:
-        """What was being written was not written."""
-        self._writing.clear()
 
     def _require_room(self, what: str) -> None:
         now_s = self._agenda.now_s

@@ -95,8 +95,7 @@ class Node:
         self.life += 1
         for errand in self.errands.values():
             errand.abandon()
-        self.errands = {}
-        self.disk.lose_power()
+        self.errands = {}  # and with them what was being written: it was not there yet
 
     @property
     def own_s(self) -> float:

@@ -264,4 +264,8 @@ def _check_fault(fault: AnyFault, plan: Plan) -> None:
 
 def _can_be(held: bool, what: str) -> None:
     if not held:
-        raise ConfigError(f"A universe of this plan cannot be: {what}.", safe="Nothing was run.")
+        raise ConfigError(
+            f"A universe of this plan cannot be: {what}.",
+            safe="Nothing was run.",
+            do="Correct the plan; `konsil simulate --seed N --plan` prints one that can.",
+        )
