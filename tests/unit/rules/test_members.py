@@ -195,3 +195,12 @@ def test_studies_that_their_proposer_ends_by_itself_do_not_pile_up(swarm):
     assert world.refused("a", again).code == "too_many_studies"
     world.do("b", again)
     world.do("a", ProposeStudy(replace(world.settings, name="tomorrow")), after_s=24 * 3600)
+
+
+def test_studies_that_nobody_took_up_shut_their_proposer_out_for_a_month_only(swarm):
+    world = swarm()
+    for number in range(64):
+        world.do("a", ProposeStudy(replace(world.settings, name=f"study-{number}")))
+    another = ProposeStudy(replace(world.settings, name="another"))
+    assert world.refused("a", another, after_s=24 * 3600).code == "too_many_studies"
+    world.do("a", another, after_s=29 * 24 * 3600)

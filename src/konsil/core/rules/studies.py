@@ -23,10 +23,12 @@ MAX_DATA_BYTES = 1 << 50
 """A petabyte of parameters: beyond any model, and far from the end of any integer."""
 
 MAX_STUDIES_PROPOSED = 64
-"""Studies that one member may have proposed without their having started, or within a day: a study for one
-member can be begun and ended by it alone, and stays on the ledger."""
+"""Studies that one member may have proposed within a day or, if they have not started, within a month: a
+study for one member can be begun and ended by it alone, and stays on the ledger. A proposal that nobody took
+up counts no longer then, since nobody can withdraw it: else whoever made many would be shut out for ever."""
 
 _DAY_S = 24 * 3600
+_MONTH_S = 30 * _DAY_S
 
 
 def put(state: State, study: Study) -> State:
@@ -47,14 +49,15 @@ def propose_study(state: State, caller: str, call: ProposeStudy, now_s: int) -> 
     )
     _require_invited(caller, settings.members, settings.name)
     mine = sum(
-        study.proposer == caller and (study.phase == "proposed" or now_s < study.proposed_s + _DAY_S)
+        study.proposer == caller
+        and now_s < study.proposed_s + (_MONTH_S if study.phase == "proposed" else _DAY_S)
         for study in state.studies.values()
     )
     require(
         mine < MAX_STUDIES_PROPOSED,
         "too_many_studies",
         f"'{caller}' has proposed {mine} studies that have not started, or today: the most that are allowed.",
-        do="Wait until some have started, or until tomorrow.",
+        do="Wait until some have started, or are a month old.",
     )
     return put(
         state,
