@@ -7,7 +7,6 @@ import contextlib
 import os
 import secrets
 import signal
-import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
@@ -39,6 +38,7 @@ from konsil.identity.ledger_key import LedgerKey, verify
 from konsil.identity.source import SvidSource
 from konsil.identity.workload_api import WorkloadApi
 from konsil.ledger.local import FollowerLedger, LocalLedger
+from konsil.ledger.local.steady import SteadyClock
 from konsil.node.config import Config, read_config
 from konsil.node.control import Control
 from konsil.node.credentials import Credentials
@@ -199,7 +199,7 @@ class Node:
             )
         if genesis.operator == config.name:
             return await LocalLedger.open(
-                config.ledger_file, genesis, self.key, config.name, time.time, verify
+                config.ledger_file, genesis, self.key, config.name, SteadyClock(), verify
             )
         line = OperatorLine(genesis.operator, peers)
         return await FollowerLedger.open(config.ledger_file, genesis, self.key, config.name, line, verify)
