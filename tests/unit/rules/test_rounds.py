@@ -27,6 +27,7 @@ from konsil.core.rules import (
     Verdict,
     Vote,
     deal,
+    merge_time_s,
     missing,
     part_count,
 )
@@ -65,6 +66,13 @@ def test_half_of_the_roster_is_not_enough_when_the_time_is_up(swarm):
     assert world.open.attempt == 1
     world.do("c", world.held())  # after the time is up, the majority's last voice decides
     assert len(world.study.history) == 1
+
+
+def test_the_time_to_merge_doubles_up_to_the_patience(swarm):
+    study = swarm(merge_s=30, patience_s=600).start().study
+    assert [merge_time_s(study, attempt) for attempt in range(1, 8)] == [30, 60, 120, 240, 480, 600, 600]
+    study = swarm(merge_s=900, patience_s=600).start().study
+    assert {merge_time_s(study, attempt) for attempt in range(1, 8)} == {900}  # who asks for it has it
 
 
 def test_a_merge_that_no_majority_can_pull_is_begun_again(swarm):

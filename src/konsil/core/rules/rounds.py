@@ -26,7 +26,8 @@ SLACK = 4
 """... and allows this many times the longest of them: networks vary, and a false alarm costs a merge."""
 
 MAX_DOUBLINGS = 10
-"""Each attempt doubles the time to merge, so that slow leaders come through; 30 s become 8.5 h at most."""
+"""Each attempt doubles the time to merge, so that slow leaders come through, up to the study's patience and at
+most so often: 30 s become 8.5 h."""
 
 QUICK_ATTEMPTS = 3
 """So many rosters may be tried one right after the other: most often somebody was gone, and that is all."""
@@ -70,7 +71,8 @@ def merge_time_s(study: Study, attempt: int) -> int:
     ]
     seen_s = min(SLACK * max(took, default=0), settings.patience_s)
     doublings = min(attempt - FIRST_ATTEMPT, MAX_DOUBLINGS)
-    return max(settings.merge_s, seen_s) << doublings
+    first_s = max(settings.merge_s, seen_s)
+    return max(first_s, min(first_s << doublings, settings.patience_s))
 
 
 def give_up_at_s(study: Study, current: OpenRound) -> int:
