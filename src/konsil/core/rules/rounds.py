@@ -26,8 +26,8 @@ SLACK = 4
 """... and allows this many times the longest of them: networks vary, and a false alarm costs a merge."""
 
 MAX_DOUBLINGS = 10
-"""Each attempt doubles the time to merge, so that slow leaders come through, up to the study's patience and at
-most so often: 30 s become 8.5 h."""
+"""Each attempt doubles the time to merge, so that slow leaders come through, up to the study's patience and
+at most so often: 30 s become 8.5 h."""
 
 QUICK_ATTEMPTS = 3
 """So many rosters may be tried one right after the other: most often somebody was gone, and that is all."""
