@@ -29,11 +29,15 @@ from konsil.core.rules.calls import (
     Tick,
     Verdict,
 )
+from konsil.core.rules.rounds import patient_until_s
 from konsil.core.rules.starts import agreed_start
 from konsil.core.rules.state import OpenRound, Study
 
 FAILED_OFTEN = 3
 """A model that could not be had so often is not on its way, and nobody is asked to wait for it."""
+
+LEAST_EXAMPLES = 1
+"""What a member says that stays active without ever having had an update: it is there, and moves nothing."""
 
 TICK_STAGGER_S = 0.4
 """Members tick one after the other, in name order, so that one call does the work of all."""
@@ -146,10 +150,20 @@ def _be_present(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effec
 
 def _commit_the_update(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
     current = study.open
-    if current is None or state.me in current.commits:
+    if current is None:
+        return ()
+    mine = current.commits.get(state.me)
+    if mine is not None and _can_give(state, mine.digest):
         return ()
     commit = _update_for(state, study, current)
     return () if commit is None else (Submit(commit),)
+
+
+def _can_give(state: NodeRound, digest: str) -> bool:
+    """Whether this node has the update that it committed: its training's, or the model that it began with."""
+    if state.update is not None and state.update.digest == digest:
+        return True
+    return digest in state.held or (state.outer is not None and state.outer.model == digest)
 
 
 def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | None:
@@ -169,10 +183,10 @@ def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | 
         return None
     if participant.finished == "snapshot" and update is not None:
         return commit(update.digest, update.examples)
-    examples = _examples(state, study)
-    if participant.finished == "active" and study.accepted in state.held and examples is not None:
+    if participant.finished == "active" and study.accepted in state.held:
         # The model as training goes on from it: of this member's share the outer optimiser sees no change.
-        return commit(state.outer.model if state.outer is not None else study.accepted, examples)
+        digest = state.outer.model if state.outer is not None else study.accepted
+        return commit(digest, _examples(state, study))
     return None
 
 
@@ -181,18 +195,17 @@ def _still_contributes(state: NodeRound, study: Study) -> bool:
     participant = study.participants[state.me]
     if participant.finished == "snapshot":
         return state.update is not None
-    held = participant.finished == "active" and study.accepted in state.held
-    return held and _examples(state, study) is not None
+    return participant.finished == "active" and study.accepted in state.held
 
 
-def _examples(state: NodeRound, study: Study) -> int | None:
-    """How many examples stand behind this member's last update; None if it never had one."""
+def _examples(state: NodeRound, study: Study) -> int:
+    """How many examples stand behind this member's last update; as few as may be if it never had one."""
     if state.update is not None:
         return state.update.examples
     counts = (
         record.roster[state.me].examples for record in reversed(study.history) if state.me in record.roster
     )
-    return next(counts, None)
+    return next(counts, LEAST_EXAMPLES)
 
 
 def _lead_own_parts(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
@@ -213,13 +226,31 @@ def _lead_own_parts(state: NodeRound, study: Study, _now_s: float) -> Iterator[E
 
 def _report_the_unreachable(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
     current = study.open
-    round_number, names = state.unreachable
-    if current is None or not names or round_number != current.number or state.me not in current.roster:
+    if current is None or state.me not in current.roster:
         return ()
-    named = tuple(sorted(names & set(current.roster) - {state.me}))
+    names = set(state.unreachable[1]) if state.unreachable[0] == current.number else set()
+    if _has_lost_its_update(state, current, missed=state.me in names):
+        names.add(state.me)
+    else:
+        names.discard(state.me)
+    named = tuple(sorted(names & set(current.roster)))
     if named and set(named) - set(current.reports.get(state.me, ())):
         return (Submit(Report(state.study, current.number, current.attempt, named)),)
     return ()
+
+
+def _has_lost_its_update(state: NodeRound, current: OpenRound, *, missed: bool) -> bool:
+    """Whether what this member committed is gone: its training made another one, or did not come with it.
+
+    Args:
+        state: what this node knows.
+        current: the open round, with this member on its roster.
+        missed: whether it has been waited for.
+    """
+    if _can_give(state, current.commits[state.me].digest):
+        return False
+    update = state.update
+    return missed or (update is not None and (update.round, update.base) == (current.number, current.base))
 
 
 def _see_for_oneself(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
@@ -227,7 +258,9 @@ def _see_for_oneself(state: NodeRound, study: Study, _now_s: float) -> Iterator[
     current = study.open
     if current is None or not current.reports or state.me not in current.roster:
         return
-    known = set(current.reports.get(state.me, ())) | {state.me}
+    known = set(current.reports.get(state.me, ()))
+    if _can_give(state, current.commits[state.me].digest):
+        known.add(state.me)
     if state.unreachable[0] == current.number:
         known |= state.unreachable[1]
     reported = {name for names in current.reports.values() for name in names}
@@ -269,7 +302,9 @@ def _finish(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
     participant = study.participants.get(state.me)
     if participant is None or participant.finished is not None:
         return ()
-    return (Submit(Finish(state.study, state.finish)),)
+    # A last update that was never made is nothing to go on contributing.
+    nothing = state.finish == "snapshot" and state.update is None
+    return (Submit(Finish(state.study, "inactive" if nothing else state.finish)),)
 
 
 def _say_that_training_goes_on(state: NodeRound, study: Study, now_s: float) -> Iterator[Effect]:
@@ -292,7 +327,7 @@ def _alive_due_s(state: NodeRound, study: Study) -> float | None:
     until_s = current.expected.get(state.me)
     if until_s is None or not state.attached or (state.waiting and not _model_is_on_its_way(state, study)):
         return None
-    if until_s >= current.opened_s + study.settings.patience_s:
+    if until_s >= patient_until_s(study, current):
         return None
     return until_s - study.settings.silence_s / 2
 

@@ -147,11 +147,13 @@ def accept(state: State, caller: str, call: Accept, now_s: int) -> State:
 
 
 def report(state: State, caller: str, call: Report, now_s: int) -> State:
-    """Note whom the caller cannot reach; who is out of a majority's reach leaves the roster at once."""
+    """Note whom the caller cannot reach; who is out of a majority's reach leaves the roster at once.
+
+    So does a caller that says of itself that its update is gone: nobody knows that better.
+    """
     study, current = merging(state, caller, call.study, call.round, call.attempt)
     require_on_roster(current, caller)
     named = set(call.unreachable)
-    require(caller not in named, "reports_itself", f"'{caller}' reports itself as unreachable.")
     strangers = sorted(named - set(current.roster))
     require(
         not strangers,
@@ -161,6 +163,7 @@ def report(state: State, caller: str, call: Report, now_s: int) -> State:
     current = replace(current, reports=current.reports | {caller: tuple(sorted(named))})
     counts = Counter(name for names in current.reports.values() for name in names)
     gone = {name for name, count in counts.items() if 2 * count > len(current.roster) - 1}
+    gone |= named & {caller}
     study = replace(study, open=current)
     if gone:
         study = leave_roster(away(study, gone), current, gone, "unreachable", now_s)

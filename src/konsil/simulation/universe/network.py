@@ -11,6 +11,8 @@ from konsil.simulation.universe.plan import Cut, DialsOut, LedgerHalt, Partition
 AGAIN_S = 3.0
 """What a lost message costs: the line notices, and sends it again."""
 
+_ASTRAY = 0.5
+
 _NEVER = float("-inf")
 
 
@@ -83,6 +85,10 @@ class Network:
     def lost(self) -> bool:
         """Whether an answer never comes."""
         return bool(self.weather.loss) and self._chance.random() < self.weather.loss
+
+    def astray(self) -> bool:
+        """Whether what a node had sent when it died never comes."""
+        return self._chance.random() < _ASTRAY
 
     # --- to the ledger ---------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ Lie = Literal[
     "sends other models",
     "reads early",
     "commits twice",
+    "takes its update back",
     "leads nothing",
     "gives its update to nobody",
     "gives its parts to nobody",
