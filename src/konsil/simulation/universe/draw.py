@@ -28,8 +28,10 @@ from konsil.simulation.universe.plan import (
     Weather,
 )
 
-_SIZES = (3, 3, 3, 3, 3, 3, 3, 4, 4, 5)
-_ROUNDS = (1, 1, 1, 1, 1, 1, 1, 2, 2, 3)
+_SIZES = (3,) * 16 + (4,) * 3 + (5,)
+_ROUNDS = (1,) * 16 + (2,) * 3 + (3,)
+_CHUNKS = (1, 2, 3, 3, 4)
+_AUDITS = (0.0, 0.3, 1.0)
 _CALM = Weather()
 _WEATHERS = (
     _CALM,
@@ -63,7 +65,7 @@ _MINUTES_BETWEEN = 4
 
 _STARTS = 0.15
 _DIES_FOR_GOOD = 0.3
-_MIXING = 0.08
+_MIXING = 0.06
 _LEADER = 0.15
 
 
@@ -80,7 +82,8 @@ def draw_plan(seed: int) -> Plan:
         members=members,
         rounds=chance.choice(_ROUNDS),
         quorum=members // 2 + 1,
-        chunks=chance.randint(1, 4),
+        chunks=chance.choice(_CHUNKS),
+        audit=chance.choice(_AUDITS),
         rule="geometric_median" if chance.random() < _MIXING else "mean",
         parts="leader" if chance.random() < _LEADER else "shared",
         running=chance.random() >= _STARTS,
@@ -242,6 +245,8 @@ class _Drawing:
             return None
         if lie == "names another Gram matrix":
             self.plan = replace(self.plan, rule="geometric_median")
+        if lie == "merges a part wrongly":  # who audits less may miss it: that is no bug
+            self.plan = replace(self.plan, audit=1.0)
         if self.chance.random() < _FEW_BESIDE_A_LIAR:
             away, loses = self.chance.sample([name for name in self.plan.names if name != member], 2)
             self.faults.append(self._away_early(away))

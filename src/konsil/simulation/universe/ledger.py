@@ -117,7 +117,7 @@ def _settings(plan: Plan) -> StudySettings:
         rule=plan.rule,
         weighting="examples",
         parts=plan.parts,
-        audit_fraction=1.0,
+        audit_fraction=plan.audit,
         silence_s=SILENCE_S,
         patience_s=PATIENCE_S,
         merge_s=MERGE_S,

@@ -6,15 +6,20 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
-from konsil.core.digest import CHUNK_BYTES, Manifest, group_digest, leaf, part_range, schema_digest
+from konsil.core.digest import CHUNK_BYTES, Manifest, check_leaf, group_digest, leaf, part_range, schema_digest
 from konsil.core.merge import gram_chunk, gram_digest, merge_chunk, mixing, rule, sum_grams
+from konsil.errors import DigestMismatch
 
 HEADER = b"a universe's model: one float64 a chunk"
 SCHEMA = schema_digest(HEADER)
 _RUNS = (("F64", 0, 8),)
 _NUMBER = struct.Struct("<d")
+
+
+REMEMBERED = 256
+"""Models of which the digests are not computed again: members of one universe make the same ones."""
 
 
 def data_bytes(chunks: int) -> int:
@@ -36,6 +41,16 @@ class Content:
         return tuple(_NUMBER.unpack(chunk)[0] for chunk in self.chunks)
 
     @cached_property
+    def wrong_chunk(self) -> DigestMismatch | None:
+        """What is wrong with the first chunk that is not what the manifest says, found once for all readers."""
+        try:
+            for index, (chunk, expected) in enumerate(zip(self.chunks, self.manifest.leaves, strict=True)):
+                check_leaf(chunk, expected, index=index)
+        except DigestMismatch as error:
+            return error
+        return None
+
+    @cached_property
     def finite(self) -> bool:
         """Whether every parameter is a number."""
         return all(math.isfinite(number) for number in self.numbers)
@@ -46,6 +61,7 @@ def model_of(numbers: Sequence[float]) -> Content:
     return whole(tuple(_NUMBER.pack(number) for number in numbers), 1)
 
 
+@lru_cache(REMEMBERED)
 def whole(chunks: tuple[bytes, ...], n_parts: int) -> Content:
     """A model whose chunks were merged in so many parts."""
     leaves = tuple(leaf(chunk) for chunk in chunks)
@@ -54,6 +70,7 @@ def whole(chunks: tuple[bytes, ...], n_parts: int) -> Content:
     return Content(manifest, chunks, manifest.digest)
 
 
+@lru_cache(REMEMBERED)
 def part_of(chunks: tuple[bytes, ...]) -> Content:
     """A part alone, as its leader publishes it."""
     leaves = tuple(leaf(chunk) for chunk in chunks)

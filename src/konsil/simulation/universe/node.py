@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from konsil.simulation.universe.training import Training
     from konsil.simulation.universe.world import World
 
+_LOOKED = Looked()
+
 RESET_S = 0.5
 """A node that dies resets its connections: who waited for it hears of that soon."""
 
@@ -72,7 +74,7 @@ class Node:
         self.works = Works(self)
         self.errands: dict[Effect, Errand] = {}
         self.time = LedgerTime()
-        self._wake_s = math.inf
+        self._wake_s = self._alarm_s = math.inf
         self._readable: dict[str, frozenset[str]] = {}
 
     # --- life and death ----------------------------------------------------------------------------
@@ -87,7 +89,7 @@ class Node:
             self.hold(model)
             self.post(Held(model.digest))
         else:
-            self.post(Looked())
+            self.post(_LOOKED)
 
     def crash(self) -> None:
         """Die on the spot: what is not on the disk is gone."""
@@ -105,26 +107,37 @@ class Node:
     @property
     def ledger_now_s(self) -> float:
         """What it thinks that the ledger's time is."""
-        return self.time.now_s(self.own_s)
+        return self.time.now_s(BEGIN_S + self.agenda.now_s + self.skew_s)
 
     # --- the machine -------------------------------------------------------------------------------
 
     def post(self, event: Event) -> None:
         """Tell the machine a fact and carry out what it wants."""
-        outcome = step(self.state, event, self.view, self.ledger_now_s)
-        self.state = outcome.state
+        now_s = self.ledger_now_s
+        outcome = step(self.state, event, self.view, now_s)
+        self.state, wake_s = outcome.state, outcome.wake_s
         for effect in outcome.effects:
             self._carry_out(effect)
-        if outcome.wake_s != self._wake_s:
-            self._wake_s = outcome.wake_s
-            if outcome.wake_s < math.inf:
-                when_s = self.agenda.now_s + outcome.wake_s - self.ledger_now_s + 0.001
-                self.agenda.at(when_s, self._woken, outcome.wake_s, self.life)
+        if wake_s != self._wake_s:
+            self._wake_s = wake_s
+            self._set_alarm(wake_s - now_s)
 
-    def _woken(self, wake_s: float, life: int) -> None:
-        if self.life == life and self._wake_s == wake_s:
+    def _set_alarm(self, wait_s: float) -> None:
+        """Wake up after this time; an alarm that comes before is set anew then."""
+        when_s = self.agenda.now_s + wait_s + 0.001
+        if when_s < self._alarm_s:
+            self._alarm_s = when_s
+            self.agenda.at(when_s, self._woken, when_s, self.life)
+
+    def _woken(self, when_s: float, life: int) -> None:
+        if self.life != life or self._alarm_s != when_s:
+            return
+        self._alarm_s, wait_s = math.inf, self._wake_s - self.ledger_now_s
+        if wait_s > 0:
+            self._set_alarm(wait_s)
+        else:
             self._wake_s = math.inf
-            self.post(Looked())
+            self.post(_LOOKED)
 
     def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Cancel):
@@ -184,7 +197,7 @@ class Node:
             return
         if error is None:
             self.time = self.time.answered(sent_s, self.world.ledger.state.now_s)
-        self.look()
+        self._sees_more()  # how the call ended is the machine's next event: it looks then
         self._go_on(errand, None, error)
 
     # --- the ledger --------------------------------------------------------------------------------
@@ -206,12 +219,19 @@ class Node:
 
     def look(self) -> None:
         """See what the ledger says now."""
-        if self.view is not self.world.ledger.study:
-            self.view = self.world.ledger.study
-            self.time = self.time.heard(self.world.ledger.state.now_s, self.own_s)
-            self._readable = {}
-            self.post(Looked())
+        if self._sees_more():
+            self.post(_LOOKED)
             self._let_go()
+
+    def _sees_more(self) -> bool:
+        """Whether the study has changed since it looked last."""
+        ledger = self.world.ledger
+        if self.view is ledger.study:
+            return False
+        self.view = ledger.study
+        self.time = self.time.heard(ledger.state.now_s, self.own_s)
+        self._readable = {}
+        return True
 
     # --- models ------------------------------------------------------------------------------------
 

@@ -54,11 +54,8 @@ class Training:
         self.join()
 
     def join(self) -> None:
-        """Knock at the node, and again while it is away."""
-        if not self.alive or self.attached or self.finished:
-            return
-        if not self.node.up:
-            self.node.agenda.after(_AGAIN_S, self._again, self.life)
+        """Knock at the node, if it is there."""
+        if not self.alive or self.attached or self.finished or not self.node.up:
             return
         self.attached = True
         study = self.node.view
@@ -71,10 +68,6 @@ class Training:
         self.node.post(Attached(holds))
         if self.update is not None:
             self._hand_over()
-
-    def _again(self, life: int) -> None:
-        if life == self.life:
-            self.join()
 
     def die(self) -> None:
         """Gone, and its update with it."""
@@ -89,9 +82,12 @@ class Training:
                 self.node.post(Detached(goodbye))
 
     def lost_node(self) -> None:
-        """The node died under it: training goes on, and it knocks until the node is back."""
+        """The node died under it: training goes on."""
         self.attached = False
-        self.node.agenda.after(_AGAIN_S, self._again, self.life)
+
+    def found_node(self) -> None:
+        """The node is back: it is noticed at the next knock."""
+        self.node.agenda.after(_AGAIN_S, self.join)
 
     # --- rounds ------------------------------------------------------------------------------------
 

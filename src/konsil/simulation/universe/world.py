@@ -114,6 +114,8 @@ class World:
             self.story(lambda: f"{node.name}'s node starts")
             self.up.add(node.name)
             node.start()
+            if node.training is not None and node.training.alive:
+                node.training.found_node()
 
     def _dies(self, node: Node) -> None:
         if node.up:
