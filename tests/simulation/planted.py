@@ -53,7 +53,7 @@ ALL = (
     (
         "an old call is taken again",
         "core.rules.contract",
-        "    last = state.members[caller].sequence\n",
+        "    last = member.sequence\n",
         "    last = sequence - 1\n",
     ),
     (

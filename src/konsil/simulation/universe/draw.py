@@ -36,6 +36,7 @@ _CALM = Weather()
 _WEATHERS = (
     _CALM,
     _CALM,
+    _CALM,
     Weather(delay_s=0.5, lag_s=1.0),
     Weather(loss=0.05),
     Weather(delay_s=1.0, loss=0.15, again=0.1, lag_s=2.0),
@@ -65,7 +66,7 @@ _MINUTES_BETWEEN = 4
 
 _STARTS = 0.15
 _DIES_FOR_GOOD = 0.3
-_MIXING = 0.06
+_MIXING = 0.04
 _LEADER = 0.15
 
 

@@ -113,16 +113,18 @@ class Merges:
 def _merge(rule_name: str, updates: Sequence[Content], weights: Sequence[int], n_parts: int) -> Merged:
     chosen = rule(rule_name, {})
     n_chunks = len(updates[0].chunks)
-    columns = [[update.chunks[index] for update in updates] for index in range(n_chunks)]
     mixed, gram = None, ""
     if chosen.mix is not None:
+        columns = [[update.chunks[index] for update in updates] for index in range(n_chunks)]
         grams = [gram_chunk(_RUNS, column, None) for column in columns]
         parts = (part_range(part, n_parts, n_chunks) for part in range(n_parts))
         total = sum_grams([sum_grams([grams[index] for index in part]) for part in parts])
         mixed, gram = mixing(chosen, total, weights), gram_digest(total)
-    merged = []
-    for column in columns:
-        out = bytearray(_NUMBER.size)
-        merge_chunk(chosen, _RUNS, column, weights, memoryview(out), mixed, None)
-        merged.append(bytes(out))
-    return tuple(merged), gram
+    # A built-in rule merges each parameter alone: all chunks at once, and then apart again.
+    size = _NUMBER.size
+    out = bytearray(n_chunks * size)
+    runs = ((*_RUNS[0][:2], len(out)),)
+    merge_chunk(
+        chosen, runs, [b"".join(update.chunks) for update in updates], weights, memoryview(out), mixed, None
+    )
+    return tuple(bytes(out[at : at + size]) for at in range(0, len(out), size)), gram
