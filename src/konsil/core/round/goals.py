@@ -384,14 +384,12 @@ def goals(state: NodeRound, study: Study) -> tuple[Goal, ...]:
         return _those(_BEFORE if study.phase == "proposed" else _AFTER, False, has_outer, has_said)
     if current.phase == "collecting":
         return _those(_COLLECTING, False, has_outer, has_said)
-    troubled = current.dispute is not None or bool(
-        current.reports or state.suspects or state.unreachable[1]
-    )
+    troubled = current.dispute is not None or bool(current.reports or state.suspects or state.unreachable[1])
     return _those(_MERGING, troubled, has_outer, has_said)
 
 
 @cache
-def _those(every: tuple[Goal, ...], troubled: bool, has_outer: bool, has_said: bool) -> tuple[Goal, ...]:  # noqa: FBT001
+def _those(every: tuple[Goal, ...], troubled: bool, has_outer: bool, has_said: bool) -> tuple[Goal, ...]:
     left_out: set[Goal] = set()
     left_out |= set() if troubled else _OF_TROUBLE
     left_out |= set() if has_outer else _OF_THE_OUTER_STATE

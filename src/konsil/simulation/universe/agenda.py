@@ -26,7 +26,7 @@ class Agenda:
     def at(self, when_s: float, act: Act, *args: Any) -> None:
         """Do it then; what was asked for first comes first."""
         self._number += 1
-        heappush(self._later, (when_s if when_s > self.now_s else self.now_s, self._number, act, args))
+        heappush(self._later, (max(self.now_s, when_s), self._number, act, args))
 
     def after(self, wait_s: float, act: Act, *args: Any) -> None:
         """Do it after a time."""

@@ -28,11 +28,11 @@ from konsil.simulation.universe.plan import (
     Weather,
 )
 
-_SIZES = (3,) * 16 + (4,) * 3 + (5,)
+_SIZES = (2,) * 2 + (3,) * 14 + (4,) * 3 + (5,)
 _ROUNDS = (1,) * 16 + (2,) * 3 + (3,)
 _CHUNKS = (1, 2, 3, 3, 4)
 _AUDITS = (0.0, 0.3, 1.0)
-_CALM = Weather()
+_CALM = Weather(lag_s=0.2)
 _WEATHERS = (
     _CALM,
     _CALM,
@@ -67,7 +67,7 @@ _MINUTES_BETWEEN = 4
 _STARTS = 0.15
 _DIES_FOR_GOOD = 0.3
 _MIXING = 0.04
-_LEADER = 0.15
+_LEADER = 0.2
 
 
 def draw_plan(seed: int) -> Plan:

@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from konsil.core.digest import CHUNK_BYTES, Manifest, check_leaf, group_digest, leaf, part_range, schema_digest
+from konsil.core.digest import (
+    CHUNK_BYTES,
+    Manifest,
+    check_leaf,
+    group_digest,
+    leaf,
+    part_range,
+    schema_digest,
+)
 from konsil.core.merge import gram_chunk, gram_digest, merge_chunk, mixing, rule, sum_grams
 from konsil.errors import DigestMismatch
 
@@ -42,7 +50,7 @@ class Content:
 
     @cached_property
     def wrong_chunk(self) -> DigestMismatch | None:
-        """What is wrong with the first chunk that is not what the manifest says, found once for all readers."""
+        """What is wrong with the first chunk that its leaf does not stand for, found once for all."""
         try:
             for index, (chunk, expected) in enumerate(zip(self.chunks, self.manifest.leaves, strict=True)):
                 check_leaf(chunk, expected, index=index)

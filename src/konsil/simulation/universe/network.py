@@ -19,7 +19,8 @@ _NEVER = float("-inf")
 
 class Network:
     """Links between members, and from members to the ledger. ``quick``: whether answers take no
-    time; ``troubled``: whether some members may not reach others."""
+    time; ``troubled``: whether some members may not reach others.
+    """
 
     def __init__(self, plan: Plan, agenda: Agenda, chance: random.Random) -> None:
         self._agenda = agenda

@@ -53,14 +53,18 @@ CATCH_UP_S = 2.0
 
 
 class Node:
-    """``up``: whether it runs; ``life``: how many times it has begun; ``view``: the study as it knows it."""
+    """``up``: whether it runs; ``life``: how many times it has begun; ``view``: the study as it knows it;
+    ``quick``: whether what it does by itself takes no time.
+    """
 
     def __init__(self, world: World, name: str, skew_s: float) -> None:
         self.world = world
         self.agenda = world.agenda
         self.name = name
         self.skew_s = skew_s
-        self.disk = Disk(world.agenda, [(f.at_s, f.until_s) for f in world.disk_faults(name)])
+        self.quick = world.is_quick(name)
+        full = [(fault.at_s, fault.until_s) for fault in world.disk_faults(name)]
+        self.disk = Disk(world.agenda, full, quick=self.quick and not full)
         self.training: Training | None = None
         self.up = False
         self.life = 0

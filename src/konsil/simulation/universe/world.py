@@ -64,6 +64,10 @@ class World:
             node.training = self._training(node)
         self._schedule(model)
 
+    def is_quick(self, name: str) -> bool:
+        """Whether a node need not take time over what it does by itself: it never dies in the midst of it."""
+        return not any(isinstance(fault, Crash) and fault.member == name for fault in self.plan.faults)
+
     def disk_faults(self, name: str) -> Iterator[DiskFull]:
         """When a member's disk is full."""
         return (fault for fault in self.plan.faults if isinstance(fault, DiskFull) and fault.member == name)
