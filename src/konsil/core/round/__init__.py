@@ -7,6 +7,7 @@ node has. So a restarted node, or one that missed news, wants the same things as
 everything: there is no transition to miss.
 """
 
+from konsil.core.round.auditing import audits
 from konsil.core.round.blaming import blamed_after_s
 from konsil.core.round.endings import failed
 from konsil.core.round.events import (
@@ -73,6 +74,7 @@ __all__ = [
     "Submit",
     "Suspected",
     "UpdateReady",
+    "audits",
     "blamed_after_s",
     "durable_before",
     "failed",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Generator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +18,7 @@ from konsil.core.round import (
     Recompute,
     Submit,
     Suspected,
+    audits,
     blamed_after_s,
     durable_before,
     promise_of,
@@ -292,8 +292,10 @@ class Works:
             if part.leader != self.node.name:
                 span = self._span(current, number)
                 foreign += [(number, chunk) for chunk in range(span.start, span.stop) if chunk not in settled]
-        count = math.ceil(len(foreign) * world.plan.audit)
-        return foreign if count == len(foreign) else world.chance.sample(foreign, count)
+        fraction, others = world.plan.audit, len(current.roster) - 1
+        if fraction in {0, 1}:
+            return foreign if fraction else []
+        return world.chance.sample(foreign, audits(len(foreign), fraction, others, world.chance.random()))
 
     # --- training ----------------------------------------------------------------------------------
 
