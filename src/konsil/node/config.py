@@ -10,6 +10,7 @@ import msgspec
 
 from konsil.core.rules.settings import StudySettings
 from konsil.errors import ConfigError
+from konsil.files import BY_UMASK, write_whole
 from konsil.node.toml import read_settings_file
 
 CONFIG_NAME = "node.toml"
@@ -198,7 +199,7 @@ def write_config(config: Config) -> None:
     """Write ``node.toml`` into the member's directory; a file that is there already is replaced.
 
     Raises:
-        ConfigError: a value that ``read_config`` would refuse.
+        ConfigError: a value that ``read_config`` would refuse, or a disk that refuses.
     """
     check_config(config)
     lines = [
@@ -223,7 +224,14 @@ def write_config(config: Config) -> None:
         f"log_format = {_quoted(config.node.log_format)}",
         "",
     ]
-    config.config_file.write_text("\n".join(lines), encoding="utf-8")
+    try:
+        write_whole(config.config_file, ["\n".join(lines).encode()], mode=BY_UMASK)
+    except OSError as error:
+        raise ConfigError(
+            f"{config.config_file} cannot be written: {error.strerror}.",
+            safe="What was in it before is still there.",
+            do="Free disk space, or see that this user may write there, and run the command again.",
+        ) from error
 
 
 # --- checking ------------------------------------------------------------------------------------
