@@ -20,6 +20,7 @@ from konsil.simulation.universe.plan import (
     Late,
     LedgerHalt,
     Liar,
+    Lie,
     Partition,
     Plan,
     Skew,
@@ -55,6 +56,15 @@ _SAME_MEMBER = 0.3
 _FEW_BESIDE_A_LIAR = 0.5
 """How often an honest member is away when a liar begins: where the honest are just a majority of the members
 but not of a roster, a protocol is at its weakest."""
+
+_IN_LEAGUE = 0.5
+_GOES_WITH: dict[Lie, Lie] = {
+    "merges a part wrongly": "finds the opposite",
+    "finds the opposite": "merges a part wrongly",
+    "disputes right chunks": "finds the opposite",
+    "sends wrong chunks": "reports honest members",
+}
+"""How often a second liar helps the first, and how; else it does the same."""
 
 _LOSES_ITS_UPDATE = 0.3
 
@@ -244,6 +254,9 @@ class _Drawing:
         member, lie = self.chance.choice(self.plan.names), self.chance.choice(LIES)
         if not self._may_be_lost(member):
             return None
+        first = next((fault.lie for fault in self.faults if isinstance(fault, Liar)), None)
+        if first is not None and self.chance.random() < _IN_LEAGUE:
+            lie = _GOES_WITH.get(first, first)
         if lie == "names another Gram matrix":
             self.plan = replace(self.plan, rule="geometric_median")
         if lie == "merges a part wrongly":  # who audits less may miss it: that is no bug

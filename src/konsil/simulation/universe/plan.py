@@ -17,6 +17,7 @@ Lie = Literal[
     "reads early",
     "commits twice",
     "leads nothing",
+    "leads at the last moment",
     "gives its update to nobody",
     "gives its parts to nobody",
     "lets others hang",
