@@ -108,6 +108,13 @@ ALL = (
         "a-minority-strikes-nobody",
     ),
     (
+        "one of two throws the other out",
+        "core.rules.merging",
+        "    if gone and others == 1:",
+        "    if gone and others == 0:",
+        "one-of-two-reports-the-other",
+    ),
+    (
         "an undecided dispute strikes the leader",
         "core.rules.disputes",
         '        return _close(study, current, opened, "undecided", now_s)\n    return study',
@@ -135,7 +142,7 @@ ALL = (
     (
         "one report throws a member out",
         "core.rules.merging",
-        "if 2 * count > len(current.roster) - 1}",
+        "if 2 * count > others}",
         "if count}",
     ),
     (

@@ -296,6 +296,33 @@ def test_a_member_that_a_majority_cannot_reach_leaves_the_roster_at_once(swarm):
     assert set(world.open.expected) == {"a", "b", "c"}
 
 
+def test_in_a_roster_of_two_the_other_may_commit_again(swarm):
+    world = swarm("abc", min_members=2, quorum=2).start().commit("ab")
+    world.tick()
+    assert world.open.roster == ("a", "b")
+    world.do("a", Report("aml", 1, 1, ("b",)))
+    assert world.open.phase == "collecting"
+    assert world.open.attempt == 2
+    assert set(world.open.commits) == {"a"}
+    assert world.open.expected["b"] == world.now_s + min(world.settings.merge_s, world.settings.silence_s)
+    world.do("c", Enter("aml"))
+    world.do("c", world.update("c"))
+    assert world.open.phase == "collecting"  # "b" is still waited for
+    world.do("b", world.update("b"))
+    assert world.open.roster == ("a", "b", "c")
+
+
+def test_in_a_roster_of_two_who_is_gone_is_waited_for_a_moment_only(swarm):
+    world = swarm("abc", min_members=2, quorum=2).start().commit("ab")
+    world.tick()
+    world.do("a", Report("aml", 1, 1, ("b",)))
+    world.do("c", Enter("aml"))
+    world.do("c", world.update("c"))
+    world.tick()
+    assert world.open.roster == ("a", "c")
+    assert world.open.absent["b"] == "silent"
+
+
 def test_a_report_can_be_taken_back(swarm):
     world = swarm().start().commit()
     world.do("a", Report("aml", 1, 1, ("d",)))

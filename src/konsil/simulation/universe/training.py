@@ -50,7 +50,7 @@ class Training:
     def start(self) -> None:
         """Begin anew, with nothing but the initial model of the proposer."""
         self.life += 1
-        self.alive, self.has, self.at, self.update = True, None, 0, None
+        self.alive, self.served, self.has, self.at, self.update = True, False, None, 0, None
         self.join()
 
     def join(self) -> None:

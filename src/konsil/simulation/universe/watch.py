@@ -239,6 +239,8 @@ def _undisturbed(plan: Plan) -> frozenset[str]:
         return frozenset()
     disturbed = {fault.member for fault in plan.faults if not isinstance(fault, Slow | DialsOut)}  # type: ignore[union-attr]
     hidden = [fault for fault in plan.faults if isinstance(fault, DialsOut)]
+    if len(plan.liars) > 1 and disturbed - set(plan.liars):
+        return frozenset()  # with an honest member away, two liars are most of another one's peers
     if (hidden and disturbed) or not plan.running:
         return frozenset()  # who relays may be gone; who enters late was not waited for
     return frozenset(plan.honest) - disturbed
