@@ -184,6 +184,7 @@ def test_doctor_without_a_node_checks_what_is_on_disk(site):
         "disk": "ok",
         "node": "warn",
         "port": "ok",
+        "proxy": "ok",
     }
 
 
