@@ -55,6 +55,7 @@ class ConnectProxy:
         for writer in self._writers:
             writer.transport.abort()
         for task in [task for task in self._tasks if task is not None]:
+            task.cancel()
             await asyncio.wait((task,))
         await self._listener.wait_closed()
 
@@ -64,19 +65,24 @@ class ConnectProxy:
     async def _serve(self, reader, writer) -> None:
         self._writers.add(writer)
         self._tasks.add(asyncio.current_task())
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            request = await reader.readuntil(b"\r\n\r\n")
-            self.requests.append(request)
-            await self.hangs.wait()
-            if self.says is not None:
-                writer.write(self.says)
-                await reader.read()
-            else:
-                await self._open(request, reader, writer)
-        writer.close()
-        self._writers.discard(writer)
-        self._tasks.discard(asyncio.current_task())
-        self.left.put_nowait(None)
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await self._answer(reader, writer)
+        finally:
+            writer.close()
+            self._writers.discard(writer)
+            self._tasks.discard(asyncio.current_task())
+            self.left.put_nowait(None)
+
+    async def _answer(self, reader, writer) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        self.requests.append(request)
+        await self.hangs.wait()
+        if self.says is not None:
+            writer.write(self.says)
+            await reader.read()
+        else:
+            await self._open(request, reader, writer)
 
     async def _open(self, request: bytes, reader, writer) -> None:
         name, _, port = request.split(b" ")[1].decode().rpartition(":")
@@ -108,7 +114,7 @@ async def serving(serve):
     async def one(reader, writer):
         tasks.append(asyncio.current_task())
         try:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 await reader.readuntil(b"\r\n\r\n")
                 await serve(reader, writer)
         finally:
