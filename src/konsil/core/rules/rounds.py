@@ -209,12 +209,12 @@ def doubt(study: Study, current: OpenRound, names: Collection[str], now_s: int) 
     left = {name: commit for name, commit in current.commits.items() if name not in names}
     current = replace(current, attempt=current.attempt + 1, commits=left, reports={})
     study = collect_again(study, current, now_s)
-    current = study.open
-    if current is None:
+    collecting = study.open
+    if collecting is None:
         return study
     until_s = now_s + min(study.settings.silence_s, study.settings.merge_s)
-    waited_for = {name: min(until_s, s) if name in names else s for name, s in current.expected.items()}
-    return settle(replace(study, open=replace(current, expected=waited_for)), now_s)
+    waited_for = {name: min(until_s, s) if name in names else s for name, s in collecting.expected.items()}
+    return settle(replace(study, open=replace(collecting, expected=waited_for)), now_s)
 
 
 def collect_again(study: Study, current: OpenRound, now_s: int) -> Study:
