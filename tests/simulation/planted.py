@@ -15,6 +15,12 @@ ALL = (
         "",
     ),
     (
+        "a member finishes before its last update is on disk",
+        "core.round.promises",
+        "            return (state.update.digest,)\n",
+        "            return ()\n",
+    ),
+    (
         "a commit is no promise",
         "core.round.promises",
         "        case Commit():\n            kind =",

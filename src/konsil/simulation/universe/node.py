@@ -24,6 +24,7 @@ from konsil.core.round import (
     Recompute,
     Submit,
     failed,
+    snapshot_of,
     stage,
     step,
     to_hold,
@@ -94,6 +95,14 @@ class Node:
             self.post(Held(model.digest))
         else:
             self.post(_LOOKED)
+        self._take_up_snapshot()
+
+    def _take_up_snapshot(self) -> None:
+        snapshot = snapshot_of(self.view, self.name)
+        model = self.disk.models.get(snapshot.digest) if snapshot is not None else None
+        if snapshot is not None and model is not None:
+            self.hold(model)
+            self.post(snapshot)
 
     def crash(self) -> None:
         """Die on the spot: what is not on the disk is gone."""

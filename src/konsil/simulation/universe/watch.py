@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from konsil.core.round import Deliver
-from konsil.core.rules import Accept, Call, Commit, Publish, RoundRecord, State, Study, Tick, is_over
+from konsil.core.rules import Accept, Call, Commit, Finish, Publish, RoundRecord, State, Study, Tick, is_over
 from konsil.simulation.calls import sentence
 from konsil.simulation.universe.ledger import STUDY
 from konsil.simulation.universe.models import Content, whole
@@ -62,6 +62,8 @@ class Watch:
                 self._keeps_its_word((name, "publish", str(number), str(attempt), str(part)), digest)
             case Accept(digest=digest):
                 self._on_disk(node, digest, "the merge that it accepts")
+            case Finish(contribution="snapshot") if node.state.update is not None:
+                self._on_disk(node, node.state.update.digest, "the update that it goes on contributing")
             case _:
                 pass
 
