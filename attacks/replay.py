@@ -11,6 +11,9 @@ from stage import OPERATOR, Stage, alone, took
 from konsil.core.messages import LedgerSubmit
 from konsil.core.rules import Announce, decode_signed
 from konsil.node.config import read_config
+from konsil.transport.timings import MAX_IN_FLIGHT
+
+AT_ONCE = MAX_IN_FLIGHT // 2
 
 
 def attack(stage: Stage) -> None:
@@ -28,8 +31,9 @@ def attack(stage: Stage) -> None:
             sqlite3.connect(read_config(stage.swarm.directory(OPERATOR)).ledger_file)
         ) as history:
             calls = [signed for (signed,) in history.execute("SELECT signed FROM entries ORDER BY height")]
-        for answer in line.ask_all([LedgerSubmit(signed) for signed in calls]):
-            stage.refused(answer, "replayed")
+        for start in range(0, len(calls), AT_ONCE):  # attacks before this one may have left many
+            for answer in line.ask_all([LedgerSubmit(signed) for signed in calls[start : start + AT_ONCE]]):
+                stage.refused(answer, "replayed")
         callers = {decode_signed(signed).caller for signed in calls}
         stage.says(f"all {len(calls)} calls on the ledger again, of {', '.join(sorted(callers))}: replayed")
 

@@ -41,6 +41,7 @@ from konsil.node import service as service_module
 from konsil.node.peers import raised
 from konsil.node.service import Service, join_entries, split_entries
 from konsil.transport import frames
+from konsil.transport.connect_answer import MAX_HEAD_BYTES, MAX_SCHEMES, AnswerReader, ConnectAnswer
 from konsil.transport.frames import FrameReader, Header, Kind
 
 SMALL_SEGMENT_BYTES = 4096
@@ -288,6 +289,62 @@ def entries_seeds() -> list[bytes]:
     return [join_entries(encoded[:2]), join_entries([]), join_entries([b"", b"a"])]
 
 
+# --- the proxy on the way ----------------------------------------------------------------------------
+
+
+def _answer_of(pieces: Sequence[bytes]) -> ConnectAnswer | str | None:
+    """The answer in some pieces; the sentence with which they are refused; None if there is no end."""
+    reader = AnswerReader()
+    for number, piece in enumerate(pieces):
+        try:
+            answer = reader.feed(piece)
+        except FrameError as error:
+            refusal(error)
+            return error.what
+        if answer is not None:
+            rest = sum(len(each) for each in pieces[number + 1 :])
+            return answer._replace(surplus_bytes=answer.surplus_bytes + rest)
+    return None
+
+
+def read_connect_answer(data: bytes) -> bool:
+    """What a proxy says to CONNECT: the first byte says how it is cut, which must make no difference."""
+    if not data:
+        return False
+    step, said = data[0] * 8 + 1, data[1:]
+    whole = _answer_of([said])
+    cut = _answer_of([said[at : at + step] for at in range(0, len(said), step)])
+    # Of what is no answer, the first thing that is wrong may be another one, seen earlier.
+    must(type(whole) is type(cut), "pieces make an answer of what is none, or none of one")
+    if not isinstance(whole, ConnectAnswer):
+        must(whole is not None or len(said) < MAX_HEAD_BYTES, "a head without an end is waited for")
+        return False
+    must(whole == cut, "another answer, cut otherwise")
+    head = said[: len(said) - whole.surplus_bytes]
+    must(head.endswith(b"\r\n\r\n") and head.count(b"\r\n\r\n") == 1, "the head ends elsewhere")
+    must(len(head) <= MAX_HEAD_BYTES and 100 <= whole.status <= 599, "an answer that HTTP does not have")
+    shown = whole.reason + "".join(whole.schemes)
+    must(shown.isascii() and (not shown or shown.isprintable()), "words that steer a terminal")
+    must(len(whole.reason) <= 80 and len(whole.schemes) <= MAX_SCHEMES, "words without an end")
+    return whole.opens
+
+
+def connect_answer_seeds() -> list[bytes]:
+    """As proxies answer."""
+    heads = (
+        b"200 Connection established\r\nVia: 1.1 squid\r\nContent-Length: 0",
+        b'407 Who?\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: Basic realm="a, b", NTLM',
+        b"403 Forbidden\r\nX-Squid-Error: ERR_ACCESS_DENIED 0\r\nSet-Cookie: a=b",
+        b"302 Found\r\nLocation: http://elsewhere/",
+    )
+    return [
+        bytes((how,)) + b"HTTP/1.1 " + head + b"\r\n\r\n" + behind
+        for head in heads
+        for how in (0, 1, 255)
+        for behind in (b"", b"<html>")
+    ]
+
+
 TARGETS: Sequence[Target] = (
     Target("frames", "a peer's bytes as frames", read_frames, frame_seeds),
     Target("conversation", "a whole connection with a peer", converse, frame_seeds),
@@ -298,4 +355,5 @@ TARGETS: Sequence[Target] = (
     Target("header", "a schema's header", read_header, header_seeds),
     Target("gram", "a leader's Gram matrix", read_gram, gram_seeds),
     Target("entries", "the operator's entries, cut apart", read_entries, entries_seeds),
+    Target("connect", "a proxy's answer", read_connect_answer, connect_answer_seeds, max_bytes=20 * 1024),
 )

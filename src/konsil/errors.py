@@ -15,6 +15,7 @@ KonsilError
 ├── TransportError
 │   ├── FrameError           bytes that break the wire format
 │   ├── PeerUnreachable      no connection to a peer, or no answer in time
+│   │   ├── ProxyError       the proxy on the way to a peer does not let this node through
 │   │   └── UpdatesMissing   updates of a roster that cannot be had
 │   └── PeerRefused          a peer answered with an error
 ├── NodeError
@@ -47,6 +48,7 @@ __all__ = [
     "ParametersError",
     "PeerRefused",
     "PeerUnreachable",
+    "ProxyError",
     "Refused",
     "SchemaMismatch",
     "StudyError",
@@ -137,6 +139,10 @@ class FrameError(TransportError):
 
 class PeerUnreachable(TransportError):
     """No connection to a peer, or no answer in time."""
+
+
+class ProxyError(PeerUnreachable):
+    """The proxy on the way to a peer does not let this node through."""
 
 
 class UpdatesMissing(PeerUnreachable):

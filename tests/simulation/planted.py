@@ -15,6 +15,12 @@ ALL = (
         "",
     ),
     (
+        "a member finishes before its last update is on disk",
+        "core.round.promises",
+        "            return (state.update.digest,)\n",
+        "            return ()\n",
+    ),
+    (
         "a published part is no promise",
         "core.round.promises",
         "    if isinstance(call, Publish):",
@@ -47,8 +53,8 @@ ALL = (
     (
         "a merge is accepted unread",
         "core.round.goals",
-        "    if not completed or current.digest not in state.held:\n        yield Fetch(current.number, current.digest, current.attempt)\n    elif",
-        "    if",
+        "    if not completed or current.digest not in state.held:",
+        "    if False:",
     ),
     (
         "updates can be read while the round collects",
@@ -59,7 +65,7 @@ ALL = (
     (
         "an old call is taken again",
         "core.rules.contract",
-        "    last = state.members[caller].sequence\n",
+        "    last = member.sequence\n",
         "    last = sequence - 1\n",
     ),
     (
@@ -114,6 +120,13 @@ ALL = (
         "a-minority-strikes-nobody",
     ),
     (
+        "one of two throws the other out",
+        "core.rules.merging",
+        "    if gone and others == 1:",
+        "    if gone and others == 0:",
+        "one-of-two-reports-the-other",
+    ),
+    (
         "an undecided dispute strikes the leader",
         "core.rules.disputes",
         '        return _close(study, current, opened, "undecided", now_s)\n    return study',
@@ -141,7 +154,7 @@ ALL = (
     (
         "one report throws a member out",
         "core.rules.merging",
-        "if 2 * count > len(current.roster) - 1}",
+        "if 2 * count > others}",
         "if count}",
     ),
     (
@@ -171,8 +184,8 @@ ALL = (
     (
         "nobody says that training goes on",
         "core.round.goals",
-        "    if due_s is None or now_s < due_s or current is None:",
-        "    if due_s is None or now_s < due_s + 1000 or current is None:",
+        "    return until_s - study.settings.silence_s / 2",
+        "    return until_s + 1000",
     ),
     (
         "the roster that comes to no merge never lets others in",
@@ -254,8 +267,8 @@ ALL = (
     (
         "nobody ticks",
         "core.round.goals",
-        "    if due_s is not None and now_s >= due_s:\n        return (Submit(Tick(state.study)),)",
-        "    if due_s is None:\n        return (Submit(Tick(state.study)),)",
+        "    return (Submit(Tick(state.study)),)",
+        "    return ()",
     ),
     (
         "who stays active without ever having had an update contributes nothing",

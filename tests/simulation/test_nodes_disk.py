@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from konsil.files import make_private_folder, write_whole
+from konsil.node.config import Config, MemberTable, NodeTable, read_config
+from konsil.node.setup import make_directory
 from konsil.simulation.nodes.disk import FULL, Disk
 from konsil.simulation.nodes.system import watched
 
@@ -128,3 +130,13 @@ def test_files_elsewhere_are_none_of_its_business(disk, tmp_path):
     disk.refuses = FULL
     write_whole(tmp_path / "elsewhere", [b"x"])
     assert Path(tmp_path / "elsewhere").read_bytes() == b"x"
+
+
+def test_a_members_directory_is_there_whole_once_it_was_made(disk):
+    table = NodeTable(advertise=("ada.example:7000",))
+    make_directory(Config(disk.folder / "site", MemberTable(name="ada"), node=table))
+    lose_power(disk)
+    site = disk.folder / "site"
+    assert read_config(site).name == "ada"
+    assert all((site / folder).is_dir() for folder in ("keys", "cards", "merges"))
+    assert list((site / "keys").iterdir())

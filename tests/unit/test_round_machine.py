@@ -29,9 +29,12 @@ from konsil.core.round import (
     Submit,
     Suspected,
     UpdateReady,
+    durable_before,
     failed,
+    snapshot_of,
     stage,
     step,
+    to_keep,
 )
 from konsil.core.rules import (
     Accept,
@@ -716,6 +719,23 @@ def test_a_finished_member_goes_on_contributing_what_it_chose(ledger, contributi
     ledger.say("b", commit.call)
     ledger.commit("acd")
     assert ledger.open.roster == tuple(NAMES)
+
+
+def test_a_restarted_node_contributes_the_snapshot_that_its_member_left(ledger):
+    node = trains(ledger)
+    update = ready(ledger)
+    node.sees(update)
+    assert durable_before(Finish("aml", "snapshot"), node.state) == (update.digest,)
+    assert durable_before(Finish("aml", "active"), node.state) == ()
+    ledger.commit().publish().accept()
+    assert snapshot_of(ledger.study, "b") is None
+    ledger.say("b", Finish("aml", "snapshot"))
+    left = snapshot_of(ledger.study, "b")
+    assert left == UpdateReady(1, ledger.study.history[0].base, update.digest, 10)
+    assert update.digest in to_keep(ledger.study, "b")
+    assert update.digest not in to_keep(ledger.study, "a")
+    node = Node(ledger, held=frozenset({ledger.study.accepted}))
+    assert node.sees(left) == (Submit(Commit("aml", 2, ledger.study.accepted, update.digest, 10)),)
 
 
 def test_a_restarted_node_contributes_the_merge_of_its_finished_member(ledger):

@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from konsil import __version__
+from konsil.cli import doctor_proxy
 from konsil.cli.common import Node, Site, printable, verb, when
 from konsil.core.rules import State, genesis_digest
 from konsil.core.wall import AskNode, AskPeers, ToldNode, ToldPeers
@@ -86,6 +87,7 @@ def _examine(site: Site, model: Path | None) -> Findings:
     except NodeUnreachable:
         yield Finding("node", "warn", "The node does not run.", "Start it: `konsil node start`.")
         yield from _port_is_free(config)
+        yield from _guarded("proxy", _proxy_before_start, config)
     except KonsilError as error:
         yield Finding("node", "fail", error.what, error.do)
 
@@ -183,6 +185,16 @@ def _port_is_free(config: Config) -> Findings:
         yield Finding("port", "ok", f"{config.node.listen} is free")
 
 
+def _proxy_before_start(config: Config) -> Findings:
+    from konsil.node.genesis import read_genesis  # noqa: PLC0415 - as in _keys
+
+    if config.genesis_file.exists():
+        genesis = read_genesis(config.genesis_file)
+        yield Finding("proxy", *doctor_proxy.look(config, genesis.members, genesis.operator))
+    else:
+        yield Finding("proxy", *doctor_proxy.look(config, (), ""))
+
+
 # --- with the node -------------------------------------------------------------------------------
 
 
@@ -203,6 +215,8 @@ def _running(node: Node, config: Config, model: Path | None) -> Findings:
     for problem in told.problems:
         yield Finding("node", "warn", problem, "See the node's log.")
     state = node.state()
+    records = [member.record for member in state.members.values() if member.active]
+    yield Finding("proxy", *doctor_proxy.look(config, records, state.operator, running=told.way_out))
     yield from _peers(config, state, node.ask(AskPeers(), ToldPeers), told)
     if model is not None:
         yield from _guarded("model", lambda _config: _model(state, model), config)

@@ -39,13 +39,22 @@ def node() -> None:
     "--advertise", multiple=True, help="HOST:PORT at which peers reach it, if not --listen. Repeat for more."
 )
 @click.option(
+    "--proxy", default="", help="http://HOST:PORT through which it dials peers.  [default: HTTPS_PROXY]"
+)
+@click.option(
     "--workload-api",
     default=BUILTIN,
     show_default=True,
     help="unix:///... of SPIRE's agent, to use its identities.",
 )
 def init(
-    site: Site, name: str, trust_domain: str, listen: str, advertise: tuple[str, ...], workload_api: str
+    site: Site,
+    name: str,
+    trust_domain: str,
+    listen: str,
+    advertise: tuple[str, ...],
+    proxy: str,
+    workload_api: str,
 ) -> None:
     """Make this member's directory: keys, config, and the public card for the others."""
     listen = "" if listen == "none" else listen
@@ -53,7 +62,7 @@ def init(
         site.directory,
         MemberTable(name, trust_domain or f"{name}.konsil"),
         IdentityTable(workload_api),
-        NodeTable(listen, advertise),
+        NodeTable(listen, advertise, proxy=proxy),
     )
     check_config(config)
     if not advertise and listen.rpartition(":")[0] in ("0.0.0.0", "[::]"):  # noqa: S104 - compared, not listened on
@@ -94,6 +103,7 @@ def status(site: Site) -> None:
         f"  {told.ledger}",
         f"  certificate valid until {when(told.svid_expires_s)} (renewed by itself)",
         f"  sent {told.bytes_out / 1e6:.1f} MB, received {told.bytes_in / 1e6:.1f} MB",
+        *([f"  way out: {told.way_out}"] if told.way_out else []),
         "Peers:",
         *(
             f"  {peer.member}: "

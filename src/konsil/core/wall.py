@@ -323,7 +323,10 @@ class StudyStatus(msgspec.Struct, frozen=True):
 
 
 class ToldNode(_Word, frozen=True, tag="told_node"):
-    """A node about itself. ``bytes_out``/``bytes_in``: over all peer connections since its start."""
+    """A node about itself. ``bytes_out``/``bytes_in``: over all peer connections since its start.
+
+    ``way_out``: the proxy through which it dials, and who said so; "" where nobody did.
+    """
 
     member: str
     version: str
@@ -338,6 +341,7 @@ class ToldNode(_Word, frozen=True, tag="told_node"):
     bytes_in: int
     ledger: str
     problems: tuple[str, ...] = ()
+    way_out: str = ""
 
 
 ToNode = (

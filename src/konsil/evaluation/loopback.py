@@ -23,7 +23,7 @@ from konsil.core.rules import Agree, Call, Genesis, State, StudySettings, settin
 from konsil.core.wall import AskCall, AskNode, AskPropose, AskState, FromNode, ToldNode, ToldState, ToNode
 from konsil.core.wall import Failed as FailedWord
 from konsil.errors import NodeError
-from konsil.node.config import Config, MemberTable, NodeTable, read_config
+from konsil.node.config import NO_PROXY, Config, MemberTable, NodeTable, read_config
 from konsil.node.genesis import found, keep_card, read_card_file, write_genesis
 from konsil.node.setup import make_directory, write_own_card
 from konsil.wall.frames import raised
@@ -143,6 +143,7 @@ class LoopbackSwarm:
                 listen=listen,
                 advertise=(advertise,) if advertise and listen else (),
                 log_level=self.log_level,  # type: ignore[arg-type]  # a word
+                proxy=NO_PROXY,  # whatever the environment names: nothing leaves this machine
             ),
         )
         make_directory(config)

@@ -6,7 +6,6 @@ chunks that are there already.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ import structlog
 from konsil.core.digest import CHUNK_BYTES, Manifest, chunk_count, group_digest, leaf, part_range
 from konsil.core.merge import Rule, merge_chunk
 from konsil.core.parameters import Schema, check_finite
+from konsil.core.round import audits
 from konsil.core.rules import BUILT_IN_RULES, Part, StudySettings
 from konsil.errors import (
     DigestMismatch,
@@ -288,8 +288,9 @@ class Bench:
             for index in self.chunks_of(number)
             if index not in settled
         ]
-        count = math.ceil(len(foreign) * self.roster.settings.audit_fraction)
-        for number, index in _secret.sample(foreign, min(count, len(foreign))):
+        others = len(self.roster.members) - 1
+        count = audits(len(foreign), self.roster.settings.audit_fraction, others, _secret.random())
+        for number, index in _secret.sample(foreign, count):
             if await self.is_wrong(index, model.manifest.leaves[index]):
                 raise self._mismatch(number, index, parts[number].leader)
 

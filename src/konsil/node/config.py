@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,11 +11,16 @@ import msgspec
 
 from konsil.core.rules.settings import StudySettings
 from konsil.errors import ConfigError
+from konsil.files import BY_UMASK, write_whole
 from konsil.node.toml import read_settings_file
+from konsil.transport.proxy import Direct, parse_url
 
 CONFIG_NAME = "node.toml"
 BUILTIN = "builtin"
 """The word in ``[identity] workload_api`` for the authority that comes with Konsil."""
+
+NO_PROXY = "none"
+"""The word in ``[node] proxy`` for peers that are dialled directly, whatever the environment says."""
 
 MAX_SOCKET_PATH_BYTES = 100
 """Linux takes 107 bytes for a Unix socket's path; some systems fewer. A round figure below all."""
@@ -48,7 +54,7 @@ class NodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``max_model_gb``: the largest model of a study that this node takes, in GB (1e9 bytes); 0 for an eighth
     of the machine's memory. ``advertise``: the addresses at which peers reach it, where they differ from
-    ``listen``.
+    ``listen``. ``proxy``: through which peers are dialled; see ``konsil.node.way_out``.
     """
 
     listen: str = ""
@@ -56,6 +62,9 @@ class NodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     max_model_gb: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
+    proxy: str = ""
+    proxy_password_file: str = ""
+    no_proxy: str = ""
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -198,7 +207,7 @@ def write_config(config: Config) -> None:
     """Write ``node.toml`` into the member's directory; a file that is there already is replaced.
 
     Raises:
-        ConfigError: a value that ``read_config`` would refuse.
+        ConfigError: a value that ``read_config`` would refuse, or a disk that refuses.
     """
     check_config(config)
     lines = [
@@ -217,13 +226,26 @@ def write_config(config: Config) -> None:
         f"listen = {_quoted(config.node.listen)}",
         "# Where peers reach this node, if that is another address than `listen`.",
         f"advertise = [{', '.join(_quoted(address) for address in config.node.advertise)}]",
+        '# The proxy through which peers are dialled, such as "http://proxy.hospital:3128"; "none" for none;',
+        '# "" for what HTTPS_PROXY and NO_PROXY in the environment say.',
+        f"proxy = {_quoted(config.node.proxy)}",
+        "# The file with the proxy's password, this user's alone; the hosts reached without the proxy.",
+        f"proxy_password_file = {_quoted(config.node.proxy_password_file)}",
+        f"no_proxy = {_quoted(config.node.no_proxy)}",
         "# The largest model of a study that this node takes, in GB; 0 for an eighth of the memory.",
         f"max_model_gb = {config.node.max_model_gb}",
         f"log_level = {_quoted(config.node.log_level)}",
         f"log_format = {_quoted(config.node.log_format)}",
         "",
     ]
-    config.config_file.write_text("\n".join(lines), encoding="utf-8")
+    try:
+        write_whole(config.config_file, ["\n".join(lines).encode()], mode=BY_UMASK)
+    except OSError as error:
+        raise ConfigError(
+            f"{config.config_file} cannot be written: {error.strerror}.",
+            safe="What was in it before is still there.",
+            do="Free disk space, or see that this user may write there, and run the command again.",
+        ) from error
 
 
 # --- checking ------------------------------------------------------------------------------------
@@ -268,6 +290,7 @@ def check_config(config: Config) -> None:
     ):
         for address in addresses:
             require(is_address(address), key, f"is '{address}', which is not HOST:PORT")
+    _check_proxy(config.node, require)
     _check_sockets(config)
 
 
@@ -275,6 +298,31 @@ def is_address(text: str) -> bool:
     """Whether a text is HOST:PORT, with an IPv6 host in brackets."""
     match = _ADDRESS.fullmatch(text)
     return match is not None and int(match[1]) < 2**16
+
+
+def _check_proxy(node: NodeTable, require: Callable[[bool, str, str], None]) -> None:
+    """What is wrong with a proxy's URL is told without showing it: somebody may have put a password there."""
+    named = node.proxy not in ("", NO_PROXY)
+    if named:
+        try:
+            url = parse_url(node.proxy)
+        except ValueError as error:
+            require(False, "node.proxy", str(error))
+        else:
+            require(
+                url.password is None, "node.proxy", "holds a password, which belongs into a file of its own"
+            )
+            require(
+                bool(url.user) or not node.proxy_password_file,
+                "node.proxy_password_file",
+                "names a file, but `proxy` names no user, as http://USER@HOST:PORT does",
+            )
+    for key in ("proxy_password_file", "no_proxy"):
+        require(named or not getattr(node, key), f"node.{key}", "is set, but `proxy` names no proxy")
+    try:
+        Direct.parse(node.no_proxy)
+    except ValueError as error:
+        require(False, "node.no_proxy", str(error))
 
 
 def _check_sockets(config: Config) -> None:

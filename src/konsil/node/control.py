@@ -181,6 +181,7 @@ class Control:
             bytes_in=transport.bytes_in,
             ledger=node.ledger.description,
             problems=node.problems(),
+            way_out=str(node.way_out),
         )
 
 

@@ -54,8 +54,10 @@ from konsil.node.service import Service, split_entries
 from konsil.node.site import Site, default_max_model_bytes
 from konsil.node.study import StudyRunner
 from konsil.node.training import Training
+from konsil.node.way_out import way_out
 from konsil.transport.base import Transport
 from konsil.transport.tls import TlsTransport
+from konsil.transport.tunnel import dialling
 from konsil.wall.door import Door
 
 IDENTITY_S = 30.0
@@ -112,6 +114,7 @@ class Node:
         self.genesis_digest = genesis_digest(self.genesis)
         self.key = LedgerKey.load(config.ledger_key_file)
         self.instance = secrets.token_hex(8)
+        self.way_out = way_out(config)
         self.directory = Directory(config.name, Cards(config.cards_dir))
         self.rules = Rules(config.rules_dir)
         self.runners: dict[str, StudyRunner] = {}
@@ -187,6 +190,7 @@ class Node:
             check_hello=self._check_hello,
             handler=service.answer,
             listen=self.config.node.listen or None,
+            dial=dialling(self.way_out.proxy),
         )
 
     async def _open_ledger(self, peers: Peers) -> LocalLedger | FollowerLedger:
@@ -344,6 +348,7 @@ async def serve(config: Config) -> None:
             swarm=node.genesis.swarm,
             genesis=node.genesis_digest[:12],
             listen=config.node.listen or "dials out only",
+            way_out=str(node.way_out) or "direct",
             height=node.ledger.state.height,
         )
         # In a thread: peers are answered, whether the service manager listens or not.

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from konsil.errors import ConfigError
+from konsil.files import PRIVATE_FOLDER_MODE, make_private_folder
 from konsil.identity.authority import AUTHORITY_FILE, Authority
 from konsil.identity.card import card_digest, make_card, write_card
 from konsil.identity.ledger_key import LedgerKey
@@ -14,7 +15,6 @@ from konsil.identity.svid import Svid
 from konsil.node.config import Config, check_config, write_config
 
 _WORKLOAD_API_S = 10.0
-_OWNER_ONLY = 0o700
 
 
 def make_directory(config: Config) -> None:
@@ -34,10 +34,10 @@ def make_directory(config: Config) -> None:
             do="Give another --dir; to change its address, edit node.toml and run `konsil node card`.",
         )
     try:
-        config.directory.mkdir(mode=_OWNER_ONLY, parents=True, exist_ok=True)
-        config.directory.chmod(_OWNER_ONLY)
+        make_private_folder(config.directory)
+        config.directory.chmod(PRIVATE_FOLDER_MODE)
         for directory in (config.keys_dir, config.cards_dir, config.merges_dir):
-            directory.mkdir(mode=_OWNER_ONLY, exist_ok=True)
+            make_private_folder(directory)
     except OSError as error:
         raise ConfigError(
             f"{error.filename or config.directory} cannot be made: {error.strerror}.",

@@ -22,6 +22,7 @@ from konsil.transport.listener import Listener, split_address
 from konsil.transport.sentences import own_expired, too_late, two_nodes, unknown
 from konsil.transport.sockets import connect, explain, linger, shake_hands, until_readable
 from konsil.transport.timings import Timings
+from konsil.transport.tunnel import Dial
 from konsil.transport.turns import Turns
 
 log = structlog.get_logger("konsil.transport")
@@ -46,6 +47,7 @@ class TlsTransport:
         handler: answers peers' requests.
         listen: "host:port" to accept connections at; None for a node that only dials out.
         timings: deadlines.
+        dial: opens connections to peers: by itself, or through a proxy (``tunnel.dialling``).
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class TlsTransport:
         handler: Handler,
         listen: str | None = None,
         timings: Timings | None = None,
+        dial: Dial = connect,
     ) -> None:
         self._name = name
         self._identity = identity
@@ -65,6 +68,7 @@ class TlsTransport:
         self._check_hello = check_hello
         self._listen = listen
         self._timings = timings or Timings()
+        self._open_line = dial
         self._owner = Owner(handler, self._timings, self._changed, self._spawn)
         self._links: dict[str, Link] = {}
         self._listener: Listener | None = None
@@ -74,8 +78,7 @@ class TlsTransport:
         self._started = False
         self._closed = False
         self._refusal = "", 0.0
-        self._bytes_in = 0
-        self._bytes_out = 0
+        self._bytes_in = self._bytes_out = 0
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -93,7 +96,7 @@ class TlsTransport:
             ConfigError: the address to listen at cannot be used.
         """
         if self._listen is not None:
-            self._listener = Listener(self._listen, self._welcome)
+            self._listener = Listener(self._listen, lambda sock: self._spawn(self._accept(sock)))
             self._listener.start()
         self._started = True
         for link in self._links.values():
@@ -264,7 +267,7 @@ class TlsTransport:
         if self._identity.expires_s <= time.time():
             raise own_expired()
         context = self._identity.client_context(link.address)
-        sock = await connect(*split_address(address))
+        sock = await self._open_line(*split_address(address))
         connection = await self._secure(sock, context, {link.name: link.address}, dialled=True)
         try:
             connection.start()
@@ -310,9 +313,6 @@ class TlsTransport:
         return connection
 
     # --- accepting -------------------------------------------------------------------------------
-
-    def _welcome(self, sock: socket.socket) -> asyncio.Task[None]:
-        return self._spawn(self._accept(sock))
 
     async def _accept(self, sock: socket.socket) -> None:
         try:

@@ -15,6 +15,7 @@ from konsil.errors import KonsilError
 from konsil.identity.authority import Authority
 from konsil.identity.tls import check_peer, client_context, server_context
 from konsil.transport.base import PeerAddress, Reply
+from konsil.transport.sockets import connect
 from konsil.transport.timings import Timings
 from konsil.transport.tls import TlsTransport
 
@@ -95,6 +96,7 @@ class Site:
         instance=None,
         timings=QUICK,
         hello=None,
+        dial=connect,
     ):
         instance = instance or f"run {next(self._runs)}"
         transport = TlsTransport(
@@ -105,6 +107,7 @@ class Site:
             handler=handler,
             listen=listen,
             timings=timings,
+            dial=dial,
         )
         await self._closing.enter_async_context(transport)
         if listen:

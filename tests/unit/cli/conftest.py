@@ -32,6 +32,7 @@ from konsil.node.peers import Peers
 from konsil.node.rules import Rules
 from konsil.node.shelf import Shelf
 from konsil.node.store import Model
+from konsil.node.way_out import way_out
 from konsil.transport.base import PeerLink, Received
 from konsil.wall.door import Door
 
@@ -131,6 +132,7 @@ class NodeThread(threading.Thread):
                 genesis_digest=genesis_digest(genesis),
                 ledger=ledger,
                 transport=transport,
+                way_out=way_out(config),
                 peers=Peers(transport),
                 rules=Rules(config.rules_dir),
                 site=SimpleNamespace(ledger_s=time.time),

@@ -95,6 +95,7 @@ def test_init_takes_up_keys_of_an_interrupted_run(site):
         (["--name", "lyon", "--listen", "nowhere"], "'node.listen'"),
         (["--name", "lyon"], "Peers cannot dial 0.0.0.0:7400"),
         (["--name", "lyon", "--listen", "none", "--trust-domain", "a b"], "'member.trust_domain'"),
+        (["--name", "lyon", "--listen", "none", "--proxy", "https://proxy:3128"], "'node.proxy' begins with"),
     ],
 )
 def test_init_refuses_what_could_not_work_before_it_makes_a_key(site, words, says):
@@ -184,7 +185,37 @@ def test_doctor_without_a_node_checks_what_is_on_disk(site):
         "disk": "ok",
         "node": "warn",
         "port": "ok",
+        "proxy": "ok",
     }
+
+
+def test_doctor_says_in_one_line_whether_the_proxy_lets_the_node_out(site):
+    """lyon serves the ledger, at a name that only a proxy could find; nothing listens where the proxy should."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        named = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        site.init("lyon", "0.0.0.0:7999", "--advertise", "lyon.invalid:7400")
+        site.init("nice", "none", "--proxy", named)
+        site.run("swarm", "found", "aml", site.card("lyon"), site.card("nice"), member="nice")
+        assert read_config(site.root / "nice").node.proxy == named
+        result = site.run("doctor", member="nice", expect=1)
+        assert f"fail  proxy        The proxy {named} cannot be reached: Connection refused." in result.stdout
+    file = site.root / "nice" / "node.toml"
+    file.write_text(file.read_text().replace('no_proxy = ""', 'no_proxy = ".invalid"'))
+    result = site.run("doctor", member="nice")
+    assert (
+        f"ok    proxy        {named} (`proxy` in node.toml); no peer is known that is dialled"
+        in result.stdout
+    )
+    file.write_text(file.read_text().replace(named, "none").replace('no_proxy = ".invalid"', 'no_proxy = ""'))
+    result = site.run("doctor", member="nice")
+    assert "ok    proxy        peers are dialled directly: no proxy (`proxy` in node.toml)" in result.stdout
+    file.write_text(file.read_text().replace('"none"', '""'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HTTPS_PROXY", "socks5://konsil:secret@proxy:1080")
+        result = site.run("doctor", member="nice", expect=1)
+    assert "fail  proxy        HTTPS_PROXY in the environment begins with" in result.stdout
+    assert "secret" not in result.stdout
 
 
 def test_doctor_fails_on_open_permissions_a_lost_key_and_a_taken_port(site):

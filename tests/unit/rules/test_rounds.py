@@ -358,6 +358,33 @@ def test_until_the_roster_is_fixed_another_update_may_take_a_lost_ones_place(swa
     assert world.study.history[0].roster["a"].examples == 20
 
 
+def test_in_a_roster_of_two_the_other_may_commit_again(swarm):
+    world = swarm("abc", min_members=2, quorum=2).start().commit("ab")
+    world.tick()
+    assert world.open.roster == ("a", "b")
+    world.do("a", Report("aml", 1, 1, ("b",)))
+    assert world.open.phase == "collecting"
+    assert world.open.attempt == 2
+    assert set(world.open.commits) == {"a"}
+    assert world.open.expected["b"] == world.now_s + min(world.settings.merge_s, world.settings.silence_s)
+    world.do("c", Enter("aml"))
+    world.do("c", world.update("c"))
+    assert world.open.phase == "collecting"  # "b" is still waited for
+    world.do("b", world.update("b"))
+    assert world.open.roster == ("a", "b", "c")
+
+
+def test_in_a_roster_of_two_who_is_gone_is_waited_for_a_moment_only(swarm):
+    world = swarm("abc", min_members=2, quorum=2).start().commit("ab")
+    world.tick()
+    world.do("a", Report("aml", 1, 1, ("b",)))
+    world.do("c", Enter("aml"))
+    world.do("c", world.update("c"))
+    world.tick()
+    assert world.open.roster == ("a", "c")
+    assert world.open.absent["b"] == "silent"
+
+
 def test_a_report_can_be_taken_back(swarm):
     world = swarm().start().commit()
     world.do("a", Report("aml", 1, 1, ("d",)))
@@ -699,3 +726,11 @@ def test_time_never_runs_backwards(swarm):
     world.now_s = then + 60
     world.do("c", Tick("aml"))
     assert world.open.phase == "merging"
+
+
+def test_in_a_roster_of_two_a_member_may_still_say_that_its_own_update_is_gone(swarm):
+    world = swarm("abc", min_members=2, quorum=2).start().commit("ab")
+    world.tick()
+    world.do("b", Report("aml", 1, 1, ("a", "b")))
+    assert (world.open.phase, set(world.open.commits)) == ("collecting", {"a"})
+    assert world.open.absent["b"] == "unreachable"

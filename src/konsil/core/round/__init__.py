@@ -7,6 +7,7 @@ node has. So a restarted node, or one that missed news, wants the same things as
 everything: there is no transition to miss.
 """
 
+from konsil.core.round.auditing import audits
 from konsil.core.round.blaming import blamed_after_s
 from konsil.core.round.endings import failed
 from konsil.core.round.events import (
@@ -36,7 +37,7 @@ from konsil.core.round.events import (
     Suspected,
     UpdateReady,
 )
-from konsil.core.round.keeping import finalists, to_hold, to_keep
+from konsil.core.round.keeping import finalists, snapshot_of, to_hold, to_keep
 from konsil.core.round.knowledge import NodeRound, Retry
 from konsil.core.round.ledger_time import LedgerTime
 from konsil.core.round.machine import Step, stage, step
@@ -73,11 +74,13 @@ __all__ = [
     "Submit",
     "Suspected",
     "UpdateReady",
+    "audits",
     "blamed_after_s",
     "durable_before",
     "failed",
     "finalists",
     "promise_of",
+    "snapshot_of",
     "stage",
     "step",
     "to_hold",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from typing import NamedTuple
 
 from konsil.core.round.events import (
     Advance,
@@ -43,32 +45,34 @@ TICK_STAGGER_S = 0.4
 """Members tick one after the other, in name order, so that one call does the work of all."""
 
 
-def _offer_the_initial_parameters(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
-    if not study.initial and study.proposer == state.me and state.offered:
-        offer = state.offered
-        yield Submit(Initialise(state.study, offer.schema, offer.digest, offer.data_bytes))
+def _offer_the_initial_parameters(state: NodeRound, study: Study) -> Iterable[Effect]:
+    offer = state.offered
+    if study.initial or study.proposer != state.me or offer is None:
+        return ()
+    return (Submit(Initialise(state.study, offer.schema, offer.digest, offer.data_bytes)),)
 
 
-def _hold_the_accepted_model(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
+def _hold_the_accepted_model(state: NodeRound, study: Study) -> Iterable[Effect]:
     accepted = study.accepted
     if accepted and accepted not in state.held and state.me in study.participants:
         return (Fetch(len(study.history), accepted),)
     return ()
 
 
-def _accept_the_merge(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+def _accept_the_merge(state: NodeRound, study: Study) -> Iterable[Effect]:
     current = study.open
     if current is None or not current.digest or state.me not in current.roster:
-        return
+        return ()
     # Not by its digest alone: a leader may publish a model that everybody holds, such as the base.
     completed = state.completed == (current.number, current.attempt, current.digest)
     if not completed or current.digest not in state.held:
-        yield Fetch(current.number, current.digest, current.attempt)
-    elif state.me not in current.accepts:
-        yield Submit(Accept(state.study, current.number, current.attempt, current.digest))
+        return (Fetch(current.number, current.digest, current.attempt),)
+    if state.me not in current.accepts:
+        return (Submit(Accept(state.study, current.number, current.attempt, current.digest)),)
+    return ()
 
 
-def _have_the_outer_state(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
+def _have_the_outer_state(state: NodeRound, study: Study) -> Iterable[Effect]:
     if study.settings.outer is None or state.me not in study.participants:
         return ()
     if study.accepted not in state.held:
@@ -103,7 +107,7 @@ def _trained_from_another(state: NodeRound, study: Study) -> bool:
     )
 
 
-def _deliver_it(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
+def _deliver_it(state: NodeRound, study: Study) -> Iterable[Effect]:
     if not (state.attached and state.waiting):
         return ()
     accepted = study.accepted
@@ -127,28 +131,27 @@ def _may_still_advance(state: NodeRound, study: Study) -> bool:
     return study.settings.outer is not None and study.accepted in state.held and not tried
 
 
-def _be_present(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+def _be_present(state: NodeRound, study: Study) -> Iterable[Effect]:
     participant = study.participants.get(state.me)
     if participant is None or participant.struck:
-        return
+        return ()
     if participant.finished is not None or state.finish is not None:
         # It stays for what it goes on contributing; a node that was away says so once it is back.
         if not participant.present and _still_contributes(state, study):
-            yield Submit(Enter(state.study))
-        return
+            return (Submit(Enter(state.study)),)
+        return ()
     if state.leaving and not state.attached and participant.present:
-        yield Submit(Leave(state.study))
+        return (Submit(Leave(state.study)),)
     if study.settings.outer is not None and _trained_from_another(state, study):
         # It sits this round out, and nobody is to wait for it: it has no update that belongs here.
-        if participant.present and study.open is not None and state.me not in study.open.commits:
-            yield Submit(Leave(state.study))
-        return
-    ready = state.attached and state.delivered == study.accepted != ""
-    if ready and not participant.present:
-        yield Submit(Enter(state.study))
+        open_without_it = study.open is not None and state.me not in study.open.commits
+        return (Submit(Leave(state.study)),) if participant.present and open_without_it else ()
+    if not participant.present and state.attached and state.delivered == study.accepted != "":
+        return (Submit(Enter(state.study)),)
+    return ()
 
 
-def _commit_the_update(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
+def _commit_the_update(state: NodeRound, study: Study) -> Iterable[Effect]:
     current = study.open
     if current is None:
         return ()
@@ -208,23 +211,23 @@ def _examples(state: NodeRound, study: Study) -> int:
     return next(counts, LEAST_EXAMPLES)
 
 
-def _lead_own_parts(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
-    current = study.open
+def _lead_own_parts(state: NodeRound, study: Study) -> Iterable[Effect]:
+    current, wanted = study.open, list[Effect]()
     if current is None:
-        return
+        return wanted
     for part, dealt in enumerate(current.parts):
         if dealt.leader != state.me or dealt.digest:
             continue
         merged = state.merged.get((current.number, current.attempt, part))
         if merged is None:
-            yield Lead(current.number, current.attempt, part)
+            wanted.append(Lead(current.number, current.attempt, part))
         else:
-            yield Submit(
-                Publish(state.study, current.number, current.attempt, part, merged.digest, merged.gram)
-            )
+            at = (state.study, current.number, current.attempt, part)
+            wanted.append(Submit(Publish(*at, merged.digest, merged.gram)))
+    return wanted
 
 
-def _report_the_unreachable(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
+def _report_the_unreachable(state: NodeRound, study: Study) -> Iterable[Effect]:
     current = study.open
     if current is None or state.me not in current.roster:
         return ()
@@ -253,7 +256,7 @@ def _has_lost_its_update(state: NodeRound, current: OpenRound, *, missed: bool) 
     return missed or (update is not None and (update.round, update.base) == (current.number, current.base))
 
 
-def _see_for_oneself(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+def _see_for_oneself(state: NodeRound, study: Study) -> Iterator[Effect]:
     """Only a majority's report counts: where one member reports another, each looks."""
     current = study.open
     if current is None or not current.reports or state.me not in current.roster:
@@ -270,7 +273,7 @@ def _see_for_oneself(state: NodeRound, study: Study, _now_s: float) -> Iterator[
             yield probe
 
 
-def _settle_disputes(state: NodeRound, study: Study, _now_s: float) -> Iterator[Effect]:
+def _settle_disputes(state: NodeRound, study: Study) -> Iterator[Effect]:
     current = study.open
     if current is None or state.me not in current.roster:
         return
@@ -290,13 +293,13 @@ def _settle_disputes(state: NodeRound, study: Study, _now_s: float) -> Iterator[
         yield at
 
 
-def _put_scores_on_record(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
+def _put_scores_on_record(state: NodeRound, study: Study) -> Iterable[Effect]:
     if not state.scores:
         return ()
     return [Submit(score) for score in state.scores if score.round <= len(study.history)]
 
 
-def _finish(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
+def _finish(state: NodeRound, study: Study) -> Iterable[Effect]:
     if state.finish is None or state.scores:
         return ()
     participant = study.participants.get(state.me)
@@ -307,16 +310,16 @@ def _finish(state: NodeRound, study: Study, _now_s: float) -> Iterable[Effect]:
     return (Submit(Finish(state.study, "inactive" if nothing else state.finish)),)
 
 
-def _say_that_training_goes_on(state: NodeRound, study: Study, now_s: float) -> Iterator[Effect]:
-    due_s, current = _alive_due_s(state, study), study.open
-    if due_s is None or now_s < due_s or current is None:
-        return
-    said = (*state.doing, *state.retries)
-    already = (e for e in said if isinstance(e, Submit) and isinstance(e.call, Alive))
-    progress = 0.0 if state.waiting else round(state.progress, 2)
-    news = Submit(Alive(state.study, current.number, progress))
+def _say_that_training_goes_on(state: NodeRound, study: Study) -> Iterable[Effect]:
+    current = study.open
+    if current is None:
+        return ()
     # One at a time: progress that moves on must not pile calls up before a slow ledger.
-    yield next((e for e in already if e.call.round == current.number), news)  # type: ignore[union-attr]
+    for said in (*state.doing, *state.retries):
+        if isinstance(said, Submit) and isinstance(said.call, Alive) and said.call.round == current.number:
+            return (said,)
+    progress = 0.0 if state.waiting else round(state.progress, 2)
+    return (Submit(Alive(state.study, current.number, progress)),)
 
 
 def _alive_due_s(state: NodeRound, study: Study) -> float | None:
@@ -339,11 +342,8 @@ def _model_is_on_its_way(state: NodeRound, study: Study) -> bool:
     return study.accepted not in state.held and failures < FAILED_OFTEN
 
 
-def _tick(state: NodeRound, study: Study, now_s: float) -> Iterable[Effect]:
-    due_s = _tick_due_s(state, study)
-    if due_s is not None and now_s >= due_s:
-        return (Submit(Tick(state.study)),)
-    return ()
+def _tick(state: NodeRound, _study: Study) -> Iterable[Effect]:
+    return (Submit(Tick(state.study)),)
 
 
 def _tick_due_s(state: NodeRound, study: Study) -> float | None:
@@ -356,7 +356,15 @@ def _tick_due_s(state: NodeRound, study: Study) -> float | None:
     return due_s + sorted(study.participants).index(state.me) * TICK_STAGGER_S
 
 
-Goal = Callable[[NodeRound, Study, float], Iterable[Effect]]
+Goal = Callable[[NodeRound, Study], Iterable[Effect]]
+
+
+class Timed(NamedTuple):
+    """A goal that waits for its moment. ``due_s``: when that is, ledger time; None if it never comes."""
+
+    due_s: Callable[[NodeRound, Study], float | None]
+    goal: Goal
+
 
 _BEFORE: tuple[Goal, ...] = (
     _offer_the_initial_parameters,
@@ -375,8 +383,6 @@ _COLLECTING: tuple[Goal, ...] = (
     _commit_the_update,
     _put_scores_on_record,
     _finish,
-    _say_that_training_goes_on,
-    _tick,
 )
 _MERGING: tuple[Goal, ...] = (
     _settle_disputes,
@@ -390,7 +396,6 @@ _MERGING: tuple[Goal, ...] = (
     _see_for_oneself,
     _put_scores_on_record,
     _finish,
-    _tick,
 )
 _AFTER: tuple[Goal, ...] = (
     _hold_the_accepted_model,
@@ -398,16 +403,44 @@ _AFTER: tuple[Goal, ...] = (
     _deliver_it,
     _put_scores_on_record,
 )
+_OF_TROUBLE = {_settle_disputes, _report_the_unreachable, _see_for_oneself}
+_OF_THE_OUTER_STATE = {_have_the_outer_state}
+_OF_TRAINING = {_put_scores_on_record, _finish}
 
 
-def goals(study: Study) -> tuple[Goal, ...]:
-    """What a node may want in the study's present phase, in the order in which it begins."""
-    if study.open is not None:
-        return _COLLECTING if study.open.phase == "collecting" else _MERGING
-    return _BEFORE if study.phase == "proposed" else _AFTER
+def goals(state: NodeRound, study: Study) -> tuple[Goal, ...]:
+    """What a node may want in the study's present phase, in the order in which it begins.
+
+    Goals that cannot want anything are left out: most looks are at a round in which all goes well.
+    """
+    current, has_outer = study.open, study.settings.outer is not None
+    has_said = bool(state.scores) or state.finish is not None
+    if current is None:
+        return _those(_BEFORE if study.phase == "proposed" else _AFTER, False, has_outer, has_said)
+    if current.phase == "collecting":
+        return _those(_COLLECTING, False, has_outer, has_said)
+    mine = current.commits.get(state.me)
+    has_lost = mine is not None and not _can_give(state, mine.digest)
+    troubled = has_lost or current.dispute is not None
+    troubled = troubled or bool(current.reports or state.suspects or state.unreachable[1])
+    return _those(_MERGING, troubled, has_outer, has_said)
 
 
-def next_look_s(state: NodeRound, study: Study) -> list[float]:
-    """When a goal may want something new without any event, unix time."""
-    dues = (_alive_due_s(state, study), _tick_due_s(state, study))
-    return [due_s for due_s in dues if due_s is not None]
+@cache
+def _those(every: tuple[Goal, ...], troubled: bool, has_outer: bool, has_said: bool) -> tuple[Goal, ...]:
+    left_out: set[Goal] = set()
+    left_out |= set() if troubled else _OF_TROUBLE
+    left_out |= set() if has_outer else _OF_THE_OUTER_STATE
+    left_out |= set() if has_said else _OF_TRAINING
+    return tuple(goal for goal in every if goal not in left_out)
+
+
+_WHILE_COLLECTING = (Timed(_alive_due_s, _say_that_training_goes_on), Timed(_tick_due_s, _tick))
+_WHILE_MERGING = (Timed(_tick_due_s, _tick),)
+
+
+def timed(study: Study) -> tuple[Timed, ...]:
+    """What a node may want once its moment has come, without any event."""
+    if study.open is None:
+        return ()
+    return _WHILE_COLLECTING if study.open.phase == "collecting" else _WHILE_MERGING

@@ -8,6 +8,8 @@ the call was sent. Where its own clock fits between these bounds, a node believe
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 REMEMBERED = 8
@@ -45,8 +47,12 @@ class LedgerTime(msgspec.Struct, frozen=True):
 
 def _between(least: tuple[float, ...], most: tuple[float, ...], *, newest_is_least: bool) -> LedgerTime:
     """The smallest correction that the bounds allow; old bounds go where a clock was set meanwhile."""
-    low, high = max(least, default=float("-inf")), min(most, default=float("inf"))
+    low, high = _within(least, most)
     if low > high:
         least, most = (least[-1:], ()) if newest_is_least else ((), most[-1:])
-        low, high = max(least, default=float("-inf")), min(most, default=float("inf"))
+        low, high = _within(least, most)
     return LedgerTime(least, most, min(max(0.0, low), high))
+
+
+def _within(least: tuple[float, ...], most: tuple[float, ...]) -> tuple[float, float]:
+    return max(least) if least else -math.inf, min(most) if most else math.inf

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from konsil.core.round.events import Advance, Cancel, Effect, Event, Fetch, Lead, Probe, Recompute
 from konsil.core.round.facts import FACTS
-from konsil.core.round.goals import goals, next_look_s
+from konsil.core.round.goals import goals, timed
 from konsil.core.round.knowledge import NEVER_FAILED, NOBODY_MISSED, NodeRound
 from konsil.core.rules.state import Study
 
@@ -37,23 +37,40 @@ def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
     """
     recorded: NodeRound = FACTS[type(event)](state, event, now_s)
     state = _forget_what_is_over(_knowing_what_is_on_record(recorded, study), study)
-    wanted: list[Effect] = []
-    for goal in goals(study):
-        wanted += goal(state, study, now_s)
-    if len(wanted) > 1:
-        wanted = list(dict.fromkeys(wanted))
+    wanted, wake_s = _want(state, study, now_s)
     doing, retries = state.doing, state.retries
+    if not (wanted or doing or retries):
+        return Step(state, (), wake_s)
     given_up = [effect for effect in doing if effect not in wanted and isinstance(effect, CANCELLED)]
     if given_up:
         doing = tuple(effect for effect in doing if effect not in given_up)
     starts = [effect for effect in wanted if effect not in doing]
     if retries:
-        starts = [effect for effect in starts if retries.get(effect, NEVER_FAILED).at_s <= now_s]
         retries = {effect: retry for effect, retry in retries.items() if effect in wanted}
-    if starts or given_up or retries != state.retries:
+        starts = [effect for effect in starts if retries.get(effect, NEVER_FAILED).at_s <= now_s]
+    if starts or given_up or len(retries) < len(state.retries):
         state = replace(state, doing=(*doing, *starts), retries=retries)
-    cancels = [Cancel(effect) for effect in given_up]
-    return Step(state, (*cancels, *starts), _wake(state, study, now_s))
+    for effect, retry in retries.items():
+        if now_s < retry.at_s < wake_s and effect not in state.doing:
+            wake_s = retry.at_s
+    return Step(state, (*map(Cancel, given_up), *starts), wake_s)
+
+
+def _want(state: NodeRound, study: Study, now_s: float) -> tuple[list[Effect], float]:
+    """What the goals ask for now, and the next moment at which one may want something new; inf if none."""
+    wanted: list[Effect] = []
+    for goal in goals(state, study):
+        wanted += goal(state, study)
+    wake_s = math.inf
+    for due, goal in timed(study):
+        due_s = due(state, study)
+        if due_s is None:
+            continue
+        if due_s <= now_s:
+            wanted += goal(state, study)
+        elif due_s < wake_s:
+            wake_s = due_s
+    return list(dict.fromkeys(wanted)) if len(wanted) > 1 else wanted, wake_s
 
 
 def _knowing_what_is_on_record(state: NodeRound, study: Study) -> NodeRound:
@@ -73,7 +90,7 @@ def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
     if state.unreachable[0] and (current is None or current.phase != "merging"):
         over["unreachable"] = NOBODY_MISSED
     if state.held:
-        digests = {study.accepted, current.digest if current is not None else ""}
+        digests = {study.accepted} if current is None else {study.accepted, current.digest}
         if study.phase == "proposed" and state.offered is not None:
             digests.add(state.offered.digest)
         if not state.held <= digests:
@@ -97,18 +114,6 @@ def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
             key: wrong for key, wrong in state.findings.items() if (key.round, key.attempt) == at
         }
     return replace(state, **over) if over else state
-
-
-def _wake(state: NodeRound, study: Study, now_s: float) -> float:
-    """The next moment at which a goal may want something new without any event; inf if none."""
-    wake_s = math.inf
-    for time_s in next_look_s(state, study):
-        if now_s < time_s < wake_s:
-            wake_s = time_s
-    for effect, retry in state.retries.items():
-        if now_s < retry.at_s < wake_s and effect not in state.doing:
-            wake_s = retry.at_s
-    return wake_s
 
 
 def stage(state: NodeRound, study: Study) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from konsil.core.rules.calls import Accept, Call, Commit, Initialise, Publish
+from konsil.core.round.knowledge import NodeRound
+from konsil.core.rules.calls import Accept, Call, Commit, Finish, Initialise, Publish
 
 
 class Promise(msgspec.Struct, frozen=True):
@@ -27,16 +28,19 @@ def promise_of(call: Call) -> Promise | None:
     return None
 
 
-def durable_before(call: Call) -> tuple[str, ...]:
+def durable_before(call: Call, state: NodeRound) -> tuple[str, ...]:
     """The models that must be on this node's disk before the ledger hears of a call.
 
     Who accepts a merge, or gives the initial parameters, says that it holds them, whatever happens to it.
-    Who commits goes on from the accepted merge: were it lost, the next round could lose it for all.
+    Who commits goes on from the accepted merge: were it lost, the next round could lose it for all. Who has
+    finished and goes on contributing its last update has nobody to make it again.
     """
     match call:
         case Initialise(digest=digest) | Accept(digest=digest):
             return (digest,)
         case Commit(base=base):
             return (base,)
+        case Finish(contribution="snapshot") if state.update is not None:
+            return (state.update.digest,)
         case _:
             return ()

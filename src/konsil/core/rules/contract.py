@@ -44,7 +44,7 @@ from konsil.core.rules.scores import score
 from konsil.core.rules.signing import Entry, canonical, decode_signed
 from konsil.core.rules.state import Genesis, Member, State
 from konsil.core.rules.studies import agree, enter, finish, initialise, leave, propose_study, put
-from konsil.errors import ConfigError, JournalCorrupt, KonsilError
+from konsil.errors import ConfigError, JournalCorrupt, KonsilError, Refused
 
 Handler = Callable[[State, str, Any, int], State]
 
@@ -198,26 +198,34 @@ def apply(state: State, caller: str, sequence: int, call: Call, now_s: int) -> S
     Raises:
         Refused: with a code for each reason; the state, the sequence included, stays as it was.
     """
+    _in_turn(state, caller, sequence)
+    now_s = max(now_s, state.now_s)
+    after = HANDLERS[type(call)](state, caller, canonical(call), now_s)
+    numbered = replace(after.members[caller], sequence=sequence)
+    return replace(after, members=after.members | {caller: numbered}, height=state.height + 1, now_s=now_s)
+
+
+def _in_turn(state: State, caller: str, sequence: int) -> None:
+    """See that a call is the next one of an active member."""
     member = state.members.get(caller)
-    require(member is not None and member.active, "not_a_member", f"'{caller[:64]}' is not an active member.")
-    last = state.members[caller].sequence
+    if member is None or not member.active:
+        raise Refused("not_a_member", f"'{caller[:64]}' is not an active member.", safe="")
+    last = member.sequence
+    if sequence == last + 1:
+        return
     require(
         sequence > last,
         "replayed",
         f"Call {sequence} of '{caller}' was taken before; its last one is {last}.",
         sequence=last,
     )
-    require(
-        sequence == last + 1,
+    raise Refused(
         "sequence_gap",
         f"Call {sequence} of '{caller}' comes before call {last + 1} has.",
+        safe="",
         do="Send the calls in order.",
         sequence=last,
     )
-    now_s = max(now_s, state.now_s)
-    after = HANDLERS[type(call)](state, caller, canonical(call), now_s)
-    numbered = replace(after.members[caller], sequence=sequence)
-    return replace(after, members=after.members | {caller: numbered}, height=state.height + 1, now_s=now_s)
 
 
 def apply_entry(state: State, entry: Entry, previous: str) -> State:

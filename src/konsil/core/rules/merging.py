@@ -15,6 +15,7 @@ from konsil.core.rules.rounds import (
     accept_if_due,
     collect_again,
     deal_parts,
+    doubt,
     give_up,
     give_up_at_s,
     leave_roster,
@@ -162,9 +163,13 @@ def report(state: State, caller: str, call: Report, now_s: int) -> State:
     )
     current = replace(current, reports=current.reports | {caller: tuple(sorted(named))})
     counts = Counter(name for names in current.reports.values() for name in names)
-    gone = {name for name, count in counts.items() if 2 * count > len(current.roster) - 1}
-    gone |= named & {caller}
+    others = len(current.roster) - 1
+    gone = {name for name, count in counts.items() if 2 * count > others}
+    if caller in named:
+        gone = {caller} if others == 1 else gone | {caller}
     study = replace(study, open=current)
+    if gone - {caller} and others == 1:  # no third can say who is right
+        return put(state, doubt(study, current, gone, now_s))
     if gone:
         study = leave_roster(away(study, gone), current, gone, "unreachable", now_s)
     return put(state, study)

@@ -18,13 +18,16 @@ def readable(study: Study, peer: str) -> frozenset[str]:
         return frozenset()
     digests = {study.initial, study.accepted, *choosable_starts(study)}
     digests |= {study.history[number - 1].digest for number in choosable(study)}
+    has_outer = study.settings.outer is not None
     for record in study.history[-1:]:
-        digests |= {record.base, start_of(record), *(part.digest for part in record.parts)}
+        digests |= {record.base, *(part.digest for part in record.parts)}
+        if has_outer:
+            digests.add(start_of(record))
     current = study.open
     if current is not None:
         digests |= {current.base, current.digest, *(part.digest for part in current.parts)}
         if current.phase == "merging":
             digests |= {current.commits[name].digest for name in current.roster}
-        # Nobody opens an update to readers by naming it as a state.
-        digests |= {agreed_start(study)} - {commitment.digest for commitment in current.commits.values()}
+        if has_outer:  # nobody opens an update to readers by naming it as a state
+            digests |= {agreed_start(study)} - {commitment.digest for commitment in current.commits.values()}
     return frozenset(digests - {""})

@@ -66,12 +66,13 @@ def not_over(study: Study) -> Study:
     Raises:
         Refused: "study_over".
     """
-    require(
-        study.phase in {"proposed", "running"},
-        "study_over",
-        f"Study '{study.settings.name}' has {study.phase}: {study.ended}",
-        do="Its merges stay available; propose a new study to go on.",
-    )
+    if study.phase not in {"proposed", "running"}:
+        raise Refused(
+            "study_over",
+            f"Study '{study.settings.name}' has {study.phase}: {study.ended}",
+            safe="",
+            do="Its merges stay available; propose a new study to go on.",
+        )
     return study
 
 
@@ -100,6 +101,8 @@ def participant_of(study: Study, caller: str) -> Participant:
         Refused: "not_participant" or "struck".
     """
     participant = study.participants.get(caller)
+    if participant is not None and not participant.struck:
+        return participant
     name = study.settings.name
     if participant is None:
         raise Refused(
@@ -107,13 +110,12 @@ def participant_of(study: Study, caller: str) -> Participant:
             f"'{caller}' has not agreed to study '{name}'.",
             do=f"`konsil study agree {name}` does so, if the study is open to it.",
         )
-    require(
-        not participant.struck,
+    raise Refused(
         "struck",
         f"'{caller}' was struck from study '{name}' for a merge that a majority proved wrong.",
+        safe="",
         do="`konsil ledger show` names the round and the chunk.",
     )
-    return participant
 
 
 def in_open_round(current: OpenRound, number: int, attempt: int | None = None) -> None:
@@ -122,6 +124,8 @@ def in_open_round(current: OpenRound, number: int, attempt: int | None = None) -
     Raises:
         Refused: "round_over", "round_not_open" or "attempt_over"; the fields name what is open.
     """
+    if number == current.number and attempt in {None, current.attempt}:
+        return
     require(
         number >= current.number,
         "round_over",

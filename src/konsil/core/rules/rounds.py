@@ -211,6 +211,23 @@ def leave_roster(study: Study, current: OpenRound, names: Collection[str], why: 
     return collect_again(study, current, now_s)
 
 
+def doubt(study: Study, current: OpenRound, names: Collection[str], now_s: int) -> Study:
+    """One of a roster of two cannot reach the other, it says: collect again, and wait a moment for that one.
+
+    If it is gone, it says nothing for the time of a merge, and the round goes on without it. If the first one
+    is wrong, or lies, the other commits again at once, and whoever has come back is on the roster too.
+    """
+    left = {name: commit for name, commit in current.commits.items() if name not in names}
+    current = replace(current, attempt=current.attempt + 1, commits=left, reports={})
+    study = collect_again(study, current, now_s)
+    collecting = study.open
+    if collecting is None:
+        return study
+    until_s = now_s + min(study.settings.silence_s, study.settings.merge_s)
+    waited_for = {name: min(until_s, s) if name in names else s for name, s in collecting.expected.items()}
+    return settle(replace(study, open=replace(collecting, expected=waited_for)), now_s)
+
+
 def collect_again(study: Study, current: OpenRound, now_s: int) -> Study:
     """Open the round to updates once more: those on record stay, and whoever is there now is waited for.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
 from typing import Any
 
 Act = Callable[..., None]
@@ -26,20 +26,22 @@ class Agenda:
     def at(self, when_s: float, act: Act, *args: Any) -> None:
         """Do it then; what was asked for first comes first."""
         self._number += 1
-        heapq.heappush(self._later, (max(when_s, self.now_s), self._number, act, args))
+        heappush(self._later, (max(self.now_s, when_s), self._number, act, args))
 
     def after(self, wait_s: float, act: Act, *args: Any) -> None:
         """Do it after a time."""
         self._number += 1
-        heapq.heappush(self._later, (self.now_s + wait_s, self._number, act, args))
+        heappush(self._later, (self.now_s + wait_s, self._number, act, args))
 
-    def step(self) -> bool:
-        """Do the next thing; False if there is none."""
-        if self._soon:
-            act, args = self._soon.popleft()
-        elif self._later:
-            self.now_s, _, act, args = heapq.heappop(self._later)
-        else:
-            return False
-        act(*args)
-        return True
+    def happen(self) -> Iterator[float]:
+        """Do one thing after the other, and give the time after each, until nothing is left to do."""
+        soon, later = self._soon, self._later
+        while True:
+            if soon:
+                act, args = soon.popleft()
+            elif later:
+                self.now_s, _, act, args = heappop(later)
+            else:
+                return
+            act(*args)
+            yield self.now_s

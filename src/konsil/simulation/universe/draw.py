@@ -20,6 +20,7 @@ from konsil.simulation.universe.plan import (
     Late,
     LedgerHalt,
     Liar,
+    Lie,
     Partition,
     Plan,
     Skew,
@@ -28,10 +29,13 @@ from konsil.simulation.universe.plan import (
     Weather,
 )
 
-_SIZES = (3, 3, 3, 3, 3, 3, 3, 4, 4, 5)
-_ROUNDS = (1, 1, 1, 1, 1, 1, 1, 2, 2, 3)
-_CALM = Weather()
+_SIZES = (2,) * 2 + (3,) * 14 + (4,) * 3 + (5,)
+_ROUNDS = (1,) * 16 + (2,) * 3 + (3,)
+_CHUNKS = (1, 2, 3, 3, 4)
+_AUDITS = (0.0, 0.3, 1.0)
+_CALM = Weather(lag_s=0.2)
 _WEATHERS = (
+    _CALM,
     _CALM,
     _CALM,
     Weather(delay_s=0.5, lag_s=1.0),
@@ -53,6 +57,15 @@ _FEW_BESIDE_A_LIAR = 0.5
 """How often an honest member is away when a liar begins: where the honest are just a majority of the members
 but not of a roster, a protocol is at its weakest."""
 
+_IN_LEAGUE = 0.5
+_GOES_WITH: dict[Lie, Lie] = {
+    "merges a part wrongly": "finds the opposite",
+    "finds the opposite": "merges a part wrongly",
+    "disputes right chunks": "finds the opposite",
+    "sends wrong chunks": "reports honest members",
+}
+"""How often a second liar helps the first, and how; else it does the same."""
+
 _LOSES_ITS_UPDATE = 0.3
 
 _FORGETS = 0.1
@@ -67,8 +80,8 @@ _MINUTES_BETWEEN = 4
 
 _STARTS = 0.15
 _DIES_FOR_GOOD = 0.3
-_MIXING = 0.08
-_LEADER = 0.15
+_MIXING = 0.04
+_LEADER = 0.2
 
 
 def draw_plan(seed: int) -> Plan:
@@ -84,7 +97,8 @@ def draw_plan(seed: int) -> Plan:
         members=members,
         rounds=chance.choice(_ROUNDS),
         quorum=members // 2 + 1,
-        chunks=chance.randint(1, 4),
+        chunks=chance.choice(_CHUNKS),
+        audit=chance.choice(_AUDITS),
         rule="geometric_median" if chance.random() < _MIXING else "mean",
         parts="leader" if chance.random() < _LEADER else "shared",
         running=chance.random() >= _STARTS,
@@ -246,8 +260,13 @@ class _Drawing:
         member, lie = self.chance.choice(self.plan.names), self.chance.choice(LIES)
         if not self._may_be_lost(member):
             return None
+        first = next((fault.lie for fault in self.faults if isinstance(fault, Liar)), None)
+        if first is not None and self.chance.random() < _IN_LEAGUE:
+            lie = _GOES_WITH.get(first, first)
         if lie == "names another Gram matrix":
             self.plan = replace(self.plan, rule="geometric_median")
+        if lie == "merges a part wrongly":  # who audits less may miss it: that is no bug
+            self.plan = replace(self.plan, audit=1.0)
         if self.chance.random() < _FEW_BESIDE_A_LIAR:
             away, loses = self.chance.sample([name for name in self.plan.names if name != member], 2)
             self.faults.append(self._away_early(away))

@@ -84,7 +84,10 @@ class Ledger:
         else:
             if self._network.lost():
                 error = LedgerUnreachable("The ledger took the call, and its answer was lost.")
-        self._agenda.after(self._network.delay_s(1), told, error)
+        if self._network.quick:
+            told(error)
+        else:
+            self._agenda.after(self._network.delay_s(1), told, error)
 
     def take(self, member: str, call: Call, sequence: int = 0) -> None:
         """Apply a call now; with a number of its own it is one that was said before.
@@ -126,7 +129,7 @@ def _settings(plan: Plan) -> StudySettings:
         rule=plan.rule,
         weighting="examples",
         parts=plan.parts,
-        audit_fraction=1.0,
+        audit_fraction=plan.audit,
         silence_s=SILENCE_S,
         patience_s=PATIENCE_S,
         merge_s=MERGE_S,

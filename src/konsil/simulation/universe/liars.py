@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from konsil.core.round import Effect, Event, Found
+from konsil.core.round import Effect, Event, Found, Lead
 from konsil.core.rules import (
     Accept,
     Alive,
@@ -38,6 +38,9 @@ BETWEEN_S = 2.0
 
 LASTS_S = 200.0
 
+LAST_MOMENT_S = 1.0
+"""Enough to merge and to publish."""
+
 
 def make_node(world: World, name: str, skew_s: float) -> Node:
     """A member's node: honest, or a liar."""
@@ -62,9 +65,18 @@ class LyingWorks(Works):
 
     def perform(self, effect: Effect) -> Work:
         """Not all that is wanted is done."""
-        if self.lie == "leads nothing" and type(effect).__name__ == "Lead":
+        if self.lie == "leads nothing" and isinstance(effect, Lead):
             return _for_ever()
+        if self.lie == "leads at the last moment" and isinstance(effect, Lead):
+            return self._late(effect)
         return super().perform(effect)
+
+    def _late(self, effect: Lead) -> Work:
+        """As late as it may be, so that all wait, and nobody can say that it led nothing."""
+        current = self.node.view.open
+        if current is not None:
+            yield max(0.0, current.deadline_s - self.node.ledger_now_s - LAST_MOMENT_S)
+        yield from super().perform(effect)
 
 
 def _for_ever() -> Work:

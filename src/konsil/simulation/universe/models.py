@@ -6,15 +6,28 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
-from konsil.core.digest import CHUNK_BYTES, Manifest, group_digest, leaf, part_range, schema_digest
+from konsil.core.digest import (
+    CHUNK_BYTES,
+    Manifest,
+    check_leaf,
+    group_digest,
+    leaf,
+    part_range,
+    schema_digest,
+)
 from konsil.core.merge import gram_chunk, gram_digest, merge_chunk, mixing, rule, sum_grams
+from konsil.errors import DigestMismatch
 
 HEADER = b"a universe's model: one float64 a chunk"
 SCHEMA = schema_digest(HEADER)
 _RUNS = (("F64", 0, 8),)
 _NUMBER = struct.Struct("<d")
+
+
+REMEMBERED = 256
+"""Models of which the digests are not computed again: members of one universe make the same ones."""
 
 
 def data_bytes(chunks: int) -> int:
@@ -36,6 +49,16 @@ class Content:
         return tuple(_NUMBER.unpack(chunk)[0] for chunk in self.chunks)
 
     @cached_property
+    def wrong_chunk(self) -> DigestMismatch | None:
+        """What is wrong with the first chunk that its leaf does not stand for, found once for all."""
+        try:
+            for index, (chunk, expected) in enumerate(zip(self.chunks, self.manifest.leaves, strict=True)):
+                check_leaf(chunk, expected, index=index)
+        except DigestMismatch as error:
+            return error
+        return None
+
+    @cached_property
     def finite(self) -> bool:
         """Whether every parameter is a number."""
         return all(math.isfinite(number) for number in self.numbers)
@@ -46,6 +69,7 @@ def model_of(numbers: Sequence[float]) -> Content:
     return whole(tuple(_NUMBER.pack(number) for number in numbers), 1)
 
 
+@lru_cache(REMEMBERED)
 def whole(chunks: tuple[bytes, ...], n_parts: int) -> Content:
     """A model whose chunks were merged in so many parts."""
     leaves = tuple(leaf(chunk) for chunk in chunks)
@@ -54,6 +78,7 @@ def whole(chunks: tuple[bytes, ...], n_parts: int) -> Content:
     return Content(manifest, chunks, manifest.digest)
 
 
+@lru_cache(REMEMBERED)
 def part_of(chunks: tuple[bytes, ...]) -> Content:
     """A part alone, as its leader publishes it."""
     leaves = tuple(leaf(chunk) for chunk in chunks)
@@ -96,16 +121,18 @@ class Merges:
 def _merge(rule_name: str, updates: Sequence[Content], weights: Sequence[int], n_parts: int) -> Merged:
     chosen = rule(rule_name, {})
     n_chunks = len(updates[0].chunks)
-    columns = [[update.chunks[index] for update in updates] for index in range(n_chunks)]
     mixed, gram = None, ""
     if chosen.mix is not None:
+        columns = [[update.chunks[index] for update in updates] for index in range(n_chunks)]
         grams = [gram_chunk(_RUNS, column, None) for column in columns]
         parts = (part_range(part, n_parts, n_chunks) for part in range(n_parts))
         total = sum_grams([sum_grams([grams[index] for index in part]) for part in parts])
         mixed, gram = mixing(chosen, total, weights), gram_digest(total)
-    merged = []
-    for column in columns:
-        out = bytearray(_NUMBER.size)
-        merge_chunk(chosen, _RUNS, column, weights, memoryview(out), mixed, None)
-        merged.append(bytes(out))
-    return tuple(merged), gram
+    # A built-in rule merges each parameter alone: all chunks at once, and then apart again.
+    size = _NUMBER.size
+    out = bytearray(n_chunks * size)
+    runs = ((*_RUNS[0][:2], len(out)),)
+    merge_chunk(
+        chosen, runs, [b"".join(update.chunks) for update in updates], weights, memoryview(out), mixed, None
+    )
+    return tuple(bytes(out[at : at + size]) for at in range(0, len(out), size)), gram

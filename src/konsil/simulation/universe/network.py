@@ -11,13 +11,18 @@ from konsil.simulation.universe.plan import Cut, DialsOut, LedgerHalt, Partition
 AGAIN_S = 3.0
 """What a lost message costs: the line notices, and sends it again."""
 
+QUICK_S = 0.05
+"""Where messages take no longer than this, an answer takes no time at all: nothing happens on its way."""
+
 _ASTRAY = 0.5
 
 _NEVER = float("-inf")
 
 
 class Network:
-    """Links between members, and from members to the ledger."""
+    """Links between members, and from members to the ledger. ``quick``: whether answers take no
+    time; ``troubled``: whether some members may not reach others.
+    """
 
     def __init__(self, plan: Plan, agenda: Agenda, chance: random.Random) -> None:
         self._agenda = agenda
@@ -27,13 +32,15 @@ class Network:
         self._partitions = [fault for fault in plan.faults if isinstance(fault, Partition)]
         self._cuts = [fault for fault in plan.faults if isinstance(fault, Cut)]
         self._halts = [fault for fault in plan.faults if isinstance(fault, LedgerHalt)]
-        self._troubled = bool(self._hidden or self._partitions or self._cuts)
+        self.troubled = bool(self._hidden or self._partitions or self._cuts)
+        self._ledger_troubled = bool(self._partitions or self._halts)
+        self.quick = self.weather.delay_s <= QUICK_S and not self.weather.loss
 
     # --- between members -------------------------------------------------------------------------
 
     def passes(self, source: str, target: str) -> bool:
         """Whether a message from one gets to the other now, over a connection of their own."""
-        if not self._troubled:
+        if not self.troubled:
             return True
         now_s = self._agenda.now_s
         if source in self._hidden and target in self._hidden:
@@ -61,7 +68,7 @@ class Network:
         """
         if target not in up:
             return ()
-        if not self._troubled or self.connected(source, target):
+        if not self.troubled or self.connected(source, target):
             return (target,)
         for relay in sorted(up):
             if relay in {source, target}:
@@ -97,6 +104,8 @@ class Network:
 
         A partition takes the ledger away from its members, who are the fewer or the more.
         """
+        if not self._ledger_troubled:
+            return _NEVER
         until_s, now_s = _NEVER, self._agenda.now_s
         for halt in self._halts:
             if halt.at_s <= now_s < halt.until_s and (not halt.members or member in halt.members):

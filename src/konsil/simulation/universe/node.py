@@ -25,6 +25,7 @@ from konsil.core.round import (
     Recompute,
     Submit,
     failed,
+    snapshot_of,
     stage,
     step,
     to_hold,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from konsil.simulation.universe.training import Training
     from konsil.simulation.universe.world import World
 
+_LOOKED = Looked()
+
 RESET_S = 0.5
 """A node that dies resets its connections: who waited for it hears of that soon."""
 
@@ -52,14 +55,18 @@ CATCH_UP_S = 2.0
 
 
 class Node:
-    """``up``: whether it runs; ``life``: how many times it has begun; ``view``: the study as it knows it."""
+    """``up``: whether it runs; ``life``: how many times it has begun; ``view``: the study as it knows it;
+    ``quick``: whether what it does by itself takes no time.
+    """
 
     def __init__(self, world: World, name: str, skew_s: float) -> None:
         self.world = world
         self.agenda = world.agenda
         self.name = name
         self.skew_s = skew_s
-        self.disk = Disk(world.agenda, [(f.at_s, f.until_s) for f in world.disk_faults(name)])
+        self.quick = world.is_quick(name)
+        full = [(fault.at_s, fault.until_s) for fault in world.disk_faults(name)]
+        self.disk = Disk(world.agenda, full, quick=self.quick and not full)
         self.training: Training | None = None
         self.up = False
         self.life = 0
@@ -73,7 +80,7 @@ class Node:
         self.works = Works(self)
         self.errands: dict[Effect, Errand] = {}
         self.time = LedgerTime()
-        self._wake_s = math.inf
+        self._wake_s = self._alarm_s = math.inf
         self._readable: dict[str, frozenset[str]] = {}
 
     # --- life and death ----------------------------------------------------------------------------
@@ -88,7 +95,15 @@ class Node:
             self.hold(model)
             self.post(Held(model.digest))
         else:
-            self.post(Looked())
+            self.post(_LOOKED)
+        self._take_up_snapshot()
+
+    def _take_up_snapshot(self) -> None:
+        snapshot = snapshot_of(self.view, self.name)
+        model = self.disk.models.get(snapshot.digest) if snapshot is not None else None
+        if snapshot is not None and model is not None:
+            self.hold(model)
+            self.post(snapshot)
 
     def crash(self) -> None:
         """Die on the spot: what is not on the disk is gone."""
@@ -106,26 +121,37 @@ class Node:
     @property
     def ledger_now_s(self) -> float:
         """What it thinks that the ledger's time is."""
-        return self.time.now_s(self.own_s)
+        return self.time.now_s(BEGIN_S + self.agenda.now_s + self.skew_s)
 
     # --- the machine -------------------------------------------------------------------------------
 
     def post(self, event: Event) -> None:
         """Tell the machine a fact and carry out what it wants."""
-        outcome = step(self.state, event, self.view, self.ledger_now_s)
-        self.state = outcome.state
+        now_s = self.ledger_now_s
+        outcome = step(self.state, event, self.view, now_s)
+        self.state, wake_s = outcome.state, outcome.wake_s
         for effect in outcome.effects:
             self._carry_out(effect)
-        if outcome.wake_s != self._wake_s:
-            self._wake_s = outcome.wake_s
-            if outcome.wake_s < math.inf:
-                when_s = self.agenda.now_s + outcome.wake_s - self.ledger_now_s + 0.001
-                self.agenda.at(when_s, self._woken, outcome.wake_s, self.life)
+        if wake_s != self._wake_s:
+            self._wake_s = wake_s
+            self._set_alarm(wake_s - now_s)
 
-    def _woken(self, wake_s: float, life: int) -> None:
-        if self.life == life and self._wake_s == wake_s:
+    def _set_alarm(self, wait_s: float) -> None:
+        """Wake up after this time; an alarm that comes before is set anew then."""
+        when_s = self.agenda.now_s + wait_s + 0.001
+        if when_s < self._alarm_s:
+            self._alarm_s = when_s
+            self.agenda.at(when_s, self._woken, when_s, self.life)
+
+    def _woken(self, when_s: float, life: int) -> None:
+        if self.life != life or self._alarm_s != when_s:
+            return
+        self._alarm_s, wait_s = math.inf, self._wake_s - self.ledger_now_s
+        if wait_s > 0:
+            self._set_alarm(wait_s)
+        else:
             self._wake_s = math.inf
-            self.post(Looked())
+            self.post(_LOOKED)
 
     def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Cancel):
@@ -196,7 +222,7 @@ class Node:
             return
         if error is None:
             self.time = self.time.answered(sent_s, self.world.ledger.state.now_s)
-        self.look()
+        self._sees_more()  # how the call ended is the machine's next event: it looks then
         self._go_on(errand, None, error)
 
     # --- the ledger --------------------------------------------------------------------------------
@@ -218,12 +244,19 @@ class Node:
 
     def look(self) -> None:
         """See what the ledger says now."""
-        if self.view is not self.world.ledger.study:
-            self.view = self.world.ledger.study
-            self.time = self.time.heard(self.world.ledger.state.now_s, self.own_s)
-            self._readable = {}
-            self.post(Looked())
+        if self._sees_more():
+            self.post(_LOOKED)
             self._let_go()
+
+    def _sees_more(self) -> bool:
+        """Whether the study has changed since it looked last."""
+        ledger = self.world.ledger
+        if self.view is ledger.study:
+            return False
+        self.view = ledger.study
+        self.time = self.time.heard(ledger.state.now_s, self.own_s)
+        self._readable = {}
+        return True
 
     # --- models ------------------------------------------------------------------------------------
 
@@ -255,7 +288,7 @@ class Node:
         if errand.over:
             return
         world, peer = self.world, self.world.nodes[ask.peer]
-        if not peer.up or any(name not in world.up for name in way) or not self._open(way):
+        if not (world.up.issuperset(way) and self._open(way)):
             reset = PeerUnreachable(f"The line from {self.name} to {ask.peer} broke.")
             self.agenda.after(RESET_S, self._answered, errand, place, ask, reset)
             return
@@ -268,12 +301,15 @@ class Node:
         else:
             for relay in way[:-1]:
                 answer = world.nodes[relay].relayed(answer)
-            wait_s = world.network.delay_s(len(way))
-            self.agenda.after(wait_s, self._answered, errand, place, ask, answer)
+            if world.network.quick:
+                self._answered(errand, place, ask, answer)
+            else:
+                wait_s = world.network.delay_s(len(way))
+                self.agenda.after(wait_s, self._answered, errand, place, ask, answer)
 
     def _open(self, way: tuple[str, ...]) -> bool:
-        stops = (self.name, *way)
-        return all(self.world.network.connected(*pair) for pair in pairwise(stops))
+        network = self.world.network
+        return not network.troubled or all(network.connected(*p) for p in pairwise((self.name, *way)))
 
     def _answered(self, errand: Errand, place: int, ask: Ask, answer: Answer) -> None:
         if errand.over or errand.answers[place] is not None:

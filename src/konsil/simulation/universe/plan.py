@@ -18,6 +18,7 @@ Lie = Literal[
     "commits twice",
     "takes its update back",
     "leads nothing",
+    "leads at the last moment",
     "gives its update to nobody",
     "gives its parts to nobody",
     "lets others hang",
@@ -156,7 +157,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A universe before anything has happened.
 
     ``seed``: draws delays, losses and what is random at members. ``members``: how many, from "a" on.
-    ``chunks``: of the model. ``running``: whether it begins in round 1 with everybody there, or with a study
+    ``chunks``: of the model. ``audit``: the share of others' chunks that
+    members recompute. ``running``: whether it begins in round 1 with everybody there, or with a study
     that was proposed. ``hours``: the study ends after them; 0 for by its rounds alone.
     """
 
@@ -167,6 +169,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chunks: int = 3
     rule: str = "mean"
     parts: Literal["shared", "leader"] = "shared"
+    audit: float = 1.0
     running: bool = True
     hours: float = 0.0
     weather: Weather = Weather()
@@ -240,6 +243,7 @@ def check_plan(plan: Plan) -> None:
         _can_be(least <= getattr(plan, field) <= most, f"`{field}` must be from {least} to {most}")
     _can_be(1 <= plan.quorum <= plan.members, "`quorum` must be from 1 to the number of members")
     _can_be(plan.rule in rule_names(), f"`rule` must be one of {', '.join(rule_names())}")
+    _can_be(0 <= plan.audit <= 1, "`audit` must be from 0 to 1")
     _can_be(0 <= plan.hours <= MOST_HOURS, f"`hours` must be from 0 to {MOST_HOURS}")
     weather = plan.weather
     _can_be(0 <= weather.loss <= 1 and 0 <= weather.again <= 1, "`loss` and `again` must be from 0 to 1")

@@ -50,15 +50,12 @@ class Training:
     def start(self) -> None:
         """Begin anew, with nothing but the initial model of the proposer."""
         self.life += 1
-        self.alive, self.has, self.at, self.update = True, None, 0, None
+        self.alive, self.served, self.has, self.at, self.update = True, False, None, 0, None
         self.join()
 
     def join(self) -> None:
-        """Knock at the node, and again while it is away."""
-        if not self.alive or self.attached or self.finished:
-            return
-        if not self.node.up:
-            self.node.agenda.after(_AGAIN_S, self._again, self.life)
+        """Knock at the node, if it is there."""
+        if not self.alive or self.attached or self.finished or not self.node.up:
             return
         self.attached, self.greeted = True, False
         study = self.node.view
@@ -69,10 +66,6 @@ class Training:
             self.node.hold(model)
             self.node.post(Offered(SCHEMA, model.digest, data_bytes(len(model.chunks))))
         self.node.post(Attached(holds))
-
-    def _again(self, life: int) -> None:
-        if life == self.life:
-            self.join()
 
     def die(self) -> None:
         """Gone, and its update with it."""
@@ -87,9 +80,12 @@ class Training:
                 self.node.post(Detached(goodbye))
 
     def lost_node(self) -> None:
-        """The node died under it: training goes on, and it knocks until the node is back."""
+        """The node died under it: training goes on."""
         self.attached = False
-        self.node.agenda.after(_AGAIN_S, self._again, self.life)
+
+    def found_node(self) -> None:
+        """The node is back: it is noticed at the next knock."""
+        self.node.agenda.after(_AGAIN_S, self.join)
 
     # --- rounds ------------------------------------------------------------------------------------
 

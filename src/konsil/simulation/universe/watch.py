@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from konsil.core.round import Deliver, Effect, Submit
-from konsil.core.rules import Accept, Call, Commit, Publish, RoundRecord, State, Study, Tick, is_over
+from konsil.core.rules import Accept, Call, Commit, Finish, Publish, RoundRecord, State, Study, Tick, is_over
 from konsil.errors import KonsilError, Refused
 from konsil.simulation.calls import sentence
 from konsil.simulation.universe.ledger import STUDY
@@ -71,6 +71,8 @@ class Watch:
                     raise Violation("a promise is written before it is said", f"{name}, part {part}")
             case Accept(digest=digest):
                 self._on_disk(node, digest, "the merge that it accepts")
+            case Finish(contribution="snapshot") if node.state.update is not None:
+                self._on_disk(node, node.state.update.digest, "the update that it goes on contributing")
             case _:
                 pass
 
@@ -271,6 +273,8 @@ def _undisturbed(plan: Plan) -> frozenset[str]:
         return frozenset()
     disturbed = {fault.member for fault in plan.faults if not isinstance(fault, Slow | DialsOut)}  # type: ignore[union-attr]
     hidden = [fault for fault in plan.faults if isinstance(fault, DialsOut)]
+    if len(plan.liars) > 1 and disturbed - set(plan.liars):
+        return frozenset()  # with an honest member away, two liars are most of another one's peers
     if (hidden and disturbed) or not plan.running:
         return frozenset()  # who relays may be gone; who enters late was not waited for
     return frozenset(plan.honest) - disturbed

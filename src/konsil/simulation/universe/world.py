@@ -64,6 +64,10 @@ class World:
             node.training = self._training(node)
         self._schedule(model)
 
+    def is_quick(self, name: str) -> bool:
+        """Whether a node need not take time over what it does by itself: it never dies in the midst of it."""
+        return not any(isinstance(fault, Crash) and fault.member == name for fault in self.plan.faults)
+
     def disk_faults(self, name: str) -> Iterator[DiskFull]:
         """When a member's disk is full."""
         return (fault for fault in self.plan.faults if isinstance(fault, DiskFull) and fault.member == name)
@@ -114,6 +118,8 @@ class World:
             self.story(lambda: f"{node.name}'s node starts")
             self.up.add(node.name)
             node.start()
+            if node.training is not None and node.training.alive:
+                node.training.found_node()
 
     def _dies(self, node: Node) -> None:
         if node.up:
@@ -162,14 +168,18 @@ class World:
         Raises:
             Violation: an invariant does not hold.
         """
-        agenda, ledger, self.limit_s = self.agenda, self.ledger, self.plan.healed_s + BOUND_S
-        for _ in range(int(MOST_EVENTS * (1 + 10 * self.plan.hours))):
-            if agenda.now_s > self.limit_s or not agenda.step():
-                self.watch.out_of_time()
+        ledger, self.limit_s = self.ledger, self.plan.healed_s + BOUND_S
+        left = int(MOST_EVENTS * (1 + 10 * self.plan.hours))
+        for now_s in self.agenda.happen():
             if ledger.over and self._over():
                 self.watch.at_the_end()
                 return
-        raise Violation("rounds end", f"no end after {self.agenda.now_s:.0f} s.")
+            left -= 1
+            if not left:
+                raise Violation("rounds end", f"no end after {now_s:.0f} s.")
+            if now_s > self.limit_s:
+                break
+        self.watch.out_of_time()
 
     def _over(self) -> bool:
         return all(self._waits_for_nothing(node) for node in self.nodes.values())

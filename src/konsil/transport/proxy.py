@@ -1,0 +1,158 @@
+"""A forward proxy as settings name it, and the hosts that are reached without it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+from urllib.parse import unquote
+
+_DEFAULT_PORT = 80
+_PORTS = range(1, 65536)
+_HOST = r"\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}"
+_URL = re.compile(
+    r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://)?"
+    r"(?:(?P<user>[^:@/?#\s]*)(?P<colon>:(?P<password>[^@/?#\s]*))?@)?"
+    rf"(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?/?"
+)
+_ENTRY = re.compile(
+    r"(?P<host>\[[^\[\]]+\]|[^\[\]:]+|[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]*(?:/[0-9]+)?)(?::(?P<port>[0-9]{1,5}))?"
+)
+_NAME = re.compile(r"(?:\*?\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
+
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class ProxyUrl(NamedTuple):
+    """A proxy's URL in its parts. ``password``: None where the URL names none."""
+
+    host: str
+    port: int
+    user: str = ""
+    password: str | None = None
+
+
+def parse_url(text: str) -> ProxyUrl:
+    """The proxy in a text such as "http://proxy.hospital:3128" or "http://user:password@proxy.hospital:3128".
+
+    Raises:
+        ValueError: it is none; says why, and never shows the text, in which a password may stand.
+    """
+    found = _URL.fullmatch(text.strip())
+    if found is None:
+        raise ValueError('is not such as "http://proxy.hospital:3128"')
+    scheme = (found["scheme"] or "http").lower()
+    if scheme != "http":
+        raise ValueError(f'begins with "{scheme}://", but Konsil speaks to a proxy over "http://" only')
+    port = int(found["port"] or _DEFAULT_PORT)
+    if port not in _PORTS:
+        raise ValueError(f"has the port {port}, which does not exist")
+    user = unquote(found["user"] or "")
+    password = unquote(found["password"]) if found["colon"] else None
+    if ":" in user or not (user + (password or "")).isprintable():
+        raise ValueError("names a user or a password with characters that cannot be sent")
+    if password is not None and not user:
+        raise ValueError("has a password, but no user")
+    return ProxyUrl(found["host"].strip("[]").lower(), port, user, password)
+
+
+class _Entry(NamedTuple):
+    """Hosts that are reached without the proxy: "" for any; ``port``: 0 for any."""
+
+    name: str = ""
+    network: _Network | None = None
+    port: int = 0
+
+    def holds(self, host: str, address: _Address | None, port: int) -> bool:
+        if self.port not in (0, port):
+            return False
+        if self.network is not None:
+            return address is not None and address in self.network
+        return not self.name or (address is None and (host == self.name or host.endswith(f".{self.name}")))
+
+
+@dataclass(frozen=True)
+class Direct:
+    """The hosts that are reached without the proxy, as ``NO_PROXY`` of other programs lists them."""
+
+    entries: tuple[_Entry, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A list with commas: names (with all below them), IP addresses, networks, "*"; each may have a port.
+
+        Raises:
+            ValueError: names the entry that is none of these.
+        """
+        parts = (part.strip().lower() for part in text.split(","))
+        return cls(tuple(_entry(part) for part in parts if part))
+
+    def has(self, host: str, port: int) -> bool:
+        """Whether this host is reached directly. This machine itself always is: no proxy could reach it."""
+        host = host.strip("[]").rstrip(".").lower()
+        address = _address(host)
+        if host == "localhost" or host.endswith(".localhost"):
+            return True
+        if address is not None and address.is_loopback:
+            return True
+        return any(entry.holds(host, address, port) for entry in self.entries)
+
+
+def _entry(text: str) -> _Entry:
+    found = _ENTRY.fullmatch(text)
+    host = found["host"].strip("[]") if found is not None else ""
+    port = int(found["port"] or 0) if found is not None else 0
+    if host and port <= _PORTS[-1]:
+        if host == "*":
+            return _Entry(port=port)
+        try:
+            return _Entry(network=ipaddress.ip_network(host, strict=False), port=port)
+        except ValueError:
+            if _NAME.fullmatch(host) and not host.rpartition(".")[2].isdigit():
+                return _Entry(host.removeprefix("*").removeprefix("."), port=port)
+    raise ValueError(f"has the entry {text[:80]!r}, which is no name, IP address or network")
+
+
+def _address(host: str) -> _Address | None:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped if isinstance(mapped, ipaddress.IPv4Address) else address
+
+
+def _no_password() -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A forward proxy through which peers are dialled.
+
+    Attributes:
+        host: its name or IP address.
+        port: its port.
+        user: whom it knows; "" where it asks for nobody.
+        password: asked for each time that it is needed, so that it can be changed and is nowhere kept.
+        direct: hosts that are reached without it.
+    """
+
+    host: str
+    port: int
+    user: str = ""
+    password: Callable[[], str] = field(default=_no_password, repr=False, compare=False)
+    direct: Direct = Direct()
+
+    def __str__(self) -> str:
+        """For people and logs: without the password."""
+        user = f"{self.user}@" if self.user else ""
+        return f"http://{user}{written(self.host, self.port)}"
+
+
+def written(host: str, port: int) -> str:
+    """Host and port as one text, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import pytest
+
+from konsil.errors import FrameError
+from konsil.transport.connect_answer import MAX_HEAD_BYTES, AnswerReader
+from konsil.transport.proxy import Direct, Proxy, ProxyUrl, parse_url
+
+# --- the proxy's URL -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("http://proxy.hospital:3128", ProxyUrl("proxy.hospital", 3128)),
+        ("proxy.hospital:3128/", ProxyUrl("proxy.hospital", 3128)),
+        ("HTTP://Proxy.Hospital", ProxyUrl("proxy.hospital", 80)),
+        ("http://konsil@10.0.0.1:8080", ProxyUrl("10.0.0.1", 8080, "konsil")),
+        ("http://DOM%5Ckonsil:p%40s%3As@[fd00::1]:8080", ProxyUrl("fd00::1", 8080, "DOM\\konsil", "p@s:s")),
+        ("http://konsil:@proxy:3128", ProxyUrl("proxy", 3128, "konsil", "")),
+    ],
+)
+def test_a_proxys_url_is_read_as_other_programs_read_it(text, url):
+    assert parse_url(text) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://proxy:3128",
+        "socks5://proxy:1080",
+        "http://",
+        "http://proxy:0",
+        "http://proxy:65536",
+        "http://proxy:3128/path",
+        "http://pro xy:3128",
+        "http://proxy\r\nX-Evil: 1:3128",
+        "http://konsil:sec:ret@proxy:3128@",
+        "http://:secret@proxy:3128",
+        "http://konsil:sec%0d%0aret@proxy:3128",
+        "http://kon%3Asil:secret@proxy:3128",
+    ],
+)
+def test_what_is_no_proxys_url_is_refused_without_showing_a_password(text):
+    with pytest.raises(ValueError, match=r"^(is not such as|begins with|has |names )") as caught:
+        parse_url(text)
+    assert "ret" not in str(caught.value)
+
+
+def test_a_proxy_shows_its_user_and_never_its_password():
+    proxy = Proxy("fd00::1", 3128, "konsil", lambda: "secret")
+    assert str(proxy) == "http://konsil@[fd00::1]:3128"
+    assert "secret" not in repr(proxy)
+
+
+# --- who is reached directly ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("hospital.de", ["hospital.de", "konsil.hospital.de", "HOSPITAL.de."], ["nothospital.de", "de"]),
+        (".hospital.de", ["hospital.de", "a.b.hospital.de"], ["hospital.dex"]),
+        ("*.hospital.de,  lyon.example", ["a.hospital.de", "lyon.example"], ["berlin.example"]),
+        ("10.0.0.0/8", ["10.1.2.3", "::ffff:10.1.2.3"], ["11.0.0.1", "10.example"]),
+        ("fd00::/8,192.0.2.7", ["fd12::1", "[fd12::1]", "192.0.2.7"], ["fe80::1", "192.0.2.8"]),
+        ("*", ["anything.example", "192.0.2.1"], []),
+        ("", [], ["anything.example", "192.0.2.1"]),
+    ],
+)
+def test_names_addresses_and_networks_are_reached_without_the_proxy(text, inside, outside):
+    direct = Direct.parse(text)
+    assert [host for host in inside if not direct.has(host, 7400)] == []
+    assert [host for host in outside if direct.has(host, 7400)] == []
+
+
+def test_an_entry_with_a_port_is_about_that_port_alone():
+    direct = Direct.parse("a.example:7400, 192.0.2.1:7400, [fd00::1]:7400")
+    for host in ("a.example", "192.0.2.1", "fd00::1"):
+        assert direct.has(host, 7400)
+        assert not direct.has(host, 7401)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.0.1", "::1", "::ffff:127.0.0.1"])
+def test_this_machine_itself_is_always_reached_directly(host):
+    assert Direct().has(host, 7400)
+
+
+@pytest.mark.parametrize("entry", ["192.168.*", "192.168.", "10.0", "<local>", "a b", "http://a", "a:65536"])
+def test_an_entry_that_means_nothing_here_is_refused_by_name(entry):
+    with pytest.raises(ValueError, match="which is no name, IP address or network") as caught:
+        Direct.parse(f"good.example,{entry}")
+    assert entry in str(caught.value)
+
+
+# --- the proxy's answer ----------------------------------------------------------------------------
+
+OPEN = b"HTTP/1.1 200 Connection established\r\nVia: 1.1 squid\r\nContent-Length: 7\r\n\r\n"
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 17, 1000])
+def test_an_answer_is_read_from_pieces_of_any_size(step):
+    reader = AnswerReader()
+    answers = [reader.feed(OPEN[at : at + step]) for at in range(0, len(OPEN), step)]
+    assert answers[:-1] == [None] * (len(answers) - 1)
+    assert answers[-1] is not None
+    assert answers[-1].opens
+    assert (answers[-1].status, answers[-1].reason) == (200, "Connection established")
+    assert answers[-1].surplus_bytes == 0
+
+
+def test_what_comes_behind_the_head_is_counted_and_not_taken():
+    answer = AnswerReader().feed(OPEN + b"\x4b\x01more")
+    assert answer is not None
+    assert answer.surplus_bytes == 6
+
+
+def test_the_ways_to_log_in_are_told_and_its_words_are_fit_for_a_terminal():
+    answer = AnswerReader().feed(
+        b"HTTP/1.0 407 \x1b[31mwho?\xff\r\n"
+        b"Proxy-Authenticate: Negotiate\r\nproxy-authenticate: NTLM\r\n"
+        b'Proxy-Authenticate: Basic realm="a, b", Negotiate\r\n\r\n<html>'
+    )
+    assert answer is not None
+    assert not answer.opens
+    assert answer.schemes[:3] == ("Negotiate", "NTLM", "Basic")
+    assert answer.reason == "[31mwho?"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x15\x03\x03\x00\x02\x02\x28",
+        b"HTTP/2 200\r\n\r\n",
+        b"HTTP/1.1 2000 OK\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1  200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\nVia: a\n\nmore\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno field\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\x00\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\rC: d\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_answer_is_refused(data):
+    with pytest.raises(FrameError, match="The answer"):
+        AnswerReader().feed(data)
+
+
+def test_what_does_not_begin_as_http_is_refused_at_its_first_byte():
+    with pytest.raises(FrameError, match="does not begin like"):
+        AnswerReader().feed(b"S")
+
+
+@pytest.mark.parametrize("step", [1000, MAX_HEAD_BYTES * 2])
+def test_a_head_without_an_end_is_refused_at_its_limit(step):
+    reader = AnswerReader()
+    head = b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * MAX_HEAD_BYTES
+    pieces = [head[at : at + step] for at in range(0, MAX_HEAD_BYTES, step)]
+    assert [reader.feed(piece) for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    with pytest.raises(FrameError, match="more than 16384 bytes"):
+        reader.feed(pieces[-1])
+
+
+def test_a_head_of_just_the_limit_is_read():
+    start, end = b"HTTP/1.1 200 OK\r\nA: ", b"\r\n\r\n"
+    room = MAX_HEAD_BYTES - len(start) - len(end)
+    answer = AnswerReader().feed(start + b"b" * room + end)
+    assert answer is not None
+    assert answer.opens
+    with pytest.raises(FrameError, match="more than"):
+        AnswerReader().feed(start + b"b" * (room + 1) + end)
