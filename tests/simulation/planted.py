@@ -122,8 +122,8 @@ ALL = (
     (
         "one of two throws the other out",
         "core.rules.merging",
-        "    if gone and others == 1:",
-        "    if gone and others == 0:",
+        "    if gone - {caller} and others == 1:",
+        "    if gone - {caller} and others == 0:",
         "one-of-two-reports-the-other",
     ),
     (
@@ -280,7 +280,7 @@ ALL = (
     (
         "a member that has finished does not come back",
         "core.round.goals",
-        "        if not participant.present and _still_contributes(state, study):",
+        "        if not participant.present and still_contributes(state, study):",
         "        if not participant.present and state.leaving:",
     ),
 )

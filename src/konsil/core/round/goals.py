@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import NamedTuple
 
+from konsil.core.round.contributing import can_give, examples_of, has_lost_its_update, still_contributes
 from konsil.core.round.events import (
     Advance,
     Deliver,
@@ -37,9 +38,6 @@ from konsil.core.rules.state import OpenRound, Study
 
 FAILED_OFTEN = 3
 """A model that could not be had so often is not on its way, and nobody is asked to wait for it."""
-
-LEAST_EXAMPLES = 1
-"""What a member says that stays active without ever having had an update: it is there, and moves nothing."""
 
 TICK_STAGGER_S = 0.4
 """Members tick one after the other, in name order, so that one call does the work of all."""
@@ -137,7 +135,7 @@ def _be_present(state: NodeRound, study: Study) -> Iterable[Effect]:
         return ()
     if participant.finished is not None or state.finish is not None:
         # It stays for what it goes on contributing; a node that was away says so once it is back.
-        if not participant.present and _still_contributes(state, study):
+        if not participant.present and still_contributes(state, study):
             return (Submit(Enter(state.study)),)
         return ()
     if state.leaving and not state.attached and participant.present:
@@ -156,17 +154,10 @@ def _commit_the_update(state: NodeRound, study: Study) -> Iterable[Effect]:
     if current is None:
         return ()
     mine = current.commits.get(state.me)
-    if mine is not None and _can_give(state, mine.digest):
+    if mine is not None and can_give(state, mine.digest):
         return ()
     commit = _update_for(state, study, current)
     return () if commit is None else (Submit(commit),)
-
-
-def _can_give(state: NodeRound, digest: str) -> bool:
-    """Whether this node has the update that it committed: its training's, or the model that it began with."""
-    if state.update is not None and state.update.digest == digest:
-        return True
-    return digest in state.held or (state.outer is not None and state.outer.model == digest)
 
 
 def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | None:
@@ -189,26 +180,8 @@ def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | 
     if participant.finished == "active" and study.accepted in state.held:
         # The model as training goes on from it: of this member's share the outer optimiser sees no change.
         digest = state.outer.model if state.outer is not None else study.accepted
-        return commit(digest, _examples(state, study))
+        return commit(digest, examples_of(state, study))
     return None
-
-
-def _still_contributes(state: NodeRound, study: Study) -> bool:
-    """Whether a member that has finished has what it wanted to go on contributing."""
-    participant = study.participants[state.me]
-    if participant.finished == "snapshot":
-        return state.update is not None
-    return participant.finished == "active" and study.accepted in state.held
-
-
-def _examples(state: NodeRound, study: Study) -> int:
-    """How many examples stand behind this member's last update; as few as may be if it never had one."""
-    if state.update is not None:
-        return state.update.examples
-    counts = (
-        record.roster[state.me].examples for record in reversed(study.history) if state.me in record.roster
-    )
-    return next(counts, LEAST_EXAMPLES)
 
 
 def _lead_own_parts(state: NodeRound, study: Study) -> Iterable[Effect]:
@@ -232,7 +205,7 @@ def _report_the_unreachable(state: NodeRound, study: Study) -> Iterable[Effect]:
     if current is None or state.me not in current.roster:
         return ()
     names = set(state.unreachable[1]) if state.unreachable[0] == current.number else set()
-    if _has_lost_its_update(state, current, missed=state.me in names):
+    if has_lost_its_update(state, current, missed=state.me in names):
         names.add(state.me)
     else:
         names.discard(state.me)
@@ -242,27 +215,13 @@ def _report_the_unreachable(state: NodeRound, study: Study) -> Iterable[Effect]:
     return ()
 
 
-def _has_lost_its_update(state: NodeRound, current: OpenRound, *, missed: bool) -> bool:
-    """Whether what this member committed is gone: its training made another one, or did not come with it.
-
-    Args:
-        state: what this node knows.
-        current: the open round, with this member on its roster.
-        missed: whether it has been waited for.
-    """
-    if _can_give(state, current.commits[state.me].digest):
-        return False
-    update = state.update
-    return missed or (update is not None and (update.round, update.base) == (current.number, current.base))
-
-
 def _see_for_oneself(state: NodeRound, study: Study) -> Iterator[Effect]:
     """Only a majority's report counts: where one member reports another, each looks."""
     current = study.open
     if current is None or not current.reports or state.me not in current.roster:
         return
     known = set(current.reports.get(state.me, ()))
-    if _can_give(state, current.commits[state.me].digest):
+    if can_give(state, current.commits[state.me].digest):
         known.add(state.me)
     if state.unreachable[0] == current.number:
         known |= state.unreachable[1]
@@ -420,9 +379,9 @@ def goals(state: NodeRound, study: Study) -> tuple[Goal, ...]:
     if current.phase == "collecting":
         return _those(_COLLECTING, False, has_outer, has_said)
     mine = current.commits.get(state.me)
-    has_lost = mine is not None and not _can_give(state, mine.digest)
-    troubled = has_lost or current.dispute is not None
-    troubled = troubled or bool(current.reports or state.suspects or state.unreachable[1])
+    has_lost = mine is not None and not can_give(state, mine.digest)
+    known = current.dispute or current.reports or state.suspects or state.unreachable[1]
+    troubled = has_lost or bool(known)
     return _those(_MERGING, troubled, has_outer, has_said)
 
 
