@@ -254,8 +254,7 @@ class StudyRunner:
             await self._make_durable(digest)
         if isinstance(call, Commit):
             await self.outer.make_durable(call.start)
-        current = self.study.open
-        promise = machine.promise_of(call, current.attempt if current is not None else 1)
+        promise = machine.promise_of(call)
         if promise is not None:
             await asyncio.to_thread(self.site.journal.promise, promise)
         await self.site.submit(call)

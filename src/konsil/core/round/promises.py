@@ -17,22 +17,15 @@ class Promise(msgspec.Struct, frozen=True):
     digest: str
 
 
-def promise_of(call: Call, attempt: int = 1) -> Promise | None:
+def promise_of(call: Call) -> Promise | None:
     """What goes into the journal before the ledger hears of a call; None for a call that binds nobody.
 
-    Args:
-        call: the call.
-        attempt: the round's. A commit holds for its attempt: where the round collects again without this
-            member's update, because nobody could get it, another one may take its place.
+    A commit is none: the contract takes one of a member for a roster, and a promise that it never heard of
+    would keep the member out for nothing.
     """
-    match call:
-        case Commit():
-            kind = f"commit on {call.base}" + (f", attempt {attempt}" if attempt > 1 else "")
-        case Publish():
-            kind = f"publish {call.attempt} {call.part}"
-        case _:
-            return None
-    return Promise(call.study, call.round, kind, call.digest)
+    if isinstance(call, Publish):
+        return Promise(call.study, call.round, f"publish {call.attempt} {call.part}", call.digest)
+    return None
 
 
 def durable_before(call: Call, state: NodeRound) -> tuple[str, ...]:

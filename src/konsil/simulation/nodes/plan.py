@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from typing import Literal
 
 from msgspec.structs import replace
@@ -14,6 +15,9 @@ from konsil.simulation.nodes.disk import Loss
 STUDY = "aml"
 MOST_HONEST = 3
 """A roster in which the honest are more than half, with one that is not."""
+
+FORGETS = 1 / 6
+"""How often all of a member dies that is about to commit, or has."""
 
 NAMES = ("ada", "bea", "cid", "dov", "eva")
 
@@ -160,7 +164,7 @@ def draw(seed: int) -> Plan:
         # Of a roster of two nobody can say who lies: a dispute stays undecided until others take part.
         settings = replace(settings, quorum=MOST_HONEST, min_members=MOST_HONEST)
     faults = _spared(faults, len(members) - settings.quorum)
-    return Plan(
+    plan = Plan(
         seed=seed,
         members=members,
         settings=settings,
@@ -175,6 +179,7 @@ def draw(seed: int) -> Plan:
         lost_calls=lots.choice((0.0, 0.0, 0.05, 0.2)),
         faults=faults,
     )
+    return replaced(plan, faults=faults + _forgets(lots, members)) if lots.random() < FORGETS else plan
 
 
 def _settings(lots: random.Random, few: int) -> StudySettings:
@@ -276,6 +281,16 @@ def _skew(lots: random.Random, members: tuple[str, ...]) -> Fault:
 
 def _late(lots: random.Random, members: tuple[str, ...]) -> Fault:
     return Late(lots.choice(members[1:]), lots.uniform(0.5, 15.0))
+
+
+def _forgets(lots: random.Random, members: tuple[str, ...]) -> tuple[Fault, ...]:
+    """Node and training die together, and training makes another update; what was said may be lost."""
+    member, at_s = lots.choice(members), lots.uniform(0.5, 8.0)
+    back_s = at_s + lots.uniform(0.2, 4.0)
+    halt = LedgerHalt(max(0.0, at_s - lots.uniform(0.0, 2.0)), at_s + 0.1, (member,))
+    again_s = back_s + lots.uniform(0.01, 1.0)
+    died = Crash(at_s, (member,), "power", back_s), Script(at_s + 0.001, member, "dies", again_s)
+    return (*died, halt) if lots.random() < 1 / 2 else died
 
 
 def _script(lots: random.Random, members: tuple[str, ...]) -> Fault:
