@@ -28,7 +28,7 @@ def test_a_line_that_hangs_for_seconds_in_the_middle_of_a_round_costs_nobody_any
 
 def test_connections_that_break_in_the_middle_of_a_round_are_made_anew(lab):
     lab.make(*THREE)
-    lab.study(rounds=6)
+    lab.study(rounds=12)
     lab.train(pause=0.2, elements=1_000_000)
     lab.trainers["berlin"].until("merged", 2)
     for _ in range(2):
@@ -38,7 +38,7 @@ def test_connections_that_break_in_the_middle_of_a_round_are_made_anew(lab):
         time.sleep(1)
     lab.ends()
     history = lab.intact()
-    assert len(history) == 6
+    assert len(history) == 12
     assert set(history[-1].roster) == set(THREE)
 
 
