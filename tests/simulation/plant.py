@@ -16,12 +16,12 @@ def main():
     module, old, new, first, count = json.loads(sys.argv[1])
     planter = Planter(module, old, new)
     sys.meta_path.insert(0, planter)
-    from konsil.simulation.nodes import run_universe  # noqa: PLC0415 - only once the bug is planted
+    from konsil.simulation.nodes import draw_plan, run_universe  # noqa: PLC0415 - only once the bug is planted
 
     if not planter.planted:
         sys.exit(f"{module} is not imported by a world")
     for number in range(count):
-        outcome = run_universe(first + number)
+        outcome = run_universe(draw_plan(first + number))
         if outcome.broken:
             sys.stdout.write(json.dumps([number + 1, outcome.broken[0]]))
             return

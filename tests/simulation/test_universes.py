@@ -11,6 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from konsil.errors import ConfigError
+from konsil.simulation.batch import run_many, run_some
+from konsil.simulation.faults import Crash, Cut, Liar, Partition, Skew
 from konsil.simulation.universe import (
     Plan,
     decode_plan,
@@ -19,10 +21,9 @@ from konsil.simulation.universe import (
     encode_plan,
     run_universe,
 )
-from konsil.simulation.universe.batch import run_many, run_some
-from konsil.simulation.universe.minimise import minimise
-from konsil.simulation.universe.plan import LIES, Crash, Cut, Liar, Partition, Skew, Slow, Weather
+from konsil.simulation.universe.plan import LIES, Slow, Weather
 from konsil.simulation.universe.sentences import sentences
+from konsil.simulation.worlds import world
 
 FOUND = Path(__file__).with_name("found")
 
@@ -93,16 +94,16 @@ def test_a_swarm_without_its_quorum_is_seen_not_to_end():
 def test_the_smallest_universe_that_breaks_a_law_keeps_what_matters():
     gone = (Skew("a", 2.0), Crash("b", 1.0), Liar("a", "says that it is alive for ever"), Crash("c", 1.0))
     plan = Plan(seed=1, members=3, rounds=3, chunks=4, weather=Weather(loss=0.05), faults=gone)
-    small = minimise(plan)
+    small = world("core").minimised(plan)
     assert run_universe(small).law == "rounds end"
     assert small.rounds == small.chunks == 1
     assert len(small.faults) < 4
-    assert minimise(small) == small
+    assert world("core").minimised(small) == small
 
 
 def test_a_universe_in_which_all_holds_is_not_made_smaller():
     plan = draw_plan(3)
-    assert minimise(plan) == plan
+    assert world("core").minimised(plan) == plan
 
 
 @pytest.mark.parametrize("seed", range(20))

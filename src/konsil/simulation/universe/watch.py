@@ -11,9 +11,11 @@ from msgspec.structs import replace
 from konsil.core.round import Deliver
 from konsil.core.rules import Accept, Call, Commit, Publish, RoundRecord, State, Study, Tick, is_over
 from konsil.simulation.calls import sentence
+from konsil.simulation.faults import Cut, DialsOut, LedgerHalt, Partition
+from konsil.simulation.laws import Violation
 from konsil.simulation.universe.ledger import STUDY
 from konsil.simulation.universe.models import Content, whole
-from konsil.simulation.universe.plan import Cut, DialsOut, LedgerHalt, Partition, Plan, Slow
+from konsil.simulation.universe.plan import Plan, Slow
 
 if TYPE_CHECKING:
     from konsil.simulation.universe.node import Node
@@ -23,16 +25,6 @@ if TYPE_CHECKING:
 CALLS_AT_ONCE, CALLS_A_SECOND, CALLS_A_MEMBER = 120, 2.0, 5
 """At first, each second, and for each member in each accepted round: more than any universe needs. Without
 a bound members that are all well, and cannot reach each other, fill the ledger's disk."""
-
-
-class Violation(Exception):
-    """An invariant does not hold. ``law``: which one, in a few words that stay the same."""
-
-    def __init__(self, law: str, what: str) -> None:
-        """Say what happened."""
-        super().__init__(f"{law}: {what}")
-        self.law = law
-        self.what = what
 
 
 class Watch:
