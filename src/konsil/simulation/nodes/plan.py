@@ -131,7 +131,7 @@ def check_plan(plan: Plan) -> None:
     except ConfigError as error:
         can_be(False, error.what)
     can_be(0 <= plan.repeated <= 1 and 0 <= plan.lost_calls <= 1, "`repeated`, `lost_calls` are from 0 to 1")
-    can_be(0 <= plan.delay_s <= LONG_S and 0 <= plan.ledger_delay_s <= LONG_S, "a delay is up to a day")
+    can_be(0 < plan.delay_s <= LONG_S and 0 < plan.ledger_delay_s <= LONG_S, "a delay is up to a day")
     can_be(0 < plan.bytes_per_s < float("inf"), "`bytes_per_s` is above 0")
     check_faults(plan.faults, members, LIES)
     can_be(plan.healed_s <= LATEST_S, f"the last fault is over at {LATEST_S:g} s")

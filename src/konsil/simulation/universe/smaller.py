@@ -20,6 +20,7 @@ def smaller(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, rounds=plan.rounds - 1)
     if plan.weather != Weather():
         yield replace(plan, weather=Weather())
+    if plan.weather.loss or plan.weather.again:
         yield replace(plan, weather=replace(plan.weather, loss=0.0, again=0.0))
     if not plan.running:
         yield replace(plan, running=True)
