@@ -15,22 +15,34 @@ ALL = (
         "",
     ),
     (
-        "a commit is no promise",
+        "a member finishes before its last update is on disk",
         "core.round.promises",
-        "        case Commit():\n            kind =",
-        "        case Commit() if call.round < 0:\n            kind =",
+        "            return (state.update.digest,)\n",
+        "            return ()\n",
     ),
     (
         "a published part is no promise",
         "core.round.promises",
-        "        case Publish():",
-        "        case Publish() if call.round < 0:",
+        "    if isinstance(call, Publish):",
+        "    if isinstance(call, Publish) and call.round < 0:",
     ),
     (
-        "a promise is not kept apart by attempt",
+        "a commit is a promise, whether the ledger heard of it or not",
         "core.round.promises",
-        'f", attempt {attempt}" if attempt > 1 else ""',
-        '""',
+        "    return None\n\n\ndef durable_before",
+        '    return Promise(call.study, call.round, "commit", call.digest) if isinstance(call, Commit) else None\n\n\ndef durable_before',
+    ),
+    (
+        "another update takes the place of one that the ledger may have heard of",
+        "core.round.facts",
+        "        and _is_said(state, first)\n",
+        "        and state.me < ''\n",
+    ),
+    (
+        "a node does not know its update on record again after a restart",
+        "core.round.machine",
+        "_forget_what_is_over(_knowing_what_is_on_record(recorded, study), study)",
+        "_forget_what_is_over(recorded, study)",
     ),
     (
         "a manifest's digest is not checked",
@@ -57,10 +69,10 @@ ALL = (
         "    last = sequence - 1\n",
     ),
     (
-        "a second commit takes the place of the first",
+        "an update is taken while the round merges",
         "core.rules.collecting",
-        "    if known is not None:\n",
-        "    if known is not None and call.round < 0:\n",
+        "    _require_collecting(current)\n    _require_contributing(participant, caller, call.study)\n    require(\n",
+        "    _require_contributing(participant, caller, call.study)\n    require(\n",
     ),
     # --- the roster and the merge ----------------------------------------------------------------
     (
@@ -110,8 +122,8 @@ ALL = (
     (
         "one of two throws the other out",
         "core.rules.merging",
-        "    if gone and others == 1:",
-        "    if gone and others == 0:",
+        "    if gone - {caller} and others == 1:",
+        "    if gone - {caller} and others == 0:",
         "one-of-two-reports-the-other",
     ),
     (
@@ -186,7 +198,7 @@ ALL = (
         "core.rules.merging",
         "    if set(current.roster) <= set(silent_now):\n        return collect_again(study, current, now_s)\n",
         "",
-        "a-lost-update-beside-a-liar",
+        "leaders-gone-while-others-were-away",
     ),
     (
         "members that have not spoken yet are thrown out",
@@ -200,6 +212,7 @@ ALL = (
         "core.rules.rounds",
         "    if attempt <= QUICK_ATTEMPTS:\n        return 0\n",
         "    if attempt:\n        return 0\n",
+        "wrong-chunks-beside-a-cut",
     ),
     # --- the node --------------------------------------------------------------------------------
     (
@@ -225,6 +238,7 @@ ALL = (
         "core.round.goals",
         "        if probe not in state.probed:\n            yield probe",
         "        if probe in state.probed:\n            yield probe",
+        "one-lets-hang-and-one-is-gone",
     ),
     (
         "who cannot be reached is not reported",
@@ -257,9 +271,16 @@ ALL = (
         "    return ()",
     ),
     (
+        "who stays active without ever having had an update contributes nothing",
+        "core.round.goals",
+        '    if participant.finished == "active" and study.accepted in state.held:\n        # The model',
+        '    if participant.finished == "active" and any(state.me in r.roster for r in study.history):\n        # The model',
+        "active-before-it-took-part",
+    ),
+    (
         "a member that has finished does not come back",
         "core.round.goals",
-        "        if not participant.present and _still_contributes(state, study):",
+        "        if not participant.present and still_contributes(state, study):",
         "        if not participant.present and state.leaving:",
     ),
 )

@@ -13,7 +13,7 @@ import sys
 import pytest
 from msgspec.structs import replace
 
-from konsil.simulation.faults import Crash, DialsOut, DiskFull, Liar, Partition, TrainingDies
+from konsil.simulation.faults import Crash, Cut, DialsOut, DiskFull, LedgerHalt, Liar, Partition, TrainingDies
 from konsil.simulation.nodes import draw_plan, run_universe
 from konsil.simulation.nodes.draw import NAMES
 from konsil.simulation.nodes.plan import LIES
@@ -151,3 +151,33 @@ def test_the_proposer_finds_the_initial_parameters_on_its_own_disk_after_a_power
     for back_s in (1.0, 1.1, 1.2, 1.3, 1.4):  # before its training process comes with them once more
         crashes = tuple(Crash(name, at_s, at_s + back_s) for name in plan.members)
         require_whole(run_universe(replace(plan, faults=crashes)))
+
+
+@pytest.mark.parametrize("engine", [False, True])
+def test_a_commit_that_the_ledger_never_heard_of_keeps_nobody_out(engine):
+    """Node and training die with it, and training makes another update, which the round cannot do without."""
+    whole = replace(calm(NAMES[:3]), engine=engine)
+    trains_s = whole.trains_s | {"bea": 3.0}  # so that it hears of the round before it is cut off
+    whole = replace(whole, settings=replace(whole.settings, quorum=3), trains_s=trains_s)
+    (line, *_) = [line for line in run_universe(whole).trace if "bea commits" in line]
+    at_s = float(line.split()[0]) + 0.1
+    away = Cut("bea", "ada", at_s - 0.4, at_s + 0.1, both_ways=True) if engine else None
+    away = away or LedgerHalt(("bea",), at_s - 0.4, at_s + 0.1)
+    died = Crash("bea", at_s, at_s + 1), TrainingDies("bea", at_s, at_s + 1)
+    outcome = require_whole(run_universe(replace(whole, faults=(away, *died))))
+    (commit,) = [line for line in outcome.trace if "bea commits" in line and "to round 1" in line]
+    assert float(commit.split()[0]) > at_s + 1
+    assert outcome.rounds == whole.settings.rounds
+
+
+def test_a_member_that_lost_its_update_takes_part_with_another_while_the_round_collects():
+    plan = calm(NAMES[:3])
+    plan = replace(plan, trains_s=plan.trains_s | {"cid": 4.0})
+    (line, *_) = [line for line in run_universe(plan).trace if "bea commits" in line]
+    at_s = float(line.split()[0]) + 0.1
+    died = Crash("bea", at_s, at_s + 1), TrainingDies("bea", at_s, at_s + 1)
+    outcome = require_whole(run_universe(replace(plan, faults=died)))
+    first = [line.split()[5] for line in outcome.trace if "bea commits" in line and "to round 1" in line]
+    assert len(set(first)) == 2
+    assert any("round 1 is accepted" in line and "bea" in line for line in outcome.trace)
+    assert not any("round 1.2" in line for line in outcome.trace)

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from konsil.errors import ConfigError
 from konsil.simulation.batch import run_many, run_some
-from konsil.simulation.faults import Crash, Cut, Liar, Partition, Skew
+from konsil.simulation.faults import Crash, Cut, Liar, Partition, Skew, TrainingDies
 from konsil.simulation.universe import (
     Plan,
     decode_plan,
@@ -39,6 +39,29 @@ def test_every_law_holds_in_every_universe(universes):
 def test_what_a_universe_found_once_stays_mended(file):
     outcome = run_universe(decode_plan(file.read_bytes()))
     assert not outcome.law, outcome.what
+
+
+def found(name: str, tell=None):
+    return run_universe(decode_plan((FOUND / f"{name}.json").read_bytes()), tell)
+
+
+def test_a_member_that_lost_its_update_says_so_and_the_others_do_not_wait_for_their_deadlines():
+    told: list[str] = []
+    outcome = found("a-lost-update-that-stands", told.append)
+    assert any("c does not reach c in round 1" in line for line in told)
+    assert outcome.longest_s < 100  # 380 s without that, for the time to merge doubles with each attempt
+
+
+def test_a_member_whose_node_and_training_died_takes_part_with_another_update():
+    gone = Crash("b", 8.0, 10.0), TrainingDies("b", 8.0, 10.0)
+    plan = Plan(seed=1, faults=(*gone, Slow("c", 8.0)))
+    told: list[str] = []
+    outcome = run_universe(plan, told.append)
+    commits = [line.split()[4] for line in told if "b commits" in line]
+    assert len(commits) == len(set(commits)) == 2
+    assert any("accepted by" in line and "of a, b, c" in line for line in told)
+    assert not any("round 1.2" in line for line in told)
+    assert not outcome.law
 
 
 def story(seed: int) -> str:

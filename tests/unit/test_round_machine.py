@@ -22,14 +22,19 @@ from konsil.core.round import (
     NodeRound,
     Offered,
     PartMerged,
+    Probe,
     ProgressMade,
     Recompute,
     ScoreReady,
     Submit,
     Suspected,
     UpdateReady,
+    durable_before,
+    failed,
+    snapshot_of,
     stage,
     step,
+    to_keep,
 )
 from konsil.core.rules import (
     Accept,
@@ -54,6 +59,7 @@ from konsil.core.rules import (
     initial_state,
     settings_digest,
 )
+from konsil.errors import LedgerUnreachable, Refused
 
 NAMES = "abcd"
 BEGIN_S = 1_000_000
@@ -246,6 +252,68 @@ def test_a_lost_answer_to_a_commit_does_not_commit_again(ledger):
     assert node.at(ledger.now_s + 20) == ()
 
 
+def another(ledger, me="b"):
+    return replace(ready(ledger, me), digest=digest(f"{me} trained again"))
+
+
+def test_of_two_updates_the_one_that_the_ledger_may_have_heard_of_stands(ledger):
+    node = trains(ledger)
+    first = ready(ledger)
+    node.sees(first)  # its commit is on its way
+    assert node.sees(another(ledger)) == ()
+    assert node.at(ledger.now_s + 1, Failed(commit_of(first))) == ()  # and it may have got there
+    node.sees(another(ledger))
+    assert node.at(ledger.now_s + 1) == (commit_of(first),)
+    ledger.commit("b")
+    node.sees(Done(commit_of(first)))
+    assert node.sees(another(ledger)) == ()
+    assert node.state.update == first
+
+
+def test_an_update_that_stands_since_before_a_restart_stays_once_it_was_handed_over_again(ledger):
+    ledger.commit("b")
+    node = trains(ledger)
+    assert node.sees(ready(ledger)) == ()
+    assert node.sees(another(ledger)) == ()
+    assert node.state.update == ready(ledger)
+
+
+def test_another_update_takes_the_place_of_one_that_the_contract_refused(ledger):
+    node = trains(ledger)
+    first, other = ready(ledger), another(ledger)
+    node.sees(first)
+    node.sees(Failed(commit_of(first), refused=True))
+    assert node.sees(other) == (commit_of(other),)
+
+
+def test_only_what_the_contract_refused_is_surely_not_on_the_ledger(ledger):
+    commit = commit_of(ready(ledger))
+    assert failed(commit, Refused("other_base", "No.")) == Failed(commit, refused=True)
+    assert failed(commit, Refused("too_fast", "No.", wait_s=3)) == Failed(commit, 3.0, refused=True)
+    assert failed(commit, LedgerUnreachable("No answer.")) == Failed(commit)
+
+
+def test_a_node_that_has_lost_what_it_committed_commits_another_while_the_round_collects(ledger):
+    ledger.commit("b")
+    node = trains(ledger)  # it has died meanwhile, and training too
+    assert node.sees() == ()
+    other = another(ledger)
+    assert node.sees(other) == (commit_of(other),)
+    ledger.say("b", commit_of(other).call)
+    assert node.sees(Done(commit_of(other))) == ()
+
+
+def test_a_finished_member_that_has_lost_its_last_update_commits_the_merge_in_its_place(ledger):
+    ledger.commit("b")
+    ledger.say("b", Finish("aml", "active"))
+    accepted = ledger.study.accepted
+    node = Node(ledger, held=frozenset({accepted}))
+    commit = Submit(Commit("aml", 1, accepted, accepted, 1))
+    assert node.sees() == (commit,)
+    ledger.say("b", commit.call)
+    assert node.sees(Done(commit)) == ()
+
+
 def test_an_update_of_a_round_that_is_over_is_answered_with_the_newest_merge(ledger):
     node = trains(ledger)
     stale = ready(ledger)
@@ -379,6 +447,39 @@ def test_who_could_not_be_reached_and_has_come_back_is_looked_at_anew():
     assert node.sees() == (Lead(1, 2, ledger.part_of("b")),)
 
 
+def test_a_node_whose_training_made_another_update_says_at_once_that_the_one_on_the_roster_is_gone(ledger):
+    ledger.commit()
+    node = trains(ledger)
+    gone = Submit(Report("aml", 1, 1, ("b",)))
+    assert gone not in node.sees()  # training may still come with it
+    assert node.sees(another(ledger)) == (gone,)
+    ledger.say("b", gone.call)
+    assert ledger.open.roster == ("a", "c", "d")
+
+
+def test_a_node_that_waited_for_its_own_update_in_vain_says_so(ledger):
+    ledger.commit()
+    node = trains(ledger)
+    (lead,) = node.sees()
+    gone = Submit(Report("aml", 1, 1, ("b", "c")))
+    assert node.sees(Failed(lead, unreachable=("b", "c"))) == (gone,)
+
+
+def test_a_node_that_has_its_update_by_now_does_not_report_itself(ledger):
+    ledger.commit()
+    node = trains(ledger)
+    (lead,) = node.sees()
+    node.sees(ready(ledger))
+    assert node.sees(Failed(lead, unreachable=("b",))) == ()
+
+
+def test_a_node_that_others_report_looks_for_its_own_update_if_it_lacks_it(ledger):
+    ledger.commit()
+    ledger.say("a", Report("aml", 1, 1, ("b",)))
+    assert Probe(1, 1, "b") in trains(ledger).sees()
+    assert Probe(1, 1, "b") not in trains(ledger, update=ready(ledger)).sees()
+
+
 # --- disputes ------------------------------------------------------------------------------------
 
 
@@ -509,6 +610,19 @@ def test_alive_is_said_one_at_a_time_while_the_ledger_is_slow(ledger):
     assert len(node.at(ledger.now_s + 1)) == 1
 
 
+def test_alive_is_said_as_long_as_a_later_attempt_has_patience():
+    ledger = Ledger(quorum=3).running()
+    ledger.say("d", Leave("aml"))
+    ledger.commit("abc")
+    ledger.now_s += 590
+    ledger.say("b", Report("aml", 1, 1, ("b",)))
+    ledger.say("b", Enter("aml"))
+    node = trains(ledger)
+    assert node.at(ledger.now_s + 30) == (Submit(Alive("aml", 1, 0.0)),)
+    ledger.say("b", Alive("aml", 1, 0.0))
+    assert ledger.open.expected["b"] == ledger.now_s + 60
+
+
 def test_alive_is_never_said_beyond_the_studys_patience(ledger):
     node = trains(ledger)
     while node.wake_s < BEGIN_S + 2000 and ledger.open.expected["b"] < BEGIN_S + 600:
@@ -607,12 +721,50 @@ def test_a_finished_member_goes_on_contributing_what_it_chose(ledger, contributi
     assert ledger.open.roster == tuple(NAMES)
 
 
+def test_a_restarted_node_contributes_the_snapshot_that_its_member_left(ledger):
+    node = trains(ledger)
+    update = ready(ledger)
+    node.sees(update)
+    assert durable_before(Finish("aml", "snapshot"), node.state) == (update.digest,)
+    assert durable_before(Finish("aml", "active"), node.state) == ()
+    ledger.commit().publish().accept()
+    assert snapshot_of(ledger.study, "b") is None
+    ledger.say("b", Finish("aml", "snapshot"))
+    left = snapshot_of(ledger.study, "b")
+    assert left == UpdateReady(1, ledger.study.history[0].base, update.digest, 10)
+    assert update.digest in to_keep(ledger.study, "b")
+    assert update.digest not in to_keep(ledger.study, "a")
+    node = Node(ledger, held=frozenset({ledger.study.accepted}))
+    assert node.sees(left) == (Submit(Commit("aml", 2, ledger.study.accepted, update.digest, 10)),)
+
+
 def test_a_restarted_node_contributes_the_merge_of_its_finished_member(ledger):
     ledger.commit().publish().accept()
     ledger.say("b", Finish("aml", "active"))
     node = Node(ledger, held=frozenset({ledger.study.accepted}))
     accepted = ledger.study.accepted
     assert node.sees() == (Submit(Commit("aml", 2, accepted, accepted, 10)),)
+
+
+def test_a_member_that_stays_active_without_ever_having_had_an_update_is_there_and_moves_nothing(ledger):
+    ledger.commit("acd")
+    ledger.now_s = ledger.open.deadline_s
+    ledger.say("a", Tick("aml"))
+    ledger.publish().accept("acd")
+    node = trains(ledger)
+    (finish,) = node.sees(FinishWanted("active"))
+    ledger.say("b", finish.call)
+    enter = Submit(Enter("aml"))
+    assert node.sees(Done(finish)) == (enter,)  # it had been silent
+    node.sees(Detached(goodbye=True))
+    ledger.say("b", enter.call)
+    accepted = ledger.study.accepted
+    assert node.sees(Done(enter)) == (Submit(Commit("aml", 2, accepted, accepted, 1)),)
+
+
+def test_who_has_no_last_update_to_go_on_contributing_is_inactive(ledger):
+    node = trains(ledger)
+    assert node.sees(FinishWanted("snapshot")) == (Submit(Finish("aml", "inactive")),)
 
 
 def test_an_inactive_member_contributes_nothing_more(ledger):

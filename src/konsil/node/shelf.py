@@ -205,7 +205,7 @@ class Shelf:
         if not from_peers:
             raise StudyError("It is not on this node's disk.")
         model = self._keep(await self._merging.fetch(digest))
-        await self._site.models.save(name, model, lambda: to_keep(self._study()))
+        await self._site.models.save(name, model, lambda: to_keep(self._study(), self._site.me))
         return model
 
     def _keep(self, model: Model) -> Model:

@@ -126,8 +126,17 @@ class StudyRunner:
         if model is not None:
             self._keep(model)
             self.post(Held(model.digest))
+        await self._take_up_snapshot()
         self._heartbeats.start()
         self.post(Looked())
+
+    async def _take_up_snapshot(self) -> None:
+        """Serve the update that a training process left to be contributed on, before it finished."""
+        snapshot = machine.snapshot_of(self.study, self.site.me)
+        model = await self.site.models.load(self.name, snapshot.digest) if snapshot is not None else None
+        if snapshot is not None and model is not None:
+            self._keep(model)
+            self.post(snapshot)
 
     def look(self) -> None:
         """The ledger moved."""
@@ -241,12 +250,11 @@ class StudyRunner:
 
     async def _submit(self, effect: Submit) -> None:
         call = effect.call
-        for digest in machine.durable_before(call):
+        for digest in machine.durable_before(call, self.state):
             await self._make_durable(digest)
         if isinstance(call, Commit):
             await self.outer.make_durable(call.start)
-        current = self.study.open
-        promise = machine.promise_of(call, current.attempt if current is not None else 1)
+        promise = machine.promise_of(call)
         if promise is not None:
             await asyncio.to_thread(self.site.journal.promise, promise)
         await self.site.submit(call)
@@ -268,7 +276,9 @@ class StudyRunner:
     async def _save(self, model: Model) -> None:
         while model.digest == self.study.accepted:
             try:
-                await self.site.models.save(self.name, model, lambda: machine.to_keep(self.study))
+                await self.site.models.save(
+                    self.name, model, lambda: machine.to_keep(self.study, self.site.me)
+                )
             except KonsilError as error:
                 self._problems[None] = str(error)
                 _log.warning("the accepted merge is not on disk yet", study=self.name, why=str(error))
@@ -284,7 +294,7 @@ class StudyRunner:
                 return
             # What the call says would not be true.
             raise StudyError(f"The model {digest[:12]} is not at this node (yet).", do="It is tried again.")
-        await self.site.models.save(self.name, model, lambda: machine.to_keep(self.study))
+        await self.site.models.save(self.name, model, lambda: machine.to_keep(self.study, self.site.me))
         self._problems.pop(None, None)
 
     async def _fetch(self, effect: Fetch) -> None:

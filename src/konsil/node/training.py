@@ -236,16 +236,12 @@ class _Conversation:
         except BaseException:  # a node that stops meanwhile has nobody to serve it to
             memory.close()
             raise
-        study = self.runner.study
-        mine = study.open.commits.get(self.me) if study.open is not None else None
-        if study.open is not None and mine is not None and mine.digest != model.digest:
-            _log.warning(
-                "another update of this round is on record already; it stands",
-                study=self.runner.name,
-                round=study.open.number,
-            )
+        digest = model.digest
         self.runner.serve(model)
-        self.runner.post(UpdateReady(word.round, word.base, model.digest, word.examples))
+        self.runner.post(UpdateReady(word.round, word.base, digest, word.examples))
+        stands = self.runner.state.update
+        if stands is not None and stands.digest != digest:
+            _log.warning("an earlier update of this round stands", study=self.runner.name, round=word.round)
 
     def _require_unfinished(self) -> None:
         """See that an update of this member can still count: else it would train on for nothing, unaware.

@@ -20,6 +20,7 @@ Lie = Literal[
     "sends other models",
     "reads early",
     "commits twice",
+    "takes its update back",
     "leads nothing",
     "leads at the last moment",
     "gives its update to nobody",

@@ -28,6 +28,7 @@ Law = Literal[
     "updates are read once the roster is fixed",
     "only members of the study read",
     "the ledger is not flooded",
+    "what failed is not tried again at once",
     "honest nodes make no errors",
     "nothing is left behind",
 ]

@@ -143,6 +143,30 @@ def test_the_next_round_does_not_wait_for_the_silent_until_they_are_back(swarm):
     assert set(world.open.expected) == {"a", "b", "c", "d"}
 
 
+def collecting_again(swarm, after_s, **settings):
+    """Attempt 2 collects from so long after the opening: of three one has lost its update."""
+    world = swarm(quorum=3, **settings).start("abc").commit("abc")
+    world.do("c", Report("aml", 1, 1, ("c",)), after_s)
+    assert (world.open.phase, world.open.attempt) == ("collecting", 2)
+    world.do("c", Enter("aml"))
+    return world
+
+
+@pytest.mark.parametrize(
+    ("after_s", "give_up_s", "most_s"), [(500, 1000, 1100), (900, 1000, 1200), (500, 300, 900)]
+)
+def test_who_is_let_in_by_a_later_attempt_has_the_patience_that_the_others_had(
+    swarm, after_s, give_up_s, most_s
+):
+    world = collecting_again(swarm, after_s, give_up_s=give_up_s)
+    opened_s = world.open.opened_s
+    while world.now_s + 50 < opened_s + most_s:
+        world.do("c", Alive("aml", 1, 0.5), 50)
+        assert missing(world.open) == ("c",)
+    world.do("c", Alive("aml", 1, 0.5), 49)
+    assert world.open.expected["c"] == opened_s + most_s
+
+
 def test_a_member_that_is_alive_is_waited_for_up_to_the_patience(swarm):
     world = swarm().start().commit("abc")
     opened_s = world.now_s
@@ -294,6 +318,44 @@ def test_a_member_that_a_majority_cannot_reach_leaves_the_roster_at_once(swarm):
     world.publish().accept()
     assert world.study.history[0].absent == {"d": "unreachable"}
     assert set(world.open.expected) == {"a", "b", "c"}
+
+
+def test_a_member_that_says_that_its_own_update_is_gone_leaves_the_roster_at_once(swarm):
+    world = swarm().start().commit().publish()
+    world.do("d", Report("aml", 1, 1, ("d",)))
+    assert (world.open.attempt, world.open.roster) == (2, ("a", "b", "c"))
+    world.publish().accept()
+    assert world.study.history[0].absent == {"d": "unreachable"}
+
+
+def test_a_member_that_takes_itself_off_the_roster_takes_nobody_with_it(swarm):
+    world = swarm().start().commit()
+    world.do("d", Report("aml", 1, 1, ("a", "b", "d")))
+    assert world.open.roster == ("a", "b", "c")
+    assert not world.study.participants["d"].present
+
+
+def test_where_too_few_are_left_who_has_lost_its_update_may_commit_another(swarm):
+    world = swarm(quorum=3).start("abc").commit("abc")
+    world.do("c", Report("aml", 1, 1, ("c",)))
+    assert (world.open.phase, set(world.open.commits)) == ("collecting", {"a", "b"})
+    world.do("c", Enter("aml"))
+    world.do("c", world.update("c", digest=world.digest("another")))
+    assert world.open.commits["c"].digest == world.digest("another")
+    world.publish().accept()
+    assert set(world.study.history[0].roster) == set("abc")
+
+
+def test_until_the_roster_is_fixed_another_update_may_take_a_lost_ones_place(swarm):
+    world = swarm().start().commit("ab")
+    other = world.update("a", digest=world.digest("another"), examples=20)
+    world.do("a", other)
+    assert world.open.commits["a"].digest == other.digest
+    world.commit("cd")
+    assert world.open.phase == "merging"
+    assert world.refused("a", world.update("a")).code == "second_commit"
+    world.publish().accept()
+    assert world.study.history[0].roster["a"].examples == 20
 
 
 def test_in_a_roster_of_two_the_other_may_commit_again(swarm):
@@ -664,3 +726,11 @@ def test_time_never_runs_backwards(swarm):
     world.now_s = then + 60
     world.do("c", Tick("aml"))
     assert world.open.phase == "merging"
+
+
+def test_in_a_roster_of_two_a_member_may_still_say_that_its_own_update_is_gone(swarm):
+    world = swarm("abc", min_members=2, quorum=2).start().commit("ab")
+    world.tick()
+    world.do("b", Report("aml", 1, 1, ("a", "b")))
+    assert (world.open.phase, set(world.open.commits)) == ("collecting", {"a"})
+    assert world.open.absent["b"] == "unreachable"

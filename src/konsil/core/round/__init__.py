@@ -37,7 +37,7 @@ from konsil.core.round.events import (
     Suspected,
     UpdateReady,
 )
-from konsil.core.round.keeping import finalists, to_hold, to_keep
+from konsil.core.round.keeping import finalists, snapshot_of, to_hold, to_keep
 from konsil.core.round.knowledge import NodeRound, Retry
 from konsil.core.round.ledger_time import LedgerTime
 from konsil.core.round.machine import Step, stage, step
@@ -80,6 +80,7 @@ __all__ = [
     "failed",
     "finalists",
     "promise_of",
+    "snapshot_of",
     "stage",
     "step",
     "to_hold",

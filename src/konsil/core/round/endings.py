@@ -20,4 +20,4 @@ def failed(effect: Effect, error: BaseException) -> Done | Failed:
     if isinstance(effect, Submit) and isinstance(effect.call, Score):
         return Done(effect)
     wait = error.fields.get("wait_s")
-    return Failed(effect, wait_s=float(wait) if isinstance(wait, int | float) else None)
+    return Failed(effect, wait_s=float(wait) if isinstance(wait, int | float) else None, refused=True)

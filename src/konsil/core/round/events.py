@@ -10,7 +10,7 @@ from konsil.core.rules.calls import Call, Contribution, Score
 
 
 class Submit(msgspec.Struct, frozen=True):
-    """Put a call on the ledger; a commit or a published part goes into the journal first."""
+    """Put a call on the ledger; a published part goes into the journal first."""
 
     call: Call
 
@@ -189,11 +189,13 @@ class Done(msgspec.Struct, frozen=True):
 
 class Failed(msgspec.Struct, frozen=True):
     """An effect failed and is to be tried again. ``wait_s``: not before this, if it is known.
-    ``unreachable``: members of the roster whose update could not be had.
+    ``unreachable``: members of the roster whose update could not be had. ``refused``: the contract said no,
+    so that the call is surely not on the ledger.
     """
 
     effect: Effect
     wait_s: float | None = None
+    refused: bool = False
     unreachable: tuple[str, ...] = ()
 
 

@@ -32,7 +32,7 @@ from konsil.core.round.events import (
     UpdateReady,
 )
 from konsil.core.round.knowledge import NEVER_FAILED, NodeRound, Retry
-from konsil.core.rules.calls import Leave, Score
+from konsil.core.rules.calls import Commit, Leave, Score
 
 RETRY_FIRST_S = 0.5
 """A failed effect is tried again after this; each further failure doubles it."""
@@ -68,7 +68,21 @@ def _detached(state: NodeRound, event: Detached, _now_s: float) -> NodeRound:
 
 
 def _update_ready(state: NodeRound, event: UpdateReady, _now_s: float) -> NodeRound:
+    first = state.update
+    if (
+        first is not None
+        and (first.round, first.base) == (event.round, event.base)
+        and _is_said(state, first)
+    ):
+        event = first  # training died and made another one: this node still has what the ledger heard of
     return replace(state, update=event, waiting=True, progress=1.0)
+
+
+def _is_said(state: NodeRound, update: UpdateReady) -> bool:
+    """Whether the ledger may have heard of an update, or is about to."""
+    calls = (effect.call for effect in state.doing if isinstance(effect, Submit))
+    under_way = any(isinstance(call, Commit) and call.digest == update.digest for call in calls)
+    return under_way or state.said == update.digest
 
 
 def _progress_made(state: NodeRound, event: ProgressMade, _now_s: float) -> NodeRound:
@@ -127,6 +141,8 @@ def _failed(state: NodeRound, event: Failed, now_s: float) -> NodeRound:
     if event.wait_s is not None:
         wait_s = event.wait_s
     retries = state.retries | {event.effect: Retry(now_s + wait_s, failures)}
+    if isinstance(event.effect, Submit) and isinstance(event.effect.call, Commit):
+        state = replace(state, said="" if event.refused else event.effect.call.digest)
     if event.unreachable and isinstance(event.effect, Lead | Fetch | Probe | Recompute):
         known = state.unreachable[1] if state.unreachable[0] == event.effect.round else frozenset()
         state = replace(state, unreachable=(event.effect.round, known | set(event.unreachable)))

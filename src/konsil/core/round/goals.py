@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import NamedTuple
 
+from konsil.core.round.contributing import can_give, examples_of, has_lost_its_update, still_contributes
 from konsil.core.round.events import (
     Advance,
     Deliver,
@@ -31,6 +32,7 @@ from konsil.core.rules.calls import (
     Tick,
     Verdict,
 )
+from konsil.core.rules.rounds import patient_until_s
 from konsil.core.rules.starts import agreed_start
 from konsil.core.rules.state import OpenRound, Study
 
@@ -133,7 +135,7 @@ def _be_present(state: NodeRound, study: Study) -> Iterable[Effect]:
         return ()
     if participant.finished is not None or state.finish is not None:
         # It stays for what it goes on contributing; a node that was away says so once it is back.
-        if not participant.present and _still_contributes(state, study):
+        if not participant.present and still_contributes(state, study):
             return (Submit(Enter(state.study)),)
         return ()
     if state.leaving and not state.attached and participant.present:
@@ -149,7 +151,10 @@ def _be_present(state: NodeRound, study: Study) -> Iterable[Effect]:
 
 def _commit_the_update(state: NodeRound, study: Study) -> Iterable[Effect]:
     current = study.open
-    if current is None or state.me in current.commits:
+    if current is None:
+        return ()
+    mine = current.commits.get(state.me)
+    if mine is not None and can_give(state, mine.digest):
         return ()
     commit = _update_for(state, study, current)
     return () if commit is None else (Submit(commit),)
@@ -172,30 +177,11 @@ def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | 
         return None
     if participant.finished == "snapshot" and update is not None:
         return commit(update.digest, update.examples)
-    examples = _examples(state, study)
-    if participant.finished == "active" and study.accepted in state.held and examples is not None:
+    if participant.finished == "active" and study.accepted in state.held:
         # The model as training goes on from it: of this member's share the outer optimiser sees no change.
-        return commit(state.outer.model if state.outer is not None else study.accepted, examples)
+        digest = state.outer.model if state.outer is not None else study.accepted
+        return commit(digest, examples_of(state, study))
     return None
-
-
-def _still_contributes(state: NodeRound, study: Study) -> bool:
-    """Whether a member that has finished has what it wanted to go on contributing."""
-    participant = study.participants[state.me]
-    if participant.finished == "snapshot":
-        return state.update is not None
-    held = participant.finished == "active" and study.accepted in state.held
-    return held and _examples(state, study) is not None
-
-
-def _examples(state: NodeRound, study: Study) -> int | None:
-    """How many examples stand behind this member's last update; None if it never had one."""
-    if state.update is not None:
-        return state.update.examples
-    counts = (
-        record.roster[state.me].examples for record in reversed(study.history) if state.me in record.roster
-    )
-    return next(counts, None)
 
 
 def _lead_own_parts(state: NodeRound, study: Study) -> Iterable[Effect]:
@@ -216,10 +202,14 @@ def _lead_own_parts(state: NodeRound, study: Study) -> Iterable[Effect]:
 
 def _report_the_unreachable(state: NodeRound, study: Study) -> Iterable[Effect]:
     current = study.open
-    round_number, names = state.unreachable
-    if current is None or not names or round_number != current.number or state.me not in current.roster:
+    if current is None or state.me not in current.roster:
         return ()
-    named = tuple(sorted(names & set(current.roster) - {state.me}))
+    names = set(state.unreachable[1]) if state.unreachable[0] == current.number else set()
+    if has_lost_its_update(state, current, missed=state.me in names):
+        names.add(state.me)
+    else:
+        names.discard(state.me)
+    named = tuple(sorted(names & set(current.roster)))
     if named and set(named) - set(current.reports.get(state.me, ())):
         return (Submit(Report(state.study, current.number, current.attempt, named)),)
     return ()
@@ -230,7 +220,9 @@ def _see_for_oneself(state: NodeRound, study: Study) -> Iterator[Effect]:
     current = study.open
     if current is None or not current.reports or state.me not in current.roster:
         return
-    known = set(current.reports.get(state.me, ())) | {state.me}
+    known = set(current.reports.get(state.me, ()))
+    if can_give(state, current.commits[state.me].digest):
+        known.add(state.me)
     if state.unreachable[0] == current.number:
         known |= state.unreachable[1]
     reported = {name for names in current.reports.values() for name in names}
@@ -272,7 +264,9 @@ def _finish(state: NodeRound, study: Study) -> Iterable[Effect]:
     participant = study.participants.get(state.me)
     if participant is None or participant.finished is not None:
         return ()
-    return (Submit(Finish(state.study, state.finish)),)
+    # A last update that was never made is nothing to go on contributing.
+    nothing = state.finish == "snapshot" and state.update is None
+    return (Submit(Finish(state.study, "inactive" if nothing else state.finish)),)
 
 
 def _say_that_training_goes_on(state: NodeRound, study: Study) -> Iterable[Effect]:
@@ -295,7 +289,7 @@ def _alive_due_s(state: NodeRound, study: Study) -> float | None:
     until_s = current.expected.get(state.me)
     if until_s is None or not state.attached or (state.waiting and not _model_is_on_its_way(state, study)):
         return None
-    if until_s >= current.opened_s + study.settings.patience_s:
+    if until_s >= patient_until_s(study, current):
         return None
     return until_s - study.settings.silence_s / 2
 
@@ -384,7 +378,10 @@ def goals(state: NodeRound, study: Study) -> tuple[Goal, ...]:
         return _those(_BEFORE if study.phase == "proposed" else _AFTER, False, has_outer, has_said)
     if current.phase == "collecting":
         return _those(_COLLECTING, False, has_outer, has_said)
-    troubled = current.dispute is not None or bool(current.reports or state.suspects or state.unreachable[1])
+    mine = current.commits.get(state.me)
+    has_lost = mine is not None and not can_give(state, mine.digest)
+    known = current.dispute or current.reports or state.suspects or state.unreachable[1]
+    troubled = has_lost or bool(known)
     return _those(_MERGING, troubled, has_outer, has_said)
 
 

@@ -37,7 +37,8 @@ class NodeRound(msgspec.Struct, frozen=True):
     ``unreachable``: of which round, and whose update could not be had there. ``probed``: members whose
     update is well though another reported it. ``outer``: the outer state after the accepted merge, in a
     study with an outer optimiser; ``trains_from``: the one that the model of the training process is of,
-    "" if that is not known. ``doing``: effects under way, in the order in which they began.
+    "" if that is not known. ``said``: digest of the update that the ledger may have heard of. ``doing``:
+    effects under way, in the order in which they began.
     """
 
     me: str
@@ -53,6 +54,7 @@ class NodeRound(msgspec.Struct, frozen=True):
     outer: Advanced | None = None
     trains_from: str = ""
     update: UpdateReady | None = None
+    said: str = ""
     progress: float = 0.0
     finish: Contribution | None = None
     scores: tuple[Score, ...] = ()

@@ -36,7 +36,7 @@ def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
         now_s: unix time on this node's clock.
     """
     recorded: NodeRound = FACTS[type(event)](state, event, now_s)
-    state = _forget_what_is_over(recorded, study)
+    state = _forget_what_is_over(_knowing_what_is_on_record(recorded, study), study)
     wanted, wake_s = _want(state, study, now_s)
     doing, retries = state.doing, state.retries
     if not (wanted or doing or retries):
@@ -71,6 +71,14 @@ def _want(state: NodeRound, study: Study, now_s: float) -> tuple[list[Effect], f
         elif due_s < wake_s:
             wake_s = due_s
     return list(dict.fromkeys(wanted)) if len(wanted) > 1 else wanted, wake_s
+
+
+def _knowing_what_is_on_record(state: NodeRound, study: Study) -> NodeRound:
+    """Note that the update which training handed over stands on the ledger, perhaps since an earlier life."""
+    if state.update is None or study.open is None or state.said == state.update.digest:
+        return state
+    mine = study.open.commits.get(state.me)
+    return replace(state, said=mine.digest) if mine and mine.digest == state.update.digest else state
 
 
 def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from konsil.core.rules.calls import Accept, Call, Commit, Initialise, Publish
+from konsil.core.round.knowledge import NodeRound
+from konsil.core.rules.calls import Accept, Call, Commit, Finish, Initialise, Publish
 
 
 class Promise(msgspec.Struct, frozen=True):
@@ -16,34 +17,30 @@ class Promise(msgspec.Struct, frozen=True):
     digest: str
 
 
-def promise_of(call: Call, attempt: int = 1) -> Promise | None:
+def promise_of(call: Call) -> Promise | None:
     """What goes into the journal before the ledger hears of a call; None for a call that binds nobody.
 
-    Args:
-        call: the call.
-        attempt: the round's. A commit holds for its attempt: where the round collects again without this
-            member's update, because nobody could get it, another one may take its place.
+    A commit is none: the contract takes one of a member for a roster, and a promise that it never heard of
+    would keep the member out for nothing.
     """
-    match call:
-        case Commit():
-            kind = f"commit on {call.base}" + (f", attempt {attempt}" if attempt > 1 else "")
-        case Publish():
-            kind = f"publish {call.attempt} {call.part}"
-        case _:
-            return None
-    return Promise(call.study, call.round, kind, call.digest)
+    if isinstance(call, Publish):
+        return Promise(call.study, call.round, f"publish {call.attempt} {call.part}", call.digest)
+    return None
 
 
-def durable_before(call: Call) -> tuple[str, ...]:
+def durable_before(call: Call, state: NodeRound) -> tuple[str, ...]:
     """The models that must be on this node's disk before the ledger hears of a call.
 
     Who accepts a merge, or gives the initial parameters, says that it holds them, whatever happens to it.
-    Who commits goes on from the accepted merge: were it lost, the next round could lose it for all.
+    Who commits goes on from the accepted merge: were it lost, the next round could lose it for all. Who has
+    finished and goes on contributing its last update has nobody to make it again.
     """
     match call:
         case Initialise(digest=digest) | Accept(digest=digest):
             return (digest,)
         case Commit(base=base):
             return (base,)
+        case Finish(contribution="snapshot") if state.update is not None:
+            return (state.update.digest,)
         case _:
             return ()

@@ -15,7 +15,7 @@ from konsil.core.rules.refusing import (
     running,
     study_named,
 )
-from konsil.core.rules.rounds import expect, give_up, give_up_at_s, missing, settle
+from konsil.core.rules.rounds import expect, give_up, give_up_at_s, missing, patient_until_s, settle
 from konsil.core.rules.state import Commitment, OpenRound, Participant, State, Study
 from konsil.core.rules.studies import put
 from konsil.errors import Refused
@@ -25,17 +25,20 @@ MAX_EXAMPLES = 10**12
 
 
 def commit(state: State, caller: str, call: Commit, now_s: int) -> State:
-    """Put a member's update on record; begin merging if it was the last one waited for."""
+    """Put a member's update on record; begin merging if it was the last one waited for.
+
+    Until the roster is fixed another one may take its place: of a member that has lost what it committed.
+    """
     study, current = running(study_named(state, call.study))
     participant = participant_of(study, caller)
     in_open_round(current, call.round)
     known = current.commits.get(caller)
     if known is not None and (known.digest, known.examples) == (call.digest, call.examples):
         return state
-    if known is not None:
+    if known is not None and current.phase == "merging":
         raise Refused(
             "second_commit",
-            f"'{caller}' has committed another update for round {call.round} already.",
+            f"'{caller}' has committed another update for round {call.round}, which merges it now.",
             do="The first one stands; train on from the round's merge.",
             digest=known.digest,
         )
@@ -89,7 +92,7 @@ def alive(state: State, caller: str, call: Alive, now_s: int) -> State:
 def tick_collecting(study: Study, current: OpenRound, now_s: int) -> Study:
     """Stop waiting for those whose time is up; give up a round that lacks its quorum for too long."""
     settings = study.settings
-    patient_s = current.opened_s + settings.patience_s
+    patient_s = patient_until_s(study, current)
     reasons = {
         name: "too slow" if until_s >= patient_s and settings.patience_s > settings.silence_s else "silent"
         for name, until_s in current.expected.items()

@@ -148,11 +148,13 @@ def accept(state: State, caller: str, call: Accept, now_s: int) -> State:
 
 
 def report(state: State, caller: str, call: Report, now_s: int) -> State:
-    """Note whom the caller cannot reach; who is out of a majority's reach leaves the roster at once."""
+    """Note whom the caller cannot reach; who is out of a majority's reach leaves the roster at once.
+
+    So does a caller that says of itself that its update is gone: nobody knows that better.
+    """
     study, current = merging(state, caller, call.study, call.round, call.attempt)
     require_on_roster(current, caller)
     named = set(call.unreachable)
-    require(caller not in named, "reports_itself", f"'{caller}' reports itself as unreachable.")
     strangers = sorted(named - set(current.roster))
     require(
         not strangers,
@@ -163,8 +165,10 @@ def report(state: State, caller: str, call: Report, now_s: int) -> State:
     counts = Counter(name for names in current.reports.values() for name in names)
     others = len(current.roster) - 1
     gone = {name for name, count in counts.items() if 2 * count > others}
+    if caller in named:
+        gone = {caller} if others == 1 else gone | {caller}
     study = replace(study, open=current)
-    if gone and others == 1:  # no third can say who is right
+    if gone - {caller} and others == 1:  # no third can say who is right
         return put(state, doubt(study, current, gone, now_s))
     if gone:
         study = leave_roster(away(study, gone), current, gone, "unreachable", now_s)

@@ -117,9 +117,20 @@ def _all_expected(study: Study, number: int, now_s: int) -> dict[str, int]:
     }
 
 
+def patient_until_s(study: Study, current: OpenRound) -> int:
+    """Until when a round that collects waits for members that are alive.
+
+    Who is let in by a later attempt has the patience that the others had; but a round that collects again
+    and again waits no more than twice as long, and not beyond the time when it is given up.
+    """
+    settings = study.settings
+    more_s = min(current.phase_since_s - current.opened_s, settings.patience_s, settings.give_up_s)
+    return current.opened_s + settings.patience_s + more_s
+
+
 def expect(study: Study, current: OpenRound, name: str, now_s: int) -> OpenRound:
     """Wait for a member (longer), within the study's patience."""
-    patient_s = current.opened_s + study.settings.patience_s
+    patient_s = patient_until_s(study, current)
     until_s = max(min(now_s + study.settings.silence_s, patient_s), current.expected.get(name, 0))
     if until_s <= now_s or name in current.commits:
         return current

@@ -31,6 +31,9 @@ NAMES = ("ada", "bea", "cid", "dov", "eva")
 MOST_HONEST = 3
 """A roster in which the honest are more than half, with one that is not."""
 
+FORGETS = 1 / 6
+"""How often all of a member dies that is about to commit, or has."""
+
 Faults = tuple[AnyFault, ...]
 
 
@@ -53,7 +56,7 @@ def draw_plan(seed: int) -> Plan:
     bytes_per_s = lots.choice((2e9, 2e8))
     if lots.random() < 1 / 5:
         faults += (SlowLine(lots.choice(members), lots.choice((3.0, 10.0))),)
-    return Plan(
+    plan = Plan(
         seed=seed,
         members=members,
         settings=settings,
@@ -66,6 +69,7 @@ def draw_plan(seed: int) -> Plan:
         lost_calls=lots.choice((0.0, 0.0, 0.05, 0.2)),
         faults=faults,
     )
+    return replace(plan, faults=faults + _forgets(lots, members)) if lots.random() < FORGETS else plan
 
 
 def _settings(lots: random.Random, few: int) -> StudySettings:
@@ -167,6 +171,16 @@ def _skew(lots: random.Random, members: tuple[str, ...]) -> Faults:
 
 def _late(lots: random.Random, members: tuple[str, ...]) -> Faults:
     return (Late(lots.choice(members[1:]), lots.uniform(0.5, 15.0)),)
+
+
+def _forgets(lots: random.Random, members: tuple[str, ...]) -> Faults:
+    """Node and training die together, and training makes another update; what was said may be lost."""
+    member, at_s = lots.choice(members), lots.uniform(0.5, 8.0)
+    back_s = at_s + lots.uniform(0.2, 4.0)
+    halt = LedgerHalt((member,), max(0.0, at_s - lots.uniform(0.0, 2.0)), at_s + 0.1)
+    again_s = back_s + lots.uniform(0.01, 1.0)
+    died = Crash(member, at_s, back_s), TrainingDies(member, at_s + 0.001, again_s)
+    return (*died, halt) if lots.random() < 1 / 2 else died
 
 
 def _script(lots: random.Random, members: tuple[str, ...]) -> Faults:

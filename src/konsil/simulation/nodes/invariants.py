@@ -47,17 +47,14 @@ class Invariants:
 
     # --- what members say ------------------------------------------------------------------------
 
-    def says(self, name: str, call: Call, state: State) -> None:
+    def says(self, name: str, call: Call) -> None:
         """A member's node is about to say something to the ledger: it must have kept its promises by now."""
         if name in self._liars:
             return
-        study = state.studies.get(STUDY)
         match call:
             case Commit():
-                attempt = study.open.attempt if study is not None and study.open is not None else 0
-                self._once(("update", name, call.round, call.base, attempt), call.digest)
+                self._once(("update", name, call.round, call.base), call.digest)
                 self._is_kept(name, call.base, f"commits to round {call.round}")
-                self._is_promised(name, call)
                 if call.start:
                     self._is_on_disk(name, f"{STUDY}.outer", call.start, f"commits to round {call.round}")
             case Publish():
@@ -68,6 +65,11 @@ class Invariants:
             case Initialise():
                 self._is_kept(name, call.digest, "names the initial parameters")
 
+    def refused(self, name: str, call: Call) -> None:
+        """The contract said no: of a commit, that another one may be said in its place."""
+        if isinstance(call, Commit):
+            self._said.pop(("update", name, call.round, call.base), None)
+
     def _once(self, what: tuple[object, ...], digest: str) -> None:
         before = self._said.setdefault(what, digest)
         if before != digest:
@@ -76,11 +78,11 @@ class Invariants:
                 f"{what[1]} says {digest[:8]} after {before[:8]}: its {what[0]} of round {what[2]}",
             )
 
-    def _is_promised(self, name: str, call: Commit | Publish) -> None:
+    def _is_promised(self, name: str, call: Publish) -> None:
         if not self._disks[name].has("journal.db", call.digest.encode()):
             self._broken(
                 "a promise is written before it is said",
-                f"{name} says {type(call).__name__} {call.digest[:8]} before the promise is on its disk",
+                f"{name} publishes {call.digest[:8]} before the promise is on its disk",
             )
 
     def _is_kept(self, name: str, digest: str, when: str, law: Law = "what is held is on disk") -> None:
@@ -100,23 +102,14 @@ class Invariants:
         ):
             self._broken(law, f"{name} {when}, but what is on its disk is not {digest[:8]}")
 
-    def serves(self, name: str, peer: str, digest: str, state: State) -> None:
-        """A member's node gives a peer what is behind a digest."""
-        study = state.studies.get(STUDY)
-        if study is None or peer not in study.participants:
-            self._broken(
-                "only members of the study read", f"{name} gives {digest[:8]} to {peer}, which takes no part"
-            )
-            return
-        current = study.open
-        known = {study.accepted, *(record.digest for record in study.history)}
-        if current is None or current.phase != "collecting" or digest in known:
-            return
-        if any(commit.digest == digest and other != peer for other, commit in current.commits.items()):
-            self._broken(
-                "updates are read once the roster is fixed",
-                f"{name} gives {peer} an update of round {current.number}, which still collects",
-            )
+    def serves(self, name: str, peer: str, digest: str, asked: State, answered: State) -> None:
+        """A member's node gives a peer what is behind a digest; a relay may take so long that the round
+        collects again meanwhile.
+        """
+        before, after = (_why_not(peer, digest, state) for state in (asked, answered))
+        if before is not None and after is not None:
+            law, why = after
+            self._broken(law, f"{name} gives {peer} {digest[:8]}: {why}")
 
     # --- what the ledger takes -------------------------------------------------------------------
 
@@ -130,6 +123,7 @@ class Invariants:
         study = after.studies.get(STUDY)
         if study is None:
             return
+        self._rosters_stand(before.studies.get(STUDY), study)
         for name, participant in study.participants.items():
             if participant.struck and name not in self._liars:
                 self._broken("no honest member is struck", f"{name}, which is honest, was struck")
@@ -138,6 +132,17 @@ class Invariants:
             self._accepted = study.history[-1]
             members = set(before.studies[STUDY].participants)
             self._check(study, study.history[-1], members)
+
+    def _rosters_stand(self, was: Study | None, now: Study) -> None:
+        """What is on a roster stays there as it is, or the attempt is another one."""
+        old, new = was.open if was is not None else None, now.open
+        if old is None or new is None or not old.roster:
+            return
+        if (old.number, old.attempt) == (new.number, new.attempt) and old.commits != new.commits:
+            self._broken(
+                "one update a round",
+                f"the updates of round {new.number}.{new.attempt} changed while they were merged",
+            )
 
     def _check(self, study: Study, record: RoundRecord, members: set[str]) -> None:
         named = set(record.roster) | set(record.absent)
@@ -208,10 +213,31 @@ class Invariants:
     # --- crashes ---------------------------------------------------------------------------------
 
     def survives(self, name: str) -> None:
-        """A member's disk after a crash: what it accepted last must be there."""
+        """A member's disk after a crash: what it accepted last must be there.
+
+        Which update it had committed only the ledger knows now: it may say another one.
+        """
+        for said in [about for about in self._said if about[:2] == ("update", name)]:
+            del self._said[said]
         record = self._accepted
         if record is not None and name in record.accepts and name not in self._liars:
             self._is_kept(name, record.digest, f"comes back after accepting round {record.number}", ON_DISK)
+
+
+def _why_not(peer: str, digest: str, state: State) -> tuple[Law, str] | None:
+    """The law by which a peer may not have what is behind a digest, and why; None if it may."""
+    study = state.studies.get(STUDY)
+    if study is None or peer not in study.participants:
+        return "only members of the study read", "it takes no part"
+    current = study.open
+    known = {study.accepted, *(record.digest for record in study.history)}
+    if current is None or current.phase != "collecting" or digest in known:
+        return None
+    others = (commit.digest for other, commit in current.commits.items() if other != peer)
+    if digest not in others:
+        return None
+    why = f"an update of round {current.number}, which still collects"
+    return "updates are read once the roster is fixed", why
 
 
 def _cut(data: bytes) -> list[bytes]:

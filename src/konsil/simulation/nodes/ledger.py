@@ -23,6 +23,9 @@ SUBMIT_S = 30.0
 AGAIN_S = 0.5
 """After this a call without an answer is sent again."""
 
+ASTRAY = 0.5
+"""How often what a node had sent when it died never arrives."""
+
 Told = Callable[[str, Call, State, State], None]
 """(caller, call, state before, state after): a call that the contract took."""
 
@@ -34,6 +37,7 @@ class _Sent:
     caller: str
     sequence: int
     call: Call
+    lives: Callable[[], bool] = lambda: True
 
 
 class SharedContract:
@@ -109,6 +113,8 @@ class SharedContract:
     def _arrive(self, sent: _Sent, answer: asyncio.Future[int]) -> None:
         if self._halted[sent.caller] > 0:
             return
+        if not sent.lives() and self._lots_of(sent.caller).random() < ASTRAY:
+            return  # its node has died meanwhile, and the line with it
         outcome: int | Refused
         try:
             outcome = self._take(sent)
@@ -194,7 +200,7 @@ class SharedLedger:
             raise LedgerUnreachable(f"No answer from the ledger within {SUBMIT_S:g} s.") from None
 
     async def _submit(self, call: Call) -> int:
-        sent = _Sent(self.name, self.state.members[self.name].sequence + 1, call)
+        sent = self._numbered(call)
         while True:
             answer = self._contract.loop.create_future()
             if not self._closed:
@@ -209,11 +215,16 @@ class SharedLedger:
                     raise
                 # Of an earlier life of this node: what it sent has the number, and is to be heard of first.
                 await self.changed(self._height, AGAIN_S)
-                sent = _Sent(self.name, self.state.members[self.name].sequence + 1, call)
+                sent = self._numbered(call)
                 continue
             while self._height < height:
                 await self._news.wait()
             return height
+
+    def _numbered(self, call: Call) -> _Sent:
+        """The call under this member's next number."""
+        number = self.state.members[self.name].sequence + 1
+        return _Sent(self.name, number, call, lambda: not self._closed)
 
     async def changed(self, after: int, timeout_s: float) -> int:
         """Wait until the height is above ``after`` or the time is up; the height then."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from konsil.core.messages import GetChunk, GetManifest, decode_request
 from konsil.core.rules import Agree, Call, ProposeStudy, State
-from konsil.errors import KonsilError, LedgerError, NodeBusy
+from konsil.errors import KonsilError, LedgerError, NodeBusy, Refused
 from konsil.files import make_private_folder
 from konsil.ledger.base import Ledger
 from konsil.ledger.local import FollowerLedger, LocalLedger
@@ -43,10 +44,11 @@ WATCH_S = 60.0
 class Overheard:
     """A node's ledger, which the world hears. Implements ``konsil.ledger.base.Ledger``."""
 
-    def __init__(self, ledger: Ledger, says: Callable[[Call, State], None]) -> None:
-        """``says`` is told of each call before it is sent."""
+    def __init__(self, ledger: Ledger, says: Callable[[Call], None], refused: Callable[[Call], None]) -> None:
+        """``says`` is told of each call before it is sent, ``refused`` of each that the contract refused."""
         self.ledger = ledger
         self._says = says
+        self._refused = refused
 
     @property
     def state(self) -> State:
@@ -60,8 +62,12 @@ class Overheard:
 
     async def submit(self, call: Call) -> int:
         """Tell the world, then the ledger."""
-        self._says(call, self.ledger.state)
-        return await self.ledger.submit(call)
+        self._says(call)
+        try:
+            return await self.ledger.submit(call)
+        except Refused:
+            self._refused(call)
+            raise
 
     async def changed(self, after: int, timeout_s: float) -> int:
         """As it is."""
@@ -128,7 +134,7 @@ class SimulatedNode:
         self._set_peers()
         self.ledger = await self._open_ledger(self.peers)
         stack.push_async_callback(self.ledger.close)
-        service.ledger = Overheard(self.ledger, self._says)
+        service.ledger = Overheard(self.ledger, self._says, partial(world.invariants.refused, self.name))
         service.operator = self.ledger if isinstance(self.ledger, LocalLedger) else None
         models = Models(folder / "merges")
         stack.push_async_callback(models.close)
@@ -157,16 +163,17 @@ class SimulatedNode:
 
     async def _answer(self, peer: str, message: bytes) -> Reply:
         """Answer a peer; the world sees what is given away."""
+        asked = self.ledger.state
         reply = await self.service.answer(peer, message)
         if reply.body and self.process.alive:
             request = decode_request(message)
             if isinstance(request, GetManifest | GetChunk):
-                self.world.invariants.serves(self.name, peer, request.digest, self.ledger.state)
+                self.world.invariants.serves(self.name, peer, request.digest, asked, self.ledger.state)
         return reply
 
-    def _says(self, call: Call, state: State) -> None:
+    def _says(self, call: Call) -> None:
         if self.process.alive:
-            self.world.invariants.says(self.name, call, state)
+            self.world.invariants.says(self.name, call)
 
     async def _follow(self) -> None:
         """As ``konsil.node.daemon.Node.run``."""

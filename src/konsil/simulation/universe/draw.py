@@ -64,6 +64,10 @@ _GOES_WITH: dict[Lie, Lie] = {
 
 _LOSES_ITS_UPDATE = 0.3
 
+_FORGETS = 0.1
+_UNHEARD = 0.5
+"""How often a member dies that has just committed, and how often the ledger has not heard of that."""
+
 _RESTARTS = 0.5
 """How often the node dies of a member that has finished and goes on contributing."""
 
@@ -140,6 +144,8 @@ class _Drawing:
             self._draw()
             while self.chance.random() < _MORE_FAULTS:
                 self._draw()
+        if self.chance.random() < _FORGETS:
+            self.faults += self._forgets()
         return replace(self.plan, faults=tuple(self.faults))
 
     def _draw(self) -> None:
@@ -269,6 +275,21 @@ class _Drawing:
         at_s = round(self.chance.uniform(5.0, 25.0), 3)
         back_s = round(at_s + self.chance.uniform(15.0, 45.0), 3)
         return Crash(member, at_s, back_s), TrainingDies(member, at_s, back_s)
+
+    def _forgets(self) -> list[AnyFault]:
+        """All of a member dies about when it commits, and it makes another update: what it had said may never
+        have reached the ledger, be on its way, or stand there. Often it cannot be done without.
+        """
+        member = self.chance.choice(self.plan.names)
+        at_s = round(self.chance.uniform(2.0, 9.0), 3)
+        back_s = round(at_s + self.chance.uniform(0.2, 20.0), 3)
+        faults: list[AnyFault] = [Crash(member, at_s, back_s), TrainingDies(member, at_s, back_s)]
+        if self.chance.random() < _UNHEARD:
+            faults.append(LedgerHalt((member,), round(self.chance.uniform(0.0, 2.0), 3), at_s + 0.5))
+        other = self.chance.choice(self.plan.names)
+        if other != member and self._may_be_lost(other):
+            faults.append(Crash(other, round(self.chance.uniform(0.0, 20.0), 3)))
+        return faults
 
     def _away_early(self, member: str) -> AnyFault:
         at_s = round(self.chance.uniform(0.0, 3.0), 3)

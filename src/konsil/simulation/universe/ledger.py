@@ -35,6 +35,9 @@ SILENCE_S, PATIENCE_S, MERGE_S, GIVE_UP_S = 20, 120, 5, 1_000_000
 """A round is never given up in time: that it ends is to be seen."""
 
 Told = Callable[[KonsilError | None], None]
+Lives = Callable[[], bool]
+"""Whether the node that made a call is still the same one."""
+
 Watch = Callable[[str, Call, State, State], None]
 
 
@@ -54,22 +57,28 @@ class Ledger:
         self.moved: Callable[[], None] = lambda: None
         self.last: dict[str, tuple[int, Call]] = {}
 
-    def submit(self, member: str, call: Call, told: Told) -> None:
+    def submit(self, member: str, call: Call, told: Told, lives: Lives) -> None:
         """Put a member's call on the ledger, as soon as it gets there; then tell how it went.
 
-        A member that cannot reach the ledger tries on. What was sent gets there even if its node dies.
+        A member that cannot reach the ledger tries on, with a new number where its number is taken. Once its
+        node has died nobody does: what was on its way gets there, under the number that it had, or is lost.
         """
+        number = self.state.members[member].sequence + 1
         wait_s = self._network.delay_s(1)
         away_s = self._network.ledger_away_until_s(member)
-        self._agenda.at(max(self._agenda.now_s, away_s) + wait_s, self._arrives, member, call, told)
+        arrives_s = max(self._agenda.now_s, away_s) + wait_s
+        self._agenda.at(arrives_s, self._arrives, member, number, call, told, lives)
 
-    def _arrives(self, member: str, call: Call, told: Told) -> None:
-        if self._network.ledger_away_until_s(member) > self._agenda.now_s:
-            self.submit(member, call, told)
+    def _arrives(self, member: str, number: int, call: Call, told: Told, lives: Lives) -> None:
+        away = self._network.ledger_away_until_s(member) > self._agenda.now_s
+        if not lives() and (away or self._network.astray()):
+            return
+        if away:
+            self.submit(member, call, told, lives)
             return
         error: KonsilError | None = None
         try:
-            self.take(member, call)
+            self.take(member, call, 0 if lives() else number)
         except Refused as refused:
             error = refused
         else:

@@ -168,7 +168,7 @@ class LyingNode(Node):
                 )
 
     def _say(self, call: Call) -> None:
-        self.world.ledger.submit(self.name, call, lambda _error: None)
+        self.world.ledger.submit(self.name, call, lambda _error: None, self.same_life())
 
     def _say_again(self) -> None:
         """The very call that it made last, under its old number."""
@@ -193,6 +193,8 @@ class LyingNode(Node):
                 other = model_of([-1.0] * self.world.plan.chunks)
                 self.world.contents[other.digest] = other
                 yield Commit(STUDY, current.number, self.view.accepted, other.digest, 10)
+            case "takes its update back" if self.name in current.roster:
+                yield Report(*at, (self.name,))
             case "reports honest members" if others:
                 yield Report(*at, others)
             case "disputes right chunks":

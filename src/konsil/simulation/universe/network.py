@@ -15,6 +15,8 @@ AGAIN_S = 3.0
 QUICK_S = 0.05
 """Where messages take no longer than this, an answer takes no time at all: nothing happens on its way."""
 
+_ASTRAY = 0.5
+
 _NEVER = float("-inf")
 
 
@@ -91,6 +93,10 @@ class Network:
     def lost(self) -> bool:
         """Whether an answer never comes."""
         return bool(self.weather.loss) and self._chance.random() < self.weather.loss
+
+    def astray(self) -> bool:
+        """Whether what a node had sent when it died never comes."""
+        return self._chance.random() < _ASTRAY
 
     # --- to the ledger ---------------------------------------------------------------------------
 

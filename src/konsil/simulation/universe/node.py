@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,12 @@ from konsil.core.round import (
     Recompute,
     Submit,
     failed,
+    snapshot_of,
     stage,
     step,
     to_hold,
 )
-from konsil.core.rules import Study, readable
+from konsil.core.rules import Call, Study, readable
 from konsil.errors import KonsilError, PeerRefused, PeerUnreachable, UpdatesMissing
 from konsil.simulation.universe.disk import Disk
 from konsil.simulation.universe.errand import Answer, Ask, Errand, Want
@@ -94,6 +96,14 @@ class Node:
             self.post(Held(model.digest))
         else:
             self.post(_LOOKED)
+        self._take_up_snapshot()
+
+    def _take_up_snapshot(self) -> None:
+        snapshot = snapshot_of(self.view, self.name)
+        model = self.disk.models.get(snapshot.digest) if snapshot is not None else None
+        if snapshot is not None and model is not None:
+            self.hold(model)
+            self.post(snapshot)
 
     def crash(self) -> None:
         """Die on the spot: what is not on the disk is gone."""
@@ -167,6 +177,7 @@ class Node:
             self.world.story(
                 lambda: f"{self.name} does not succeed in {_DOING[type(errand.effect)]}: {problem.what}"
             )
+            self.world.watch.failed(self.name, errand.effect, problem, self)
             self._end(errand, failed(errand.effect, problem))
         else:
             errand.running = False
@@ -193,8 +204,18 @@ class Node:
             if not want:
                 self.agenda.soon(self._go_on, errand, [])
         else:
-            sent_s = self.own_s
-            self.world.ledger.submit(self.name, want, lambda error: self._told(errand, sent_s, error))  # type: ignore[arg-type]
+            self._submit(errand, want)  # type: ignore[arg-type]
+
+    def _submit(self, errand: Errand, call: Call) -> None:
+        sent_s = self.own_s
+        self.world.ledger.submit(
+            self.name, call, lambda error: self._told(errand, sent_s, error), self.same_life()
+        )
+
+    def same_life(self) -> Callable[[], bool]:
+        """Tells later whether this node has not died since."""
+        life = self.life
+        return lambda: self.life == life
 
     def _told(self, errand: Errand, sent_s: float, error: KonsilError | None) -> None:
         if errand.over:

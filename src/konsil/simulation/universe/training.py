@@ -40,7 +40,7 @@ class Training:
         self.rounds = rounds
         self.contribution = contribution
         self.life = 0
-        self.alive = self.attached = self.served = self.finished = False
+        self.alive = self.attached = self.greeted = self.served = self.finished = False
         self.has: Content | None = None
         self.at = 0
         self.update: tuple[UpdateReady, Content] | None = None
@@ -57,7 +57,7 @@ class Training:
         """Knock at the node, if it is there."""
         if not self.alive or self.attached or self.finished or not self.node.up:
             return
-        self.attached = True
+        self.attached, self.greeted = True, False
         study = self.node.view
         holds = self.has.digest if self.has is not None and self.at == len(study.history) else ""
         if not study.initial and study.proposer == self.node.name:
@@ -66,8 +66,6 @@ class Training:
             self.node.hold(model)
             self.node.post(Offered(SCHEMA, model.digest, data_bytes(len(model.chunks))))
         self.node.post(Attached(holds))
-        if self.update is not None:
-            self._hand_over()
 
     def die(self) -> None:
         """Gone, and its update with it."""
@@ -98,9 +96,10 @@ class Training:
         if model is None:
             return
         self.world.watch.delivered(self.node.name, effect, model)
-        trains = self.update is None and self.has is not None and self.has.digest == model.digest
-        if trains and self.at == effect.round:
-            return  # it has it already, and is training
+        self.greeted = True
+        if self.has is not None and (self.at, self.has.digest) == (effect.round, model.digest):
+            self.node.agenda.soon(self._hand_over)  # of a node that is back: it may have lost the update
+            return
         self.has, self.at, self.update = model, effect.round, None
         if is_over(study):
             return
@@ -124,8 +123,7 @@ class Training:
         self.world.contents[update.digest] = update
         examples = EXAMPLES_A_MEMBER * (ord(self.node.name) - ord("a") + 1)
         self.update = UpdateReady(effect.round + 1, effect.digest, update.digest, examples), update
-        if self.attached:
-            self._hand_over()
+        self._hand_over()
 
     def trained_to(self, numbers: list[float]) -> Content:
         """The update that it hands over."""
@@ -134,7 +132,8 @@ class Training:
         return model_of(numbers)
 
     def _hand_over(self) -> None:
-        if self.update is not None:
+        """Give the node the update, if there is one; not before the node has said which round it is."""
+        if self.update is not None and self.attached and self.greeted:
             said, content = self.update
             self.node.hold(content)
             self.node.post(said)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from konsil.core.round import Deliver
-from konsil.core.rules import Accept, Call, Commit, Publish, RoundRecord, State, Study, Tick, is_over
+from konsil.core.round import Deliver, Effect, Submit
+from konsil.core.rules import Accept, Call, Commit, Finish, Publish, RoundRecord, State, Study, Tick, is_over
+from konsil.errors import KonsilError, Refused
 from konsil.simulation.calls import sentence
 from konsil.simulation.faults import Cut, DialsOut, LedgerHalt, Partition
 from konsil.simulation.laws import Violation
@@ -27,6 +29,11 @@ CALLS_AT_ONCE, CALLS_A_SECOND, CALLS_A_MEMBER = 120, 2.0, 5
 a bound members that are all well, and cannot reach each other, fill the ledger's disk."""
 
 
+FAILURES_AT_ONCE, FAILURES_WITHIN_S = 8, 2.0
+"""More than this of one effect keep a machine busy for nothing: the third try is a second and a half after
+the first, unless what failed was not wanted in between."""
+
+
 class Watch:
     """Sees all that is said on the ledger and all that is delivered."""
 
@@ -34,6 +41,7 @@ class Watch:
         self.world = world
         self.honest = frozenset(world.plan.honest)
         self._said: dict[tuple[str, ...], str] = {}
+        self._failed: dict[tuple[str, Effect], deque[float]] = {}
         self._accepted: dict[int, str] = {}
         self.calls = self._honest_calls = 0
         self._undisturbed = _undisturbed(world.plan)
@@ -44,26 +52,40 @@ class Watch:
         """A node is about to make a call: an honest one must be bound by what it said before."""
         if name not in self.honest:
             return
-        current = node.view.open
         match call:
             case Commit(round=number, base=base, digest=digest):
-                attempt = current.attempt if current is not None else 1
-                self._keeps_its_word((name, "commit", str(number), base, str(attempt)), digest)
+                # Another life knows nothing of what the one before said, or only what the ledger tells.
+                self._keeps_its_word((name, f"life {node.life}", "commit", str(number), base), digest)
                 self._on_disk(node, base, "the model that it goes on from")
             case Publish(round=number, attempt=attempt, part=part, digest=digest):
                 self._keeps_its_word((name, "publish", str(number), str(attempt), str(part)), digest)
+                if digest not in node.disk.promises.values():
+                    raise Violation("a promise is written before it is said", f"{name}, part {part}")
             case Accept(digest=digest):
                 self._on_disk(node, digest, "the merge that it accepts")
+            case Finish(contribution="snapshot") if node.state.update is not None:
+                self._on_disk(node, node.state.update.digest, "the update that it goes on contributing")
             case _:
                 pass
+
+    def failed(self, name: str, effect: Effect, problem: KonsilError, node: Node) -> None:
+        """A node did not succeed in something."""
+        if name not in self.honest:
+            return
+        if isinstance(effect, Submit) and isinstance(effect.call, Commit) and isinstance(problem, Refused):
+            call = effect.call  # surely not on the ledger: another update may be said
+            self._said.pop((name, f"life {node.life}", "commit", str(call.round), call.base), None)
+        now_s = self.world.agenda.now_s
+        times_s = self._failed.setdefault((name, effect), deque(maxlen=FAILURES_AT_ONCE))
+        times_s.append(now_s)
+        if len(times_s) == FAILURES_AT_ONCE and now_s - times_s[0] < FAILURES_WITHIN_S:
+            raise Violation("what failed is not tried again at once", f"{name}: {problem.what}")
 
     def _keeps_its_word(self, about: tuple[str, ...], digest: str) -> None:
         if self._said.setdefault(about, digest) != digest:
             raise Violation(
                 "one update a round", f"{' '.join(about)} was {self._said[about][:8]}, now {digest[:8]}."
             )
-        if digest not in self.world.nodes[about[0]].disk.promises.values():
-            raise Violation("a promise is written before it is said", " ".join(about))
 
     def _on_disk(self, node: Node, digest: str, what: str) -> None:
         if digest not in node.disk.models:
@@ -87,6 +109,10 @@ class Watch:
         for record in now.history[len(was.history) :]:
             self._accept(now, record)
         self._commits_stand(was, now)
+        if now.open is not None and not now.open.absent.keys().isdisjoint(now.open.commits):
+            raise Violation("who took part is on the ledger", f"absent, with an update: {now.open.absent}")
+        if isinstance(call, Commit) and name in self.honest:
+            self._lost_what_it_replaces(name, was, now)
         if isinstance(call, Tick) and was.open is not None and after.now_s < was.open.deadline_s:
             raise Violation(
                 "nothing happens before its deadline", f"{name} ticked before {was.open.deadline_s}."
@@ -105,12 +131,20 @@ class Watch:
                 raise Violation("history only grows", f"round {old.number} is another one now.")
 
     def _commits_stand(self, was: Study, now: Study) -> None:
-        if was.open is None or now.open is None or was.open.number != now.open.number:
+        """What is on a roster stays there as it is, or leaves it; nothing is added."""
+        at = (was.open.number, was.open.attempt) if was.open is not None and was.open.roster else (0, 0)
+        if was.open is None or now.open is None or at != (now.open.number, now.open.attempt):
             return
-        for name, commit in was.open.commits.items():
-            other = now.open.commits.get(name)
-            if other is not None and other.digest != commit.digest and now.open.attempt == was.open.attempt:
-                raise Violation("one update a round", f"{name}'s commit became another one.")
+        if now.open.commits != was.open.commits or now.open.roster != was.open.roster:
+            raise Violation("one update a round", f"the roster of round {at} became another one.")
+
+    def _lost_what_it_replaces(self, name: str, was: Study, now: Study) -> None:
+        """An honest member takes another update in place of one only when it no longer has that."""
+        before = was.open.commits.get(name) if was.open is not None else None
+        after = now.open.commits.get(name) if now.open is not None else None
+        other = before is not None and after is not None and before.digest != after.digest
+        if other and before.digest in self.world.nodes[name].models:  # type: ignore[union-attr]
+            raise Violation("one update a round", f"{name} replaced an update that it has.")
 
     def _accept(self, study: Study, record: RoundRecord) -> None:
         self.world.round_begins()

@@ -93,14 +93,13 @@ class Works:
 
     def _submit(self, effect: Submit) -> Work:
         node, call = self.node, effect.call
-        for digest in durable_before(call):
+        for digest in durable_before(call, node.state):
             model = node.models.get(digest)
             if model is not None:
-                yield from node.disk.save(model, to_keep(node.view))
+                yield from node.disk.save(model, to_keep(node.view, node.name))
             elif digest not in node.disk.models:
                 raise StudyError(f"The model {digest[:8]} is not at this node (yet).")
-        current = node.view.open
-        promise = promise_of(call, current.attempt if current is not None else 1)
+        promise = promise_of(call)
         if promise is not None:
             yield from node.disk.promise(promise)
         node.world.watch.says(node.name, call, node)

@@ -99,11 +99,11 @@ async def test_only_the_merges_that_can_still_be_chosen_are_recalled_for_peers(w
 
 async def test_a_merge_whose_scores_still_count_is_not_let_go(worlds):
     world, best = await ended(worlds)
-    assert to_keep(world.study) == {best, *(record.digest for record in world.study.history[-2:])}
+    assert to_keep(world.study, "a") == {best, *(record.digest for record in world.study.history[-2:])}
     plain = msgspec.structs.replace(
         world.study, settings=msgspec.structs.replace(world.study.settings, best=None), best=0, best_of_old=0
     )
-    assert to_keep(plain) == {plain.accepted}
+    assert to_keep(plain, "a") == {plain.accepted}
 
 
 async def test_a_node_that_was_away_at_the_end_gets_the_final_model_by_itself(worlds):

@@ -98,6 +98,20 @@ async def test_a_member_whose_training_has_finished_contributes_what_it_chose(wo
     assert (last.roster["c"].digest if "c" in last.roster else None) == expected
 
 
+async def test_a_snapshot_is_contributed_on_after_its_node_has_restarted(worlds):
+    world = await worlds(rounds=6)
+    third = world.nodes["c"]
+    third.stop_after, third.contribution = 1, "snapshot"
+    for node in world.nodes.values():
+        node.train()
+    await world.until(lambda _: world.study.participants["c"].finished == "snapshot")
+    await third.close()
+    await world.start("c")
+    await world.until(finished)
+    left = world.study.history[0].roster["c"].digest
+    assert [record.roster["c"].digest for record in world.study.history] == [left] * 6
+
+
 async def test_a_node_that_restarts_takes_the_accepted_model_from_its_disk(worlds):
     world = await worlds()
     for name in "ab":
