@@ -13,10 +13,11 @@ import sys
 import pytest
 from msgspec.structs import replace
 
+from konsil.core.rules import Best, StudySettings
 from konsil.simulation.faults import Crash, Cut, DialsOut, DiskFull, LedgerHalt, Liar, Partition, TrainingDies
 from konsil.simulation.nodes import draw_plan, run_universe
 from konsil.simulation.nodes.draw import NAMES
-from konsil.simulation.nodes.plan import LIES
+from konsil.simulation.nodes.plan import LIES, STUDY, Plan
 
 UNIVERSES = int(os.environ.get("KONSIL_NODE_UNIVERSES", "60"))
 GROUP = 5
@@ -27,6 +28,34 @@ def require_whole(outcome):
     return outcome
 
 
+def calm(names=NAMES[:4], trains_s=0.5, **settings):
+    """Nothing goes wrong: where a test lets something go wrong on purpose."""
+    agreed = StudySettings(
+        name=STUDY,
+        min_members=3,
+        quorum=2,
+        rounds=2,
+        every_steps=1,
+        weighting="equal",
+        audit_fraction=1.0,
+        silence_s=5,
+        patience_s=30,
+        merge_s=3,
+        give_up_s=3000,
+        best=Best(),
+    )
+    return Plan(
+        seed=4,
+        members=names,
+        settings=replace(agreed, **settings),
+        trains_s=dict.fromkeys(names, trains_s),
+        delay_s=0.1,
+        repeated=0.1,
+        bytes_per_s=2e8,
+        ledger_delay_s=0.05,
+    )
+
+
 @pytest.mark.parametrize("first", range(0, UNIVERSES, GROUP))
 def test_in_every_universe_what_was_promised_holds(first):
     for seed in range(first, min(first + GROUP, UNIVERSES)):
@@ -35,7 +64,7 @@ def test_in_every_universe_what_was_promised_holds(first):
 
 @pytest.mark.parametrize("engine", [False, True])
 def test_without_faults_everybody_has_every_round(engine):
-    plan = replace(draw_plan(4), faults=(), engine=engine, lost_calls=0.0, repeated=0.0)
+    plan = replace(calm(rule="norm_clipping", min_members=2), engine=engine, repeated=0.0)
     outcome = require_whole(run_universe(plan))
     assert outcome.rounds == plan.settings.rounds
     last = f"has the model of round {outcome.rounds}"
@@ -43,7 +72,7 @@ def test_without_faults_everybody_has_every_round(engine):
 
 
 def test_without_power_everywhere_at_once_the_study_goes_on_from_the_disks():
-    plan = draw_plan(4)
+    plan = calm(trains_s=1.0, rule="norm_clipping", min_members=2)
     for engine in (False, True):
         for at_s in (2.5, 5.0):
             crashes = tuple(Crash(name, at_s, at_s + 1) for name in plan.members)
@@ -81,7 +110,7 @@ def test_a_story_is_the_same_wherever_its_files_lie():
 
 
 def test_who_never_comes_back_is_not_waited_for():
-    plan = calm(NAMES[:4])
+    plan = calm()
     for fault in (Crash("dov", 3.0), TrainingDies("dov", 3.0)):
         outcome = require_whole(run_universe(replace(plan, faults=(fault,))))
         assert outcome.rounds == plan.settings.rounds
@@ -103,22 +132,9 @@ def test_plans_hold_all_that_can_go_wrong():
     assert {fault.broken for fault in faults if isinstance(fault, DiskFull)} == {True, False}
 
 
-def calm(names, **settings):
-    """Nothing goes wrong: where a test lets something go wrong on purpose."""
-    plan = draw_plan(4)
-    return replace(
-        plan,
-        members=names,
-        settings=replace(plan.settings, min_members=3, quorum=2, rule="mean", outer=None, **settings),
-        trains_s=dict.fromkeys(names, 0.5),
-        lost_calls=0.0,
-        faults=(),
-    )
-
-
 @pytest.mark.parametrize("engine", [False, True])
 def test_a_member_that_publishes_a_wrong_part_is_struck_and_the_round_merges_again(engine):
-    plan = replace(calm(NAMES[:4]), engine=engine, faults=(Liar("cid", "merges a part wrongly"),))
+    plan = replace(calm(), engine=engine, faults=(Liar("cid", "merges a part wrongly"),))
     outcome = require_whole(run_universe(plan))
     assert any("disputes chunk" in line for line in outcome.trace)
     assert any("finds chunk" in line and "wrong" in line for line in outcome.trace)
@@ -127,9 +143,7 @@ def test_a_member_that_publishes_a_wrong_part_is_struck_and_the_round_merges_aga
 
 @pytest.mark.parametrize("name", NAMES[1:4])
 def test_a_leader_that_publishes_what_everybody_holds_is_struck(name):
-    plan = replace(
-        calm(NAMES[:4], parts="leader", rounds=4), faults=(Liar(name, "publishes what it began with"),)
-    )
+    plan = replace(calm(parts="leader", rounds=4), faults=(Liar(name, "publishes what it began with"),))
     outcome = require_whole(run_universe(plan))
     led = any(f"{name} publishes part 0" in line for line in outcome.trace)
     assert led == any("disputes chunk" in line for line in outcome.trace)
