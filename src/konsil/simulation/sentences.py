@@ -60,3 +60,36 @@ def back(back_s: float) -> str:
 def span(at_s: float, until_s: float) -> str:
     """From when to when."""
     return f"from {at_s:.1f} s to {until_s:.1f} s"
+
+
+Passing = Partition | Cut | DiskFull | LedgerHalt
+
+
+def begins(fault: Passing, beyond: str) -> str:
+    """That a fault which passes has begun. ``beyond``: as above."""
+    match fault:
+        case Partition(members=members, silent=silent):
+            return f"{', '.join(members)}: now cut off from {beyond}{' and nobody is told' * silent}"
+        case Cut(source=source, target=target, both_ways=True):
+            return f"the line of {source} and {target} is cut"
+        case Cut(source=source, target=target):
+            return f"nothing gets from {source} to {target} any more"
+        case DiskFull(member=member, broken=broken):
+            return f"{member}'s disk {'fails' if broken else 'is full'}"
+        case LedgerHalt(members=members):
+            return f"the ledger halts for {', '.join(members) or 'all'}"
+
+
+def ends(fault: Passing) -> str:
+    """That it has passed."""
+    match fault:
+        case Partition(members=members):
+            return f"{', '.join(members)}: together with the others again"
+        case Cut(source=source, target=target, both_ways=True):
+            return f"the line of {source} and {target} is whole again"
+        case Cut(source=source, target=target):
+            return f"messages get from {source} to {target} again"
+        case DiskFull(member=member, broken=broken):
+            return f"{member}'s disk {'works' if broken else 'has room'} again"
+        case LedgerHalt(members=members):
+            return f"the ledger goes on for {', '.join(members) or 'all'}"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from konsil.simulation.faults import Crash, Cut, DiskFull, Finishes, LedgerHalt, Partition, TrainingDies
 from konsil.simulation.nodes.disk import BROKEN, FULL
 from konsil.simulation.nodes.plan import AnyFault, SaysGoodbye
+from konsil.simulation.nodes.sentences import BEYOND
+from konsil.simulation.sentences import begins, ends
 
 if TYPE_CHECKING:
     from konsil.simulation.nodes.world import World
@@ -76,8 +78,7 @@ def _back(world: World, fault: Crash) -> None:
 
 
 def _part(world: World, fault: Partition) -> None:
-    how = "lose" if fault.silent else "are cut off from"
-    world.say(f"{', '.join(fault.members)} and the others {how} each other")
+    world.say(begins(fault, BEYOND))
     for one, other in _apart(world, fault):
         if fault.silent:
             world.network.swallow(one, other)
@@ -87,7 +88,7 @@ def _part(world: World, fault: Partition) -> None:
 
 
 def _join(world: World, fault: Partition) -> None:
-    world.say(f"{', '.join(fault.members)} and the others reach each other again")
+    world.say(ends(fault))
     for one, other in _apart(world, fault):
         if fault.silent:
             world.network.release(one, other)
@@ -104,16 +105,15 @@ def _apart(world: World, fault: Partition) -> Iterator[tuple[str, str]]:
 
 
 def _cut(world: World, fault: Cut) -> None:
+    world.say(begins(fault, BEYOND))
     if fault.both_ways:
-        world.say(f"the line of {fault.source} and {fault.target} is cut")
         world.network.cut(fault.source, fault.target)
     else:
-        world.say(f"nothing arrives from {fault.source} at {fault.target}")
         world.network.swallow(fault.source, fault.target)
 
 
 def _mend(world: World, fault: Cut) -> None:
-    world.say(f"the line of {fault.source} and {fault.target} is whole again")
+    world.say(ends(fault))
     if fault.both_ways:
         world.network.mend(fault.source, fault.target)
     else:
@@ -121,12 +121,12 @@ def _mend(world: World, fault: Cut) -> None:
 
 
 def _fill(world: World, fault: DiskFull) -> None:
-    world.say(f"{fault.member}'s disk {'fails' if fault.broken else 'is full'}")
+    world.say(begins(fault, BEYOND))
     world.disks[fault.member].refuses = BROKEN if fault.broken else FULL
 
 
 def _empty(world: World, fault: DiskFull) -> None:
-    world.say(f"{fault.member}'s disk works again")
+    world.say(ends(fault))
     world.disks[fault.member].refuses = 0
     if fault.broken:  # a journal that a disk has failed is not trusted before a new start: people do that
         world.crash(fault.member, "killed")
@@ -135,14 +135,14 @@ def _empty(world: World, fault: DiskFull) -> None:
 
 def _halt(world: World, fault: LedgerHalt) -> None:
     if world.contract is not None:
-        world.say(f"{', '.join(_halted(world, fault))} cannot reach the ledger")
+        world.say(begins(fault, BEYOND))
         for name in _halted(world, fault):
             world.contract.halt(name)
 
 
 def _release(world: World, fault: LedgerHalt) -> None:
     if world.contract is not None:
-        world.say(f"{', '.join(_halted(world, fault))} can reach the ledger again")
+        world.say(ends(fault))
         for name in _halted(world, fault):
             world.contract.release(name)
 

@@ -8,6 +8,9 @@ from konsil.simulation.faults import LedgerHalt
 from konsil.simulation.nodes.plan import AnyFault, Plan, SaysGoodbye, SlowLine
 from konsil.simulation.sentences import back, sentence
 
+BEYOND = "the others"
+"""What a partition takes away."""
+
 
 def sentences(plan: Plan) -> Iterator[str]:
     """What a universe holds, then what goes wrong in it."""
@@ -43,4 +46,4 @@ def _sentence(fault: AnyFault, plan: Plan) -> str:
         case SlowLine(member=member, times=times):
             return f"Everything to and from {member} takes {times:g} times longer."
         case _:
-            return sentence(fault, "the others")
+            return sentence(fault, BEYOND)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from konsil.simulation.faults import Cut, DiskFull, LedgerHalt, Partition
 from konsil.simulation.sentences import sentence
 from konsil.simulation.universe.plan import AnyFault, Plan, Slow
+
+BEYOND = "the others and the ledger"
+"""What a partition takes away."""
 
 
 def sentences(plan: Plan) -> Iterator[str]:
@@ -36,33 +38,4 @@ def sentences(plan: Plan) -> Iterator[str]:
 def _sentence(fault: AnyFault) -> str:
     if isinstance(fault, Slow):
         return f"{fault.member} trains {fault.times:g} times longer than the others."
-    return sentence(fault, "the others and the ledger")
-
-
-Passing = Partition | Cut | DiskFull | LedgerHalt
-
-
-def begins(fault: Passing) -> str:
-    """That a fault which passes has begun."""
-    match fault:
-        case Partition(members=members):
-            return f"{', '.join(members)}: now cut off from the others and the ledger"
-        case Cut(source=source, target=target):
-            return f"nothing gets from {source} to {target} any more"
-        case DiskFull(member=member):
-            return f"{member}'s disk is full"
-        case LedgerHalt(members=members):
-            return f"the ledger halts for {', '.join(members) or 'all'}"
-
-
-def ends(fault: Passing) -> str:
-    """That it has passed."""
-    match fault:
-        case Partition(members=members):
-            return f"{', '.join(members)}: together with the others again"
-        case Cut(source=source, target=target):
-            return f"messages get from {source} to {target} again"
-        case DiskFull(member=member):
-            return f"{member}'s disk has room again"
-        case LedgerHalt(members=members):
-            return f"the ledger goes on for {', '.join(members) or 'all'}"
+    return sentence(fault, BEYOND)

@@ -18,6 +18,7 @@ from konsil.simulation.faults import (
     TrainingDies,
 )
 from konsil.simulation.laws import Law, Violation
+from konsil.simulation.sentences import begins, ends
 from konsil.simulation.universe.agenda import Agenda
 from konsil.simulation.universe.ledger import PATIENCE_S, Ledger, initial_model
 from konsil.simulation.universe.liars import make_node
@@ -25,7 +26,7 @@ from konsil.simulation.universe.models import Content, Merges
 from konsil.simulation.universe.network import Network
 from konsil.simulation.universe.node import Node
 from konsil.simulation.universe.plan import Plan, Slow
-from konsil.simulation.universe.sentences import begins, ends
+from konsil.simulation.universe.sentences import BEYOND
 from konsil.simulation.universe.training import Training
 from konsil.simulation.universe.watch import Watch
 
@@ -107,7 +108,7 @@ class World:
                     if back_s:
                         self.agenda.at(back_s, self._trains, self.nodes[member])
                 case Partition() | Cut() | DiskFull() | LedgerHalt():
-                    self.agenda.at(fault.at_s, self.story, lambda fault=fault: begins(fault))
+                    self.agenda.at(fault.at_s, self.story, lambda fault=fault: begins(fault, BEYOND))
                     self.agenda.at(fault.until_s, self.story, lambda fault=fault: ends(fault))
                 case _:
                     pass
