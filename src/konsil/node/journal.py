@@ -1,4 +1,4 @@
-"""What this node promised: written and fsynced before it is said to the ledger."""
+"""What this node promised, and what it was told last: written and fsynced before anything relies on it."""
 
 from __future__ import annotations
 
@@ -6,28 +6,33 @@ import sqlite3
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, get_args
 
 from konsil.core.round import Promise
+from konsil.core.rules import Contribution
 from konsil.errors import LedgerError, NodeError
 
 _FAILED = (sqlite3.Error, UnicodeDecodeError, MemoryError)
 """What SQLite raises. The last two for damaged files: whose own words, which are no text, are in its message;
 or in which a record claims to be longer than all memory."""
 
-_TABLE = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS promises (
     study TEXT NOT NULL,
     round INTEGER NOT NULL,
     kind TEXT NOT NULL,
     digest TEXT NOT NULL,
     PRIMARY KEY (study, round, kind)
-) STRICT
+) STRICT;
+CREATE TABLE IF NOT EXISTS farewells (
+    study TEXT NOT NULL PRIMARY KEY,
+    contribution TEXT NOT NULL
+) STRICT;
 """
 
 
 class Journal:
-    """The promises of one node, in an fsynced SQLite file. Any thread may use it."""
+    """The promises of one node, and its training processes' last words. Any thread may use it."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the journal.
@@ -45,13 +50,13 @@ class Journal:
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute(_TABLE)
+            self._db.executescript(_TABLES)
         except _FAILED as error:
             self._db.close()
             raise _cannot_open(path, error) from error
 
     def promise(self, promise: Promise) -> None:
-        """Write a commit or a published part down, before the ledger hears of it.
+        """Write a published part down, before the ledger hears of it.
 
         Raises:
             NodeError: another digest was promised before.
@@ -74,7 +79,7 @@ class Journal:
                 f"This node promised {promised} as '{promise.kind}' of round {promise.round} of study "
                 f"{promise.study!r} and would now promise {promise.digest}.",
                 safe="The second promise was not made.",
-                do="Training was repeated after a crash: the first update stands; go on with the next round.",
+                do="One merge has one result: check this machine's memory. Others lead the part then.",
             )
 
     def _write(self, promise: Promise) -> None:
@@ -101,6 +106,43 @@ class Journal:
             (study, round_number, kind),
         ).fetchone()
         return str(row[0]) if row else ""
+
+    # --- last words --------------------------------------------------------------------------------
+
+    def note_finish(self, study: str, contribution: Contribution | None) -> None:
+        """Write down what a training process said when it finished, which nobody says again.
+
+        Args:
+            study: its study.
+            contribution: what is to be contributed on; None for a training process that has come back.
+
+        Raises:
+            LedgerError: the disk is full or failed.
+        """
+        try:
+            with self._turn:
+                self._require_open()
+                if contribution is not None:
+                    self._db.execute("INSERT OR REPLACE INTO farewells VALUES (?, ?)", (study, contribution))
+                elif self._finish_of(study) is not None:
+                    self._db.execute("DELETE FROM farewells WHERE study = ?", (study,))
+        except _FAILED as error:
+            raise LedgerError(
+                f"What training said when it finished study {study!r} could not be written: "
+                f"{str(error) or repr(error)}.",
+                safe="Nothing was said to the ledger; accepted rounds are safe.",
+                do="Free disk space, and finish again.",
+            ) from error
+
+    def noted_finish(self, study: str) -> Contribution | None:
+        """What the last training process wanted to be contributed on when it finished; None if it has not."""
+        with self._turn:
+            self._require_open()
+            return self._finish_of(study)
+
+    def _finish_of(self, study: str) -> Contribution | None:
+        row = self._db.execute("SELECT contribution FROM farewells WHERE study = ?", (study,)).fetchone()
+        return next((known for known in get_args(Contribution) if row and row[0] == known), None)
 
     def close(self) -> None:
         """Close the file, once whoever writes has written. Closing twice is harmless."""

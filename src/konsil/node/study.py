@@ -24,6 +24,7 @@ from konsil.core.round import (
     Event,
     Failed,
     Fetch,
+    FinishWanted,
     Found,
     Held,
     Lead,
@@ -35,7 +36,7 @@ from konsil.core.round import (
     Submit,
     Suspected,
 )
-from konsil.core.rules import Commit, OpenRound, Score, Study, is_over, readable
+from konsil.core.rules import Commit, Contribution, OpenRound, Score, Study, is_over, readable
 from konsil.core.wall import MemberProgress, StudyStatus
 from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError, UpdatesMissing
 from konsil.node.heartbeats import Heartbeats
@@ -127,6 +128,9 @@ class StudyRunner:
             self._keep(model)
             self.post(Held(model.digest))
         await self._take_up_snapshot()
+        finish = self.site.journal.noted_finish(self.name)
+        if finish is not None:
+            self.post(FinishWanted(finish))
         self._heartbeats.start()
         self.post(Looked())
 
@@ -137,6 +141,23 @@ class StudyRunner:
         if snapshot is not None and model is not None:
             self._keep(model)
             self.post(snapshot)
+
+    async def forget_finish(self) -> None:
+        """A training process has come back: what an earlier one said when it finished is over.
+
+        Raises:
+            LedgerError: the disk is full or failed.
+        """
+        await asyncio.to_thread(self.site.journal.note_finish, self.name, None)
+
+    async def finish(self, contribution: Contribution) -> None:
+        """The training process has finished. The ledger hears of it, even if this node dies before it does.
+
+        Raises:
+            LedgerError: the disk is full or failed.
+        """
+        await asyncio.to_thread(self.site.journal.note_finish, self.name, contribution)
+        self.post(FinishWanted(contribution))
 
     def look(self) -> None:
         """The ledger moved."""

@@ -15,7 +15,6 @@ from konsil.core.round import (
     Attached,
     Deliver,
     Detached,
-    FinishWanted,
     Offered,
     ProgressMade,
     ScoreReady,
@@ -165,7 +164,7 @@ class _Conversation:
             case Wanted():
                 await self._final(word)
             case Finished():
-                self.runner.post(FinishWanted(word.contribution))
+                await self.runner.finish(word.contribution)
                 await self._settled(self._has_finished)
                 await self.visitor.send(Noted(self.runner.site.ledger.state.height))
                 return True
@@ -203,6 +202,7 @@ class _Conversation:
                 memory.close()
         _log.info("training joined", study=self.runner.name, pid=self.pid)
         self._reporter = asyncio.create_task(self._say_what_it_waits_for())
+        await self.runner.forget_finish()
         holds = word.digest if word.round == len(self.runner.study.history) else ""
         self.runner.post(Attached(holds))
 

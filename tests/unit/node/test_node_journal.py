@@ -142,3 +142,31 @@ def test_a_journal_that_closes_under_a_writing_thread_lets_it_finish_and_promise
         kept = [again.promised("aml", 3, f"publish 1 {part}") for part in range(200)]
     assert kept.count(D.one) == 200 - len(refused)
     journal.close()
+
+
+def test_what_training_said_last_survives_the_node_until_it_comes_back(path):
+    with Journal(path) as journal:
+        assert journal.noted_finish("aml") is None
+        journal.note_finish("aml", "active")
+        journal.note_finish("aml", "snapshot")
+        journal.note_finish("heart", "inactive")
+    with Journal(path) as journal:
+        assert journal.noted_finish("aml") == "snapshot"
+        journal.note_finish("aml", None)
+        journal.note_finish("aml", None)
+        assert journal.noted_finish("aml") is None
+        assert journal.noted_finish("heart") == "inactive"
+
+
+def test_a_farewell_that_no_version_knows_counts_for_nothing(path):
+    with Journal(path) as journal:
+        journal.note_finish("aml", "active")
+        journal._db.execute("UPDATE farewells SET contribution = 'for ever'")
+        assert journal.noted_finish("aml") is None
+
+
+def test_a_journal_that_takes_nothing_says_so_of_a_farewell(path):
+    with Journal(path) as journal:
+        journal._db.execute("DROP TABLE farewells")
+        with pytest.raises(LedgerError, match="finished study 'aml' could not be written"):
+            journal.note_finish("aml", "active")

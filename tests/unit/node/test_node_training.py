@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from konsil.core.parameters import Schema
-from konsil.core.round import Attached, Detached
+from konsil.core.round import Attached, Detached, FinishWanted
 from konsil.core.rules import Participant, StudySettings
 from konsil.core.wall import WALL_VERSION, Failed, Join, Knock, Terms, Update
 from konsil.node.training import Training
@@ -86,6 +86,12 @@ class Runner:
 
     def require_participant(self):
         pass
+
+    async def forget_finish(self):
+        pass
+
+    async def finish(self, contribution):
+        self.post(FinishWanted(contribution))
 
     def post(self, event):
         self.told.append(event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Sequence
 
 from konsil.core.round import Promise
+from konsil.core.rules import Contribution
 from konsil.errors import LedgerError, NodeError
 from konsil.simulation.universe.agenda import Agenda
 from konsil.simulation.universe.models import Content
@@ -19,7 +20,7 @@ Write = Generator[float, None, None]
 
 
 class Disk:
-    """``models``: by digest, oldest first; ``promises``: the journal."""
+    """``models``: by digest, oldest first; ``promises``, ``finish``: the journal."""
 
     def __init__(self, agenda: Agenda, full: Sequence[tuple[float, float]], *, quick: bool) -> None:
         """``full``: from when to when it takes nothing; ``quick``: whether a write takes no time."""
@@ -28,10 +29,16 @@ class Disk:
         self._quick = quick
         self.models: dict[str, Content] = {}
         self.promises: dict[tuple[str, int, str], str] = {}
+        self.finish: Contribution | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes nothing now."""
+        now_s = self._agenda.now_s
+        return any(at_s <= now_s < until_s for at_s, until_s in self._full)
 
     def _require_room(self, what: str) -> None:
-        now_s = self._agenda.now_s
-        if any(at_s <= now_s < until_s for at_s, until_s in self._full):
+        if self.is_full:
             raise NodeError(f"The disk is full: {what} cannot be written.", safe="Nothing new is promised.")
 
     def save(self, model: Content, needed: Collection[str]) -> Write:

@@ -16,6 +16,7 @@ from konsil.core.round import (
     Event,
     Failed,
     Fetch,
+    FinishWanted,
     Held,
     Lead,
     LedgerTime,
@@ -97,6 +98,8 @@ class Node:
         else:
             self.post(_LOOKED)
         self._take_up_snapshot()
+        if self.disk.finish is not None:
+            self.post(FinishWanted(self.disk.finish))
 
     def _take_up_snapshot(self) -> None:
         snapshot = snapshot_of(self.view, self.name)

@@ -58,6 +58,7 @@ class Training:
         if not self.alive or self.attached or self.finished or not self.node.up:
             return
         self.attached, self.greeted = True, False
+        self.node.disk.finish = None
         study = self.node.view
         holds = self.has.digest if self.has is not None and self.at == len(study.history) else ""
         if not study.initial and study.proposer == self.node.name:
@@ -139,11 +140,12 @@ class Training:
             self.node.post(said)
 
     def _finish(self) -> None:
-        """It has had enough, and leaves once the node has said so."""
-        if not self.attached:
+        """It has had enough, and leaves once its node has written that down."""
+        if not self.attached or self.node.disk.is_full:
             self.node.agenda.after(_AGAIN_S, self._finish_again, self.life)
             return
         self.finished = True
+        self.node.disk.finish = self.contribution
         self.node.post(FinishWanted(self.contribution))
         self.node.agenda.after(2.0, self._goodbye, self.life)
 

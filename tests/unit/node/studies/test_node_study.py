@@ -112,6 +112,36 @@ async def test_a_snapshot_is_contributed_on_after_its_node_has_restarted(worlds)
     assert [record.roster["c"].digest for record in world.study.history] == [left] * 6
 
 
+async def test_a_farewell_reaches_the_ledger_though_its_node_died_before_it_could(worlds):
+    world = await worlds(rounds=4)
+    third = world.nodes["c"]
+    for node in world.nodes.values():
+        node.train()
+    await world.until(rounds(1))
+    world.away.add("c")
+    await third.runner.finish("active")
+    third.runner.trainee = None
+    third.runner.post(Detached(goodbye=True))
+    await third.close()
+    assert world.study.participants["c"].finished is None
+    world.away.clear()
+    await world.start("c")
+    await world.until(finished)
+    assert world.study.participants["c"].finished == "active"
+    last = world.study.history[-1]
+    assert last.roster["c"].digest == last.base
+
+
+async def test_a_training_process_that_comes_back_takes_its_farewell_back(worlds):
+    world = await worlds()
+    runner = world.nodes["c"].runner
+    await runner.finish("inactive")
+    await runner.forget_finish()
+    await world.nodes["c"].close()
+    await world.start("c")
+    assert world.nodes["c"].runner.state.finish is None
+
+
 async def test_a_node_that_restarts_takes_the_accepted_model_from_its_disk(worlds):
     world = await worlds()
     for name in "ab":
