@@ -11,6 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from konsil.errors import ConfigError
+from konsil.simulation.batch import run_many, run_some
+from konsil.simulation.faults import Crash, Cut, Liar, Partition, Skew, TrainingDies
 from konsil.simulation.universe import (
     Plan,
     decode_plan,
@@ -19,20 +21,9 @@ from konsil.simulation.universe import (
     encode_plan,
     run_universe,
 )
-from konsil.simulation.universe.batch import run_many, run_some
-from konsil.simulation.universe.minimise import minimise
-from konsil.simulation.universe.plan import (
-    LIES,
-    Crash,
-    Cut,
-    Liar,
-    Partition,
-    Skew,
-    Slow,
-    TrainingDies,
-    Weather,
-)
+from konsil.simulation.universe.plan import LIES, Slow, Weather
 from konsil.simulation.universe.sentences import sentences
+from konsil.simulation.worlds import world
 
 FOUND = Path(__file__).with_name("found")
 
@@ -42,12 +33,6 @@ def test_every_law_holds_in_every_universe(universes):
     broken = [outcome for tally in run_many(0, universes) for outcome in tally.broken]
     told = [f"konsil simulate --seed {each.plan.seed}: {each.law}: {each.what}" for each in broken]
     assert not broken, "\n".join(told[:20])
-
-
-@pytest.mark.parametrize("file", sorted(FOUND.glob("*.json")), ids=lambda path: path.stem)
-def test_what_a_universe_found_once_stays_mended(file):
-    outcome = run_universe(decode_plan(file.read_bytes()))
-    assert not outcome.law, outcome.what
 
 
 def found(name: str, tell=None):
@@ -126,16 +111,16 @@ def test_a_swarm_without_its_quorum_is_seen_not_to_end():
 def test_the_smallest_universe_that_breaks_a_law_keeps_what_matters():
     gone = (Skew("a", 2.0), Crash("b", 1.0), Liar("a", "says that it is alive for ever"), Crash("c", 1.0))
     plan = Plan(seed=1, members=3, rounds=3, chunks=4, weather=Weather(loss=0.05), faults=gone)
-    small = minimise(plan)
+    small = world("core").minimised(plan)
     assert run_universe(small).law == "rounds end"
     assert small.rounds == small.chunks == 1
     assert len(small.faults) < 4
-    assert minimise(small) == small
+    assert world("core").minimised(small) == small
 
 
 def test_a_universe_in_which_all_holds_is_not_made_smaller():
     plan = draw_plan(3)
-    assert minimise(plan) == plan
+    assert world("core").minimised(plan) == plan
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
 from konsil.cli.common import WithExample, fail
 from konsil.errors import KonsilError
-from konsil.simulation.universe import (
-    Outcome,
-    Plan,
-    decode_plan,
-    draw_long,
-    draw_plan,
-    encode_plan,
-    run_universe,
-)
-from konsil.simulation.universe.batch import run_many
-from konsil.simulation.universe.minimise import minimise
+from konsil.simulation.batch import run_many
+from konsil.simulation.laws import Outcome
+from konsil.simulation.plans import WorldName, encode_plan, world_of
+from konsil.simulation.universe import draw_long
 from konsil.simulation.universe.plan import MOST_HOURS
-from konsil.simulation.universe.sentences import sentences
+from konsil.simulation.worlds import World, world
 
 HOURS = click.FloatRange(0, MOST_HOURS, min_open=True)
 
@@ -38,7 +31,9 @@ HOURS = click.FloatRange(0, MOST_HOURS, min_open=True)
     help="How many, from that seed on.",
 )
 @click.option("--hours", type=HOURS, help="One universe of so many hours, with a fault every few minutes.")
-@click.option("--nodes", is_flag=True, help="Run the whole code of real nodes in it: slower, and deeper.")
+@click.option(
+    "--nodes", is_flag=True, help="In the world of real nodes, with their whole code: slower, and deeper."
+)
 @click.option(
     "--processes",
     type=click.IntRange(min=0),
@@ -54,7 +49,7 @@ HOURS = click.FloatRange(0, MOST_HOURS, min_open=True)
     "--from",
     "file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Run the plan in this file instead of a seed's.",
+    help="Run the plan in this file instead of a seed's, in the world that it is for.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def simulate(  # noqa: PLR0913 - one argument an option
@@ -76,50 +71,59 @@ def simulate(  # noqa: PLR0913 - one argument an option
     number: the same seed tells the same story, to the byte. What must hold in all of them is looked at after
     every event that could break it. Exit status 1: a law was broken, or the plan was refused.
     """
-    alone = bool(hours or small or as_plan or file)
-    if nodes and (alone or as_json):
-        raise click.UsageError(
-            "--nodes draws its universes itself: --from, --hours, --plan, --minimise, --json are not for it."
-        )
-    if universes > 1 and (alone or (trace and not nodes)):
+    if nodes and hours:
+        raise click.UsageError("--hours is for the world of the core: it does not go with --nodes.")
+    if universes > 1 and (hours or small or as_plan or file or trace):
         raise click.UsageError(
             "--trace, --plan, --minimise, --from and --hours are for one universe, not for many."
         )
     if file is not None and hours:
         raise click.UsageError("--from has a plan already: --hours does not go with it.")
-    if nodes:
-        sys.exit(_real_nodes(seed, universes, trace=trace))
+    name: WorldName = "nodes" if nodes else "core"
     if universes > 1:
-        sys.exit(_many(seed, universes, processes, as_json=as_json))
+        sys.exit(_many(name, seed, universes, processes, as_json=as_json))
     try:
-        plan = draw_long(seed, hours) if hours else draw_plan(seed)
-        plan = plan if file is None else decode_plan(file.read_bytes())
+        data = file.read_bytes() if file is not None else b""
+        there = world(name if nodes or file is None else world_of(data))
+        plan = draw_long(seed, hours) if hours else there.draw(seed)
+        plan = plan if file is None else there.decode(data)
     except KonsilError as error:
         fail(error, as_json=as_json)
     if small:
-        smaller = minimise(plan)
+        smaller = there.minimised(plan)
         if smaller == plan and not as_plan and not as_json:
             click.echo("Nothing can be taken away from it, or no law is broken in it.")
         plan = smaller
     if as_plan:
         click.echo(encode_plan(plan))
         return
-    sys.exit(_one(plan, trace=trace, as_json=as_json))
+    sys.exit(_one(there, plan, trace=trace, as_json=as_json))
 
 
 simulate.example = "konsil simulate --seed 7 --trace"
 
 
-def _one(plan: Plan, *, trace: bool, as_json: bool) -> int:
+def _one(there: World[Any], plan: object, *, trace: bool, as_json: bool) -> int:
     if not as_json:
-        for sentence in sentences(plan):
+        for sentence in there.sentences(plan):
             click.echo(sentence)
-    outcome = run_universe(plan, click.echo if trace and not as_json else None)
-    click.echo(msgspec.json.encode(outcome).decode() if as_json else _ending(outcome))
+    outcome = there.run(plan, click.echo if trace and not as_json else None)
+    click.echo(_json(_facts(outcome)) if as_json else _ending(outcome))
     return 1 if outcome.law else 0
 
 
-def _ending(outcome: Outcome) -> str:
+def _facts(outcome: Outcome[Any]) -> dict[str, Any]:
+    """An outcome for programs; the story is for people."""
+    facts: dict[str, Any] = msgspec.to_builtins(outcome)
+    facts.pop("trace", None)
+    return facts
+
+
+def _json(facts: object) -> str:
+    return msgspec.json.encode(facts).decode()
+
+
+def _ending(outcome: Outcome[Any]) -> str:
     rounds = f"{outcome.rounds} round{'s' * (outcome.rounds != 1)} accepted"
     said = f"{rounds}, {outcome.calls} calls, {outcome.seconds:.1f} s in the universe"
     if outcome.law:
@@ -127,11 +131,11 @@ def _ending(outcome: Outcome) -> str:
     return f"All laws held: {said}."
 
 
-def _many(first: int, count: int, processes: int, *, as_json: bool) -> int:
+def _many(name: WorldName, first: int, count: int, processes: int, *, as_json: bool) -> int:
     done = rounds = calls = 0
     cpu_s = 0.0
-    broken: list[Outcome] = []
-    for tally in run_many(first, count, processes):
+    broken: list[Outcome[Any]] = []
+    for tally in run_many(first, count, processes, name):
         done, rounds, calls = done + tally.universes, rounds + tally.rounds, calls + tally.calls
         cpu_s += tally.cpu_s
         for outcome in tally.broken:
@@ -140,31 +144,13 @@ def _many(first: int, count: int, processes: int, *, as_json: bool) -> int:
         broken += tally.broken
     if as_json:
         facts = {"universes": done, "rounds": rounds, "calls": calls, "cpu_s": round(cpu_s, 3)}
-        click.echo(json.dumps(facts | {"broken": msgspec.to_builtins(broken)}))
+        click.echo(_json(facts | {"broken": [_facts(outcome) for outcome in broken]}))
         return 1 if broken else 0
     click.echo(
         f"{done} universes, {rounds} rounds, {calls} calls; {done / max(cpu_s, 1e-9):.0f} universes a second "
         f"and core; {len(broken)} broken."
     )
     if broken:
-        click.echo(f"See one: konsil simulate --seed {broken[0].plan.seed} --minimise --trace")
-    return 1 if broken else 0
-
-
-def _real_nodes(first: int, count: int, *, trace: bool) -> int:
-    from konsil.simulation.nodes import run_universe as run_nodes  # noqa: PLC0415 - it imports the whole node
-
-    broken = 0
-    for seed in range(first, first + count):
-        outcome = run_nodes(seed)
-        if trace:
-            click.echo(outcome.text, nl=False)
-        what = f"Broken: {outcome.broken[0]}" if outcome.broken else "All laws held"
-        if trace or count == 1 or outcome.broken:
-            click.echo(
-                f"universe {seed}: {what} ({outcome.rounds} accepted, {outcome.took_s:.1f} s in the universe)"
-            )
-        broken += bool(outcome.broken)
-    if count > 1:
-        click.echo(f"{count} universes of real nodes; {broken} broken.")
+        nodes = " --nodes" * (name == "nodes")
+        click.echo(f"See one: konsil simulate{nodes} --seed {broken[0].plan.seed} --minimise --trace")
     return 1 if broken else 0

@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Loss = Literal["killed", "power"]
-"""Of a process that is killed the system still writes everything; without power only what was fsynced is
-sure."""
+from konsil.simulation.faults import Loss
 
 Survival = Literal["least", "most", "some"]
 """What is left of that which was not fsynced: nothing, everything, or each by lot."""

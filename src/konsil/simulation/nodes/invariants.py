@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from konsil.core.digest import Manifest, chunk_count, chunk_range
 from konsil.core.merge import merge_whole, rule
 from konsil.core.rules import Accept, Alive, Call, Commit, Initialise, Publish, RoundRecord, State, Study
+from konsil.simulation.laws import Law
 from konsil.simulation.nodes.disk import Disk
 from konsil.simulation.nodes.plan import STUDY
 from konsil.simulation.nodes.script import SCHEMA, digest_of, initial
@@ -15,6 +16,9 @@ from konsil.simulation.nodes.script import SCHEMA, digest_of, initial
 MOST_ALIVE, ALIVE_WITHIN_S = 8, 3
 """Of a member's signs of life so many in so many seconds are a flood: half of the silence, 2.5 s, is between
 two that are needed."""
+
+
+ON_DISK: Law = "what was accepted is on disk"
 
 
 class Invariants:
@@ -27,7 +31,7 @@ class Invariants:
     """
 
     def __init__(
-        self, disks: Mapping[str, Disk], liars: frozenset[str], broken: Callable[[str], None]
+        self, disks: Mapping[str, Disk], liars: frozenset[str], broken: Callable[[Law, str], None]
     ) -> None:
         """Nothing has happened yet."""
         self._disks = disks
@@ -69,34 +73,43 @@ class Invariants:
     def _once(self, what: tuple[object, ...], digest: str) -> None:
         before = self._said.setdefault(what, digest)
         if before != digest:
-            self._broken(f"{what[1]} says {digest[:8]} after {before[:8]}: its {what[0]} of round {what[2]}")
+            self._broken(
+                "one update a round",
+                f"{what[1]} says {digest[:8]} after {before[:8]}: its {what[0]} of round {what[2]}",
+            )
 
     def _is_promised(self, name: str, call: Publish) -> None:
         if not self._disks[name].has("journal.db", call.digest.encode()):
-            self._broken(f"{name} publishes {call.digest[:8]} before the promise is on its disk")
+            self._broken(
+                "a promise is written before it is said",
+                f"{name} publishes {call.digest[:8]} before the promise is on its disk",
+            )
 
-    def _is_kept(self, name: str, digest: str, when: str) -> None:
-        self._is_on_disk(name, STUDY, digest, when)
+    def _is_kept(self, name: str, digest: str, when: str, law: Law = "what is held is on disk") -> None:
+        self._is_on_disk(name, STUDY, digest, when, law)
 
-    def _is_on_disk(self, name: str, folder: str, digest: str, when: str) -> None:
+    def _is_on_disk(
+        self, name: str, folder: str, digest: str, when: str, law: Law = "what is held is on disk"
+    ) -> None:
         disk, place = self._disks[name], f"merges/{folder}/{digest}"
         data, manifest = disk.surely(f"{place}.safetensors"), disk.surely(f"{place}.manifest")
         if data is None or manifest is None:
-            self._broken(f"{name} {when}, but {digest[:8]} would not survive a power cut there")
+            self._broken(law, f"{name} {when}, but {digest[:8]} would not survive a power cut there")
             return
         known = self._merges.get(digest)
         if Manifest.decode(manifest).digest != digest or (
             known is not None and data != SCHEMA.header + known
         ):
-            self._broken(f"{name} {when}, but what is on its disk is not {digest[:8]}")
+            self._broken(law, f"{name} {when}, but what is on its disk is not {digest[:8]}")
 
     def serves(self, name: str, peer: str, digest: str, asked: State, answered: State) -> None:
         """A member's node gives a peer what is behind a digest; a relay may take so long that the round
         collects again meanwhile.
         """
-        problems = [_why_not(peer, digest, state) for state in (asked, answered)]
-        if all(problems):
-            self._broken(f"{name} gives {peer} {digest[:8]}: {problems[-1]}")
+        before, after = (_why_not(peer, digest, state) for state in (asked, answered))
+        if before is not None and after is not None:
+            law, why = after
+            self._broken(law, f"{name} gives {peer} {digest[:8]}: {why}")
 
     # --- what the ledger takes -------------------------------------------------------------------
 
@@ -106,14 +119,14 @@ class Invariants:
             times_s = self._alive.setdefault(caller, deque(maxlen=MOST_ALIVE))
             times_s.append(after.now_s)
             if len(times_s) == MOST_ALIVE and times_s[-1] - times_s[0] <= ALIVE_WITHIN_S:
-                self._broken(f"{caller} floods the ledger with signs of life")
+                self._broken("the ledger is not flooded", f"{caller} floods the ledger with signs of life")
         study = after.studies.get(STUDY)
         if study is None:
             return
         self._rosters_stand(before.studies.get(STUDY), study)
         for name, participant in study.participants.items():
             if participant.struck and name not in self._liars:
-                self._broken(f"{name}, which is honest, was struck")
+                self._broken("no honest member is struck", f"{name}, which is honest, was struck")
         if len(study.history) > self._rounds:
             self._rounds = len(study.history)
             self._accepted = study.history[-1]
@@ -126,12 +139,18 @@ class Invariants:
         if old is None or new is None or not old.roster:
             return
         if (old.number, old.attempt) == (new.number, new.attempt) and old.commits != new.commits:
-            self._broken(f"the updates of round {new.number}.{new.attempt} changed while they were merged")
+            self._broken(
+                "one update a round",
+                f"the updates of round {new.number}.{new.attempt} changed while they were merged",
+            )
 
     def _check(self, study: Study, record: RoundRecord, members: set[str]) -> None:
         named = set(record.roster) | set(record.absent)
         if named != members or set(record.roster) & set(record.absent):
-            self._broken(f"round {record.number} names {sorted(named)} instead of {sorted(members)}")
+            self._broken(
+                "who took part is on the ledger",
+                f"round {record.number} names {sorted(named)} instead of {sorted(members)}",
+            )
         expected = self._recomputed(study, record)
         if expected is None:
             return
@@ -139,12 +158,13 @@ class Invariants:
         self._merges[digest] = data
         if digest != record.digest:
             self._broken(
-                f"round {record.number} was accepted with {record.digest[:8]}, its commits give {digest[:8]}"
+                "a merge is what its commits give",
+                f"round {record.number} was accepted with {record.digest[:8]}, its commits give {digest[:8]}",
             )
             return
         for name in record.accepts:
             if name not in self._liars:
-                self._is_kept(name, digest, f"has accepted round {record.number}")
+                self._is_kept(name, digest, f"has accepted round {record.number}", ON_DISK)
 
     def _recomputed(self, study: Study, record: RoundRecord) -> tuple[str, bytes] | None:
         """The merge's digest and data, from the roster's updates alone."""
@@ -152,7 +172,10 @@ class Invariants:
         for name, commit in record.roster.items():
             data = self._updates.get(commit.digest) or self._merges.get(commit.digest)
             if data is None:
-                self._broken(f"round {record.number} merges {commit.digest[:8]} of {name}, which nobody made")
+                self._broken(
+                    "a merge is what its commits give",
+                    f"round {record.number} merges {commit.digest[:8]} of {name}, which nobody made",
+                )
                 return None
             updates.append(_cut(data))
         out = memoryview(bytearray(SCHEMA.data_bytes))
@@ -177,11 +200,15 @@ class Invariants:
         """A training process was handed the model of a round."""
         first = self._handed.setdefault(number, data)
         if data != first:
-            self._broken(f"{name} was handed another model of round {number} than others")
+            self._broken(
+                "all hold one merge", f"{name} was handed another model of round {number} than others"
+            )
         if outer:  # a finished member commits the model that training goes on from
             self._updates[digest_of(data)] = data
         elif self._merges.get(digest) != data:
-            self._broken(f"{name} was handed a model of round {number} that is not {digest[:8]}")
+            self._broken(
+                "all hold one merge", f"{name} was handed a model of round {number} that is not {digest[:8]}"
+            )
 
     # --- crashes ---------------------------------------------------------------------------------
 
@@ -194,20 +221,23 @@ class Invariants:
             del self._said[said]
         record = self._accepted
         if record is not None and name in record.accepts and name not in self._liars:
-            self._is_kept(name, record.digest, f"comes back after accepting round {record.number}")
+            self._is_kept(name, record.digest, f"comes back after accepting round {record.number}", ON_DISK)
 
 
-def _why_not(peer: str, digest: str, state: State) -> str:
-    """Why a peer may not have what is behind a digest; "" if it may."""
+def _why_not(peer: str, digest: str, state: State) -> tuple[Law, str] | None:
+    """The law by which a peer may not have what is behind a digest, and why; None if it may."""
     study = state.studies.get(STUDY)
     if study is None or peer not in study.participants:
-        return "it takes no part"
+        return "only members of the study read", "it takes no part"
     current = study.open
     known = {study.accepted, *(record.digest for record in study.history)}
     if current is None or current.phase != "collecting" or digest in known:
-        return ""
+        return None
     others = (commit.digest for other, commit in current.commits.items() if other != peer)
-    return f"an update of round {current.number}, which still collects" if digest in others else ""
+    if digest not in others:
+        return None
+    why = f"an update of round {current.number}, which still collects"
+    return "updates are read once the roster is fixed", why
 
 
 def _cut(data: bytes) -> list[bytes]:

@@ -17,7 +17,8 @@ from konsil.errors import KonsilError, LedgerError, PeerRefused
 from konsil.ledger.base import Ledger
 from konsil.node.peers import NOT_HERE, failure_reply
 from konsil.node.store import Model, Slice
-from konsil.simulation.nodes.plan import STUDY, Liar
+from konsil.simulation.faults import Liar, Lie
+from konsil.simulation.nodes.plan import STUDY
 from konsil.transport.base import Reply
 
 if TYPE_CHECKING:
@@ -261,16 +262,16 @@ def _needless_dispute(node: SimulatedNode) -> None:
     _says_beside(node, about)
 
 
-_LIES: dict[str, Callable[[Any], None]] = {
-    "wrong part": _wrong_part,
-    "stale part": _stale_part,
-    "wrong chunks": _wrong_chunks,
-    "wrong manifests": _wrong_manifests,
-    "curious": _curious,
-    "withheld update": _withheld_update,
-    "silent leader": _silent_leader,
-    "false reports": _false_reports,
-    "needless dispute": _needless_dispute,
-    "replayed calls": _replayed_calls,
-    "another commit": _another_commit,
+_LIES: dict[Lie, Callable[[Any], None]] = {
+    "merges a part wrongly": _wrong_part,
+    "publishes what it began with": _stale_part,
+    "sends wrong chunks": _wrong_chunks,
+    "sends other models": _wrong_manifests,
+    "reads early": _curious,
+    "gives its update to nobody": _withheld_update,
+    "leads nothing": _silent_leader,
+    "reports honest members": _false_reports,
+    "disputes right chunks": _needless_dispute,
+    "says old calls again": _replayed_calls,
+    "commits twice": _another_commit,
 }

@@ -190,7 +190,9 @@ class SimulatedNode:
             try:
                 await ledger.changed(height, WATCH_S)
             except LedgerError as error:
-                self.world.broken(f"{self.name} stopped following the ledger: {error.what}")
+                self.world.broken(
+                    "honest nodes make no errors", f"{self.name} stopped following the ledger: {error.what}"
+                )
                 return
 
     def _set_peers(self) -> None:

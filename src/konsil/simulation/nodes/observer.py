@@ -10,6 +10,7 @@ from konsil.core.rules import Genesis, State, apply, decode_entry, decode_signed
 from konsil.core.rules import state_digest as digest_of
 from konsil.errors import KonsilError
 from konsil.ledger.local import LocalLedger
+from konsil.simulation.laws import Law
 from konsil.simulation.nodes.ledger import Told
 from konsil.simulation.nodes.loop import SimulatedLoop
 
@@ -28,7 +29,7 @@ class Observer:
         broken: told what does not hold.
     """
 
-    def __init__(self, genesis: Genesis, told: Told, broken: Callable[[str], None]) -> None:
+    def __init__(self, genesis: Genesis, told: Told, broken: Callable[[Law, str], None]) -> None:
         """Nothing has been told yet."""
         self.state: State = initial_state(genesis)
         self._told = told
@@ -44,7 +45,10 @@ class Observer:
 
     async def _watch(self, node: SimulatedNode, ledger: LocalLedger) -> None:
         if ledger.state.height < self.state.height:
-            self._broken(f"the operator told {self.state.height} entries and now has {ledger.state.height}")
+            self._broken(
+                "history only grows",
+                f"the operator told {self.state.height} entries and now has {ledger.state.height}",
+            )
             return
         loop = asyncio.get_running_loop()
         while True:
@@ -60,12 +64,18 @@ class Observer:
             for data in entries:
                 entry = decode_entry(data)
                 if not node.world.disks[node.name].has("ledger.db", entry.state.encode()):
-                    self._broken(f"the operator tells entry {entry.height} before it is on its disk")
+                    self._broken(
+                        "entries are on disk before they are told",
+                        f"the operator tells entry {entry.height} before it is on its disk",
+                    )
                 signed = decode_signed(entry.signed)
                 before = self.state
                 self.state = apply(before, signed.caller, signed.sequence, signed.call, entry.time_s)
                 if digest_of(self.state) != entry.state:
-                    self._broken(f"entry {entry.height} has another state than its calls give")
+                    self._broken(
+                        "the ledger is what its calls give",
+                        f"entry {entry.height} has another state than its calls give",
+                    )
                 self._told(signed.caller, signed.call, before, self.state)
 
     async def close(self) -> None:

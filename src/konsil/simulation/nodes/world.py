@@ -6,14 +6,17 @@ import asyncio
 import gc
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from konsil.core.digest import bytes_digest
 from konsil.core.rules import Call, Genesis, MemberRecord, State, initial_state
+from konsil.simulation import laws
 from konsil.simulation.calls import sentence
+from konsil.simulation.faults import Crash, Late, Loss, Skew, TrainingDies
+from konsil.simulation.laws import Law, Violation
 from konsil.simulation.nodes import faults
 from konsil.simulation.nodes.disk import Disk
 from konsil.simulation.nodes.invariants import Invariants
@@ -23,7 +26,7 @@ from konsil.simulation.nodes.loop import EverybodyWaits, SimulatedLoop, Spinning
 from konsil.simulation.nodes.network import Conditions, Network
 from konsil.simulation.nodes.node import SimulatedNode
 from konsil.simulation.nodes.observer import Observer
-from konsil.simulation.nodes.plan import STUDY, Late, Plan, Skew, draw
+from konsil.simulation.nodes.plan import STUDY, Plan
 from konsil.simulation.nodes.scope import simulated
 from konsil.simulation.nodes.script import Around, TrainingProcess
 from konsil.simulation.nodes.signing import FastKey, verify
@@ -50,16 +53,11 @@ REST_S = 2.0
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of a name of its own is made there
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a universe. ``trace``: what happened, in sentences; ``broken``: what did not hold."""
+class Outcome(laws.Outcome[Plan], frozen=True):
+    """``trace``: what happened, in sentences; ``broken``: all that did not hold."""
 
-    seed: int
-    plan: Plan
     trace: tuple[str, ...]
     broken: tuple[str, ...]
-    rounds: int
-    took_s: float
 
     @property
     def text(self) -> str:
@@ -70,13 +68,16 @@ class Outcome:
 class World:
     """One universe while it runs."""
 
-    def __init__(self, plan: Plan, place: Path) -> None:
-        """Lay it out; nothing runs yet."""
+    def __init__(self, plan: Plan, place: Path, tell: Callable[[str], None] | None = None) -> None:
+        """Lay it out; nothing runs yet. ``tell``: gets its story, sentence by sentence."""
         self.plan = plan
         self.seed = f"universe {plan.seed}"
         self.loop = SimulatedLoop(self.seed)
         self.trace: list[str] = []
-        self.problems: list[str] = []
+        self.problems: list[Violation] = []
+        self.calls = 0
+        self._tell = tell
+        self._place = place
         self.skews = {fault.member: fault.ahead_s for fault in plan.faults if isinstance(fault, Skew)}
         self.keys = {name: FastKey(name) for name in plan.members}
         self.verify = verify
@@ -93,6 +94,8 @@ class World:
         self.down: Counter[str] = Counter()
         self._lives: Counter[str] = Counter()
         self._gone: list[SimulatedNode] = []
+        ends = (fault for fault in plan.faults if isinstance(fault, Crash | TrainingDies))
+        self._gone_for_good = {fault.member for fault in ends if not fault.back_s}
         self.contract: SharedContract | None = None
         self._observer = Observer(self.genesis, self.took, self.broken)
         if not plan.engine:
@@ -117,20 +120,24 @@ class World:
 
     def say(self, what: str) -> None:
         """A line of the trace."""
-        self.trace.append(f"{self.loop.time():9.3f} s  {what}")
+        sentence = f"{self.loop.time():9.3f} s  {what.replace(f'{self._place}/', '')}"
+        self.trace.append(sentence)
+        if self._tell is not None:
+            self._tell(sentence)
 
-    def broken(self, what: str) -> None:
+    def broken(self, law: Law, what: str) -> None:
         """Something does not hold."""
-        self.say(f"BROKEN: {what}")
-        self.problems.append(what)
+        self.say(f"Broken law '{law}': {what}")
+        self.problems.append(Violation(law, what))
 
     def logged(self, level: str, what: str) -> None:
         """A node logged something that people must see: honest nodes among honest ones make no errors."""
         if level in {"error", "critical", "exception"} and not what.startswith("a wrong merge"):
-            self.broken(f"a node logged: {what}")
+            self.broken("honest nodes make no errors", f"a node logged: {what}")
 
     def took(self, caller: str, call: Call, before: State, after: State) -> None:
         """The ledger took a call."""
+        self.calls += 1
         self.say(f"{after.height:3}. {caller} {sentence(call)}")
         self.invariants.took(caller, call, before, after)
         study = after.studies.get(STUDY)
@@ -167,7 +174,7 @@ class World:
         disguise(node, self.plan)
         self._observer.look(node, self.loop)
 
-    def crash(self, name: str, loss: faults.Loss) -> None:
+    def crash(self, name: str, loss: Loss) -> None:
         """End a member's node without warning."""
         node = self.nodes.pop(name, None)
         if node is None:
@@ -207,27 +214,32 @@ class World:
         await self._end()
 
     async def _until_done(self) -> None:
-        bound_s = self.plan.quiet_s + BOUND_S
+        bound_s = self.plan.healed_s + BOUND_S
         while not self.problems and not self._is_done:
             if self.loop.time() > bound_s:
                 how = self._how_it_is()
-                self.broken(f"{BOUND_S:g} s after the last fault the study has not come to its end: {how}")
+                self.broken(
+                    "rounds end",
+                    f"{BOUND_S:g} s after the last fault the study has not come to its end: {how}",
+                )
                 return
             await asyncio.sleep(LOOK_S)  # the world looks on: nobody tells it
         await asyncio.sleep(REST_S)
         if not self.problems and self.state.studies[STUDY].phase != "finished":
-            self.broken(f"the study failed: {self.state.studies[STUDY].ended}")
+            self.broken("rounds end", f"the study failed: {self.state.studies[STUDY].ended}")
 
     @property
     def _is_done(self) -> bool:
         study = self.state.studies.get(STUDY)
         is_over = study is not None and study.phase in {"finished", "failed"}
-        return is_over and self.loop.time() > self.plan.quiet_s and not self._who_waits()
+        return is_over and self.loop.time() > self.plan.healed_s and not self._who_waits()
 
     def _who_waits(self) -> list[str]:
         """Honest members that take part and whose training does not know yet that the study is over."""
         study = self.state.studies.get(STUDY)
-        expected = set(study.participants) - self.plan.liars if study is not None else set()
+        expected = (
+            set(study.participants) - self.plan.liars - self._gone_for_good if study is not None else set()
+        )
         return [name for name in sorted(expected) if not (self.scripts[name].over or self.scripts[name].left)]
 
     def _how_it_is(self) -> str:
@@ -248,9 +260,8 @@ class World:
         for script in self.scripts.values():
             await script.die()
         for name, node in self.nodes.items():
-            self.problems += [
-                f"{name} answered with an error: {what}" for what in getattr(node, "transport", _NONE).broken
-            ]
+            for what in getattr(node, "transport", _NONE).broken:
+                self.broken("honest nodes make no errors", f"{name} answered with an error: {what}")
         await asyncio.gather(*(node.close() for node in self.nodes.values()))
         await asyncio.gather(*(node.closed() for node in self._gone))
         await self._observer.close()
@@ -260,23 +271,17 @@ class World:
             if task is not asyncio.current_task()
         ]
         if left:
-            self.broken(f"tasks were left behind: {', '.join(sorted(left))}")
+            self.broken("nothing is left behind", f"tasks were left behind: {', '.join(sorted(left))}")
         for problem in self.loop.problems:
-            self.broken(problem)
+            self.broken("honest nodes make no errors", problem)
 
 
 class _NONE:
     broken: tuple[str, ...] = ()
 
 
-def run_universe(seed: int, plan: Plan | None = None) -> Outcome:
-    """Run the universe of a seed.
-
-    Args:
-        seed: says everything that happens.
-        plan: instead of the one that the seed draws.
-    """
-    plan = plan or draw(seed)
+def run_universe(plan: Plan, tell: Callable[[str], None] | None = None) -> Outcome:
+    """Run a universe to its end. ``tell``: gets its story, sentence by sentence."""
     gc.disable()  # what is alive must not depend on when the collector comes by
     before = _descriptors()
     try:
@@ -288,13 +293,13 @@ def run_universe(seed: int, plan: Plan | None = None) -> Outcome:
             stack.enter_context(
                 simulated(f"universe {plan.seed}", CHUNK_BYTES, lambda *line: said.append(line))
             )
-            world = World(plan, place)
+            world = World(plan, place, tell)
             stack.callback(world.loop.close)
             stack.enter_context(watched(world.disks.values()))
             try:
                 world.loop.run_until_complete(world.run())
             except (EverybodyWaits, Spinning) as error:
-                world.broken(str(error))
+                world.broken("rounds end", str(error))
             for level, what in said:
                 world.logged(level, what)
             study = world.state.studies.get(STUDY)
@@ -303,9 +308,11 @@ def run_universe(seed: int, plan: Plan | None = None) -> Outcome:
         gc.enable()
     left = [what for what in _descriptors() if what not in before] if not world.problems else []
     if left:
-        world.broken(f"descriptors were left open: {', '.join(left)}")
+        world.broken("nothing is left behind", f"descriptors were left open: {', '.join(left)}")
+    law, what = (world.problems[0].law, world.problems[0].what) if world.problems else ("", "")
     rounds = len(study.history) if study is not None else 0
-    return Outcome(plan.seed, plan, tuple(world.trace), tuple(world.problems), rounds, took_s)
+    broken = tuple(map(str, world.problems))
+    return Outcome(plan, law, what, rounds, world.calls, round(took_s, 3), tuple(world.trace), broken)
 
 
 def _descriptors() -> list[str]:

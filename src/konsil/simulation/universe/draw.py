@@ -9,9 +9,7 @@ from typing import get_args
 from msgspec.structs import replace
 
 from konsil.core.rules import Contribution
-from konsil.simulation.universe.plan import (
-    LIES,
-    AnyFault,
+from konsil.simulation.faults import (
     Crash,
     Cut,
     DialsOut,
@@ -22,12 +20,10 @@ from konsil.simulation.universe.plan import (
     Liar,
     Lie,
     Partition,
-    Plan,
     Skew,
-    Slow,
     TrainingDies,
-    Weather,
 )
+from konsil.simulation.universe.plan import LIES, AnyFault, Plan, Slow, Weather
 
 _SIZES = (2,) * 2 + (3,) * 14 + (4,) * 3 + (5,)
 _ROUNDS = (1,) * 16 + (2,) * 3 + (3,)

@@ -22,15 +22,15 @@ from konsil.core.rules import (
     Verdict,
 )
 from konsil.errors import KonsilError, PeerRefused, Refused
+from konsil.simulation.laws import Violation
 from konsil.simulation.universe.errand import Answer, Work
 from konsil.simulation.universe.ledger import STUDY
 from konsil.simulation.universe.models import Content, model_of, part_of, spoiled, whole
 from konsil.simulation.universe.node import Node
-from konsil.simulation.universe.watch import Violation
 from konsil.simulation.universe.work import Works
 
 if TYPE_CHECKING:
-    from konsil.simulation.universe.plan import Lie
+    from konsil.simulation.faults import Lie
     from konsil.simulation.universe.world import World
 
 BETWEEN_S = 2.0

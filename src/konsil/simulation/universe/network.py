@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Collection
 
+from konsil.simulation.faults import Cut, DialsOut, LedgerHalt, Partition
 from konsil.simulation.universe.agenda import Agenda
-from konsil.simulation.universe.plan import Cut, DialsOut, LedgerHalt, Partition, Plan
+from konsil.simulation.universe.plan import Plan
 
 AGAIN_S = 3.0
 """What a lost message costs: the line notices, and sends it again."""

@@ -13,9 +13,11 @@ from konsil.core.round import Deliver, Effect, Submit
 from konsil.core.rules import Accept, Call, Commit, Finish, Publish, RoundRecord, State, Study, Tick, is_over
 from konsil.errors import KonsilError, Refused
 from konsil.simulation.calls import sentence
+from konsil.simulation.faults import Cut, DialsOut, LedgerHalt, Partition
+from konsil.simulation.laws import Violation
 from konsil.simulation.universe.ledger import STUDY
 from konsil.simulation.universe.models import Content, whole
-from konsil.simulation.universe.plan import Cut, DialsOut, LedgerHalt, Partition, Plan, Slow
+from konsil.simulation.universe.plan import Plan, Slow
 
 if TYPE_CHECKING:
     from konsil.simulation.universe.node import Node
@@ -30,16 +32,6 @@ a bound members that are all well, and cannot reach each other, fill the ledger'
 FAILURES_AT_ONCE, FAILURES_WITHIN_S = 8, 2.0
 """More than this of one effect keep a machine busy for nothing: the third try is a second and a half after
 the first, unless what failed was not wanted in between."""
-
-
-class Violation(Exception):
-    """An invariant does not hold. ``law``: which one, in a few words that stay the same."""
-
-    def __init__(self, law: str, what: str) -> None:
-        """Say what happened."""
-        super().__init__(f"{law}: {what}")
-        self.law = law
-        self.what = what
 
 
 class Watch:

@@ -5,15 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-import msgspec
-
-from konsil.simulation.universe.agenda import Agenda
-from konsil.simulation.universe.ledger import PATIENCE_S, Ledger, initial_model
-from konsil.simulation.universe.liars import make_node
-from konsil.simulation.universe.models import Content, Merges
-from konsil.simulation.universe.network import Network
-from konsil.simulation.universe.node import Node
-from konsil.simulation.universe.plan import (
+from konsil.simulation import laws
+from konsil.simulation.faults import (
     Crash,
     Cut,
     DiskFull,
@@ -21,14 +14,21 @@ from konsil.simulation.universe.plan import (
     Late,
     LedgerHalt,
     Partition,
-    Plan,
     Skew,
-    Slow,
     TrainingDies,
 )
-from konsil.simulation.universe.sentences import begins, ends
+from konsil.simulation.laws import Law, Violation
+from konsil.simulation.sentences import begins, ends
+from konsil.simulation.universe.agenda import Agenda
+from konsil.simulation.universe.ledger import PATIENCE_S, Ledger, initial_model
+from konsil.simulation.universe.liars import make_node
+from konsil.simulation.universe.models import Content, Merges
+from konsil.simulation.universe.network import Network
+from konsil.simulation.universe.node import Node
+from konsil.simulation.universe.plan import Plan, Slow
+from konsil.simulation.universe.sentences import BEYOND
 from konsil.simulation.universe.training import Training
-from konsil.simulation.universe.watch import Violation, Watch
+from konsil.simulation.universe.watch import Watch
 
 BOUND_S = 5.0 * PATIENCE_S
 """How long a round may take once all that passes has passed. Most take as long as their training; the longest
@@ -108,7 +108,7 @@ class World:
                     if back_s:
                         self.agenda.at(back_s, self._trains, self.nodes[member])
                 case Partition() | Cut() | DiskFull() | LedgerHalt():
-                    self.agenda.at(fault.at_s, self.story, lambda fault=fault: begins(fault))
+                    self.agenda.at(fault.at_s, self.story, lambda fault=fault: begins(fault, BEYOND))
                     self.agenda.at(fault.until_s, self.story, lambda fault=fault: ends(fault))
                 case _:
                     pass
@@ -191,25 +191,17 @@ class World:
         return not node.up and self._gone(node.name, Crash)
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """How a universe ended. ``law``, ``what``: the invariant that did not hold, "" if all did.
+class Outcome(laws.Outcome[Plan], frozen=True):
+    """``longest_s``: what a round took at most once all that passes had passed."""
 
-    ``seconds``: of its own time; ``longest_s``: what a round took at most once all that passes had passed.
-    """
-
-    plan: Plan
-    law: str
-    what: str
-    rounds: int
-    calls: int
-    seconds: float
     longest_s: float
 
 
 def run_universe(plan: Plan, tell: Callable[[str], None] | None = None) -> Outcome:
     """Run a universe to its end."""
     world = World(plan, tell)
-    law, what = "", ""
+    law: Law = ""
+    what = ""
     try:
         world.run()
     except Violation as raised:

@@ -7,13 +7,14 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from konsil.simulation.universe.draw import draw_plan
-from konsil.simulation.universe.world import Outcome, run_universe
+from konsil.simulation.laws import Outcome
+from konsil.simulation.plans import WorldName
+from konsil.simulation.worlds import world
 
-AT_ONCE = 250
-"""Universes that a process runs before it tells."""
+AT_ONCE: dict[WorldName, int] = {"core": 250, "nodes": 10}
+"""Universes that a process runs before it tells: some seconds' work."""
 
 
 class Tally(NamedTuple):
@@ -23,15 +24,16 @@ class Tally(NamedTuple):
     rounds: int
     calls: int
     cpu_s: float
-    broken: tuple[Outcome, ...]
+    broken: tuple[Outcome[Any], ...]
 
 
-def run_some(first: int, count: int) -> Tally:
+def run_some(first: int, count: int, name: WorldName = "core") -> Tally:
     """The universes of so many seeds, one after the other."""
+    draw, run = world(name).draw, world(name).run
     began_s = time.process_time()
     gc.disable()  # a universe's memory goes with it; looking for cycles all the time costs a tenth
     try:
-        outcomes = [run_universe(draw_plan(seed)) for seed in range(first, first + count)]
+        outcomes = [run(draw(seed), None) for seed in range(first, first + count)]
     finally:
         gc.enable()
     return Tally(
@@ -43,15 +45,17 @@ def run_some(first: int, count: int) -> Tally:
     )
 
 
-def run_many(first: int, count: int, processes: int = 0) -> Iterator[Tally]:
+def run_many(first: int, count: int, processes: int = 0, name: WorldName = "core") -> Iterator[Tally]:
     """The universes of so many seeds, as they are done, in the order of their seeds.
 
     Args:
         first: the first seed.
         count: how many.
         processes: how many at once; 0 for as many as there are cores.
+        name: of their world.
     """
-    spans = [(start, min(AT_ONCE, first + count - start)) for start in range(first, first + count, AT_ONCE)]
+    step, end = AT_ONCE[name], first + count
+    spans = [(start, min(step, end - start), name) for start in range(first, end, step)]
     at_once = min(processes or os.cpu_count() or 1, len(spans))
     if at_once <= 1:
         yield from (run_some(*span) for span in spans)
