@@ -45,6 +45,12 @@ ALL = (
         "_forget_what_is_over(recorded, study)",
     ),
     (
+        "a chunk's digest is not checked",
+        "core.digest",
+        "    if leaf(chunk) == expected:\n",
+        "    if True:\n",
+    ),
+    (
         "a manifest's digest is not checked",
         "core.digest",
         "        if actual != digest:",
@@ -282,5 +288,6 @@ ALL = (
         "core.round.goals",
         "        if not participant.present and still_contributes(state, study):",
         "        if not participant.present and state.leaving:",
+        "back-after-the-patience",
     ),
 )
