@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from konsil.core.round import goals, machine
 from konsil.errors import ConfigError
 from konsil.simulation.batch import run_many, run_some
 from konsil.simulation.faults import Crash, Cut, Liar, Partition, Skew, TrainingDies
@@ -177,3 +178,20 @@ def test_a_tally_counts_what_was_run():
     assert tally.universes == 20
     assert tally.rounds >= 20
     assert tally.cpu_s > 0
+
+
+def test_goals_that_are_left_out_would_have_wanted_nothing(monkeypatch):
+    left_out: Counter[str] = Counter()
+
+    def seen_through(state, study):
+        chosen = goals.goals(state, study)
+        for goal in goals.of_phase(study):
+            if goal not in chosen:
+                left_out[goal.__name__] += 1
+                assert not list(goal(state, study)), goal.__name__
+        return chosen
+
+    monkeypatch.setattr(machine, "goals", seen_through)
+    for seed in range(300):
+        assert not run_universe(draw_plan(seed)).law
+    assert len(left_out) == 6

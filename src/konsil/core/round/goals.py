@@ -367,22 +367,29 @@ _OF_THE_OUTER_STATE = {_have_the_outer_state}
 _OF_TRAINING = {_put_scores_on_record, _finish}
 
 
-def goals(state: NodeRound, study: Study) -> tuple[Goal, ...]:
-    """What a node may want in the study's present phase, in the order in which it begins.
+def of_phase(study: Study) -> tuple[Goal, ...]:
+    """All that a node may want in the study's present phase, in the order in which it begins."""
+    if study.open is not None:
+        return _COLLECTING if study.open.phase == "collecting" else _MERGING
+    return _BEFORE if study.phase == "proposed" else _AFTER
 
-    Goals that cannot want anything are left out: most looks are at a round in which all goes well.
-    """
-    current, has_outer = study.open, study.settings.outer is not None
+
+def goals(state: NodeRound, study: Study) -> tuple[Goal, ...]:
+    """The goals of the phase without those that cannot want anything: most rounds go well."""
+    current = study.open
+    troubled = current is not None and _is_troubled(state, current)
     has_said = bool(state.scores) or state.finish is not None
-    if current is None:
-        return _those(_BEFORE if study.phase == "proposed" else _AFTER, False, has_outer, has_said)
+    return _those(of_phase(study), troubled, study.settings.outer is not None, has_said)
+
+
+def _is_troubled(state: NodeRound, current: OpenRound) -> bool:
+    """Whether there is anything to report, to look at or to dispute in a round that merges."""
     if current.phase == "collecting":
-        return _those(_COLLECTING, False, has_outer, has_said)
+        return False
+    if current.dispute or current.reports or state.suspects or state.unreachable[1]:
+        return True
     mine = current.commits.get(state.me)
-    has_lost = mine is not None and not can_give(state, mine.digest)
-    known = current.dispute or current.reports or state.suspects or state.unreachable[1]
-    troubled = has_lost or bool(known)
-    return _those(_MERGING, troubled, has_outer, has_said)
+    return mine is not None and not can_give(state, mine.digest)
 
 
 @cache
