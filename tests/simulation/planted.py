@@ -140,7 +140,7 @@ ALL = (
     ),
     (
         "a wrong part is disputed by nobody",
-        "core.round.goals",
+        "core.round.trouble",
         "for suspect in state.suspects[: 0 if had_its_say else 1]:",
         "for suspect in state.suspects[:0]:",
     ),
@@ -241,7 +241,7 @@ ALL = (
     ),
     (
         "nobody looks at what another reported",
-        "core.round.goals",
+        "core.round.trouble",
         "        if probe not in state.probed:\n            yield probe",
         "        if probe in state.probed:\n            yield probe",
         "one-lets-hang-and-one-is-gone",

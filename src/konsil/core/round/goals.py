@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import NamedTuple
 
-from konsil.core.round.contributing import can_give, examples_of, has_lost_its_update, still_contributes
+from konsil.core.round.contributing import can_give, examples_of, still_contributes
 from konsil.core.round.events import (
     Advance,
     Deliver,
     Effect,
     Fetch,
     Lead,
-    Probe,
-    Recompute,
     Submit,
 )
 from konsil.core.round.knowledge import NodeRound
+from konsil.core.round.trouble import is_troubled, report_the_unreachable, see_for_oneself, settle_disputes
 from konsil.core.rules.calls import (
     Accept,
     Alive,
     Commit,
-    Dispute,
     Enter,
     Finish,
     Initialise,
     Leave,
     Publish,
-    Report,
     Tick,
-    Verdict,
 )
 from konsil.core.rules.rounds import patient_until_s
 from konsil.core.rules.starts import agreed_start
@@ -200,58 +196,6 @@ def _lead_own_parts(state: NodeRound, study: Study) -> Iterable[Effect]:
     return wanted
 
 
-def _report_the_unreachable(state: NodeRound, study: Study) -> Iterable[Effect]:
-    current = study.open
-    if current is None or state.me not in current.roster:
-        return ()
-    names = set(state.unreachable[1]) if state.unreachable[0] == current.number else set()
-    if has_lost_its_update(state, current, missed=state.me in names):
-        names.add(state.me)
-    else:
-        names.discard(state.me)
-    named = tuple(sorted(names & set(current.roster)))
-    if named and set(named) - set(current.reports.get(state.me, ())):
-        return (Submit(Report(state.study, current.number, current.attempt, named)),)
-    return ()
-
-
-def _see_for_oneself(state: NodeRound, study: Study) -> Iterator[Effect]:
-    """Only a majority's report counts: where one member reports another, each looks."""
-    current = study.open
-    if current is None or not current.reports or state.me not in current.roster:
-        return
-    known = set(current.reports.get(state.me, ()))
-    if can_give(state, current.commits[state.me].digest):
-        known.add(state.me)
-    if state.unreachable[0] == current.number:
-        known |= state.unreachable[1]
-    reported = {name for names in current.reports.values() for name in names}
-    for name in sorted(reported & set(current.roster) - known):
-        probe = Probe(current.number, current.attempt, name)
-        if probe not in state.probed:
-            yield probe
-
-
-def _settle_disputes(state: NodeRound, study: Study) -> Iterator[Effect]:
-    current = study.open
-    if current is None or state.me not in current.roster:
-        return
-    dispute = current.dispute
-    if dispute is None:
-        had_its_say = any(d.by == state.me and d.attempt == current.attempt for d in current.disputes)
-        for suspect in state.suspects[: 0 if had_its_say else 1]:
-            yield Submit(Dispute(state.study, suspect.round, suspect.attempt, suspect.part, suspect.chunk))
-        return
-    if state.me in dispute.verdicts:
-        return
-    at = Recompute(current.number, current.attempt, dispute.part, dispute.chunk)
-    if at in state.findings:
-        wrong = state.findings[at]
-        yield Submit(Verdict(state.study, at.round, at.attempt, at.part, at.chunk, wrong))
-    else:
-        yield at
-
-
 def _put_scores_on_record(state: NodeRound, study: Study) -> Iterable[Effect]:
     if not state.scores:
         return ()
@@ -344,15 +288,15 @@ _COLLECTING: tuple[Goal, ...] = (
     _finish,
 )
 _MERGING: tuple[Goal, ...] = (
-    _settle_disputes,
+    settle_disputes,
     _hold_the_accepted_model,
     _accept_the_merge,
     _have_the_outer_state,
     _deliver_it,
     _be_present,
     _lead_own_parts,
-    _report_the_unreachable,
-    _see_for_oneself,
+    report_the_unreachable,
+    see_for_oneself,
     _put_scores_on_record,
     _finish,
 )
@@ -362,7 +306,7 @@ _AFTER: tuple[Goal, ...] = (
     _deliver_it,
     _put_scores_on_record,
 )
-_OF_TROUBLE = {_settle_disputes, _report_the_unreachable, _see_for_oneself}
+_OF_TROUBLE = {settle_disputes, report_the_unreachable, see_for_oneself}
 _OF_THE_OUTER_STATE = {_have_the_outer_state}
 _OF_TRAINING = {_put_scores_on_record, _finish}
 
@@ -377,19 +321,9 @@ def of_phase(study: Study) -> tuple[Goal, ...]:
 def goals(state: NodeRound, study: Study) -> tuple[Goal, ...]:
     """The goals of the phase without those that cannot want anything: most rounds go well."""
     current = study.open
-    troubled = current is not None and _is_troubled(state, current)
+    troubled = current is not None and is_troubled(state, current)
     has_said = bool(state.scores) or state.finish is not None
     return _those(of_phase(study), troubled, study.settings.outer is not None, has_said)
-
-
-def _is_troubled(state: NodeRound, current: OpenRound) -> bool:
-    """Whether there is anything to report, to look at or to dispute in a round that merges."""
-    if current.phase == "collecting":
-        return False
-    if current.dispute or current.reports or state.suspects or state.unreachable[1]:
-        return True
-    mine = current.commits.get(state.me)
-    return mine is not None and not can_give(state, mine.digest)
 
 
 @cache
