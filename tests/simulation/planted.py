@@ -15,10 +15,17 @@ ALL = (
         "",
     ),
     (
-        "a member finishes before its last update is on disk",
+        "a snapshot is dropped from the disk",
+        "core.round.keeping",
+        "        keep |= {state.update.digest}\n",
+        "        pass\n",
+        "a-snapshot-through-a-restart",
+    ),
+    (
+        "a snapshot is not in the farewell",
         "core.round.promises",
-        "            return (state.update.digest,)\n",
-        "            return ()\n",
+        'return Farewell(contribution, state.update if contribution == "snapshot" else None)',
+        "return Farewell(contribution, None)",
     ),
     (
         "a published part is no promise",
@@ -279,8 +286,8 @@ ALL = (
     (
         "who stays active without ever having had an update contributes nothing",
         "core.round.goals",
-        '    if participant.finished == "active" and study.accepted in state.held:\n        # The model',
-        '    if participant.finished == "active" and any(state.me in r.roster for r in study.history):\n        # The model',
+        "    if participant.finished is not None and study.accepted in state.held:\n        # The model",
+        "    if participant.finished is not None and any(state.me in r.roster for r in study.history):\n        # The model",
         "active-before-it-took-part",
     ),
     (

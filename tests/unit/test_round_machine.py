@@ -29,9 +29,8 @@ from konsil.core.round import (
     Submit,
     Suspected,
     UpdateReady,
-    durable_before,
     failed,
-    snapshot_of,
+    farewell_of,
     stage,
     step,
     to_keep,
@@ -725,17 +724,15 @@ def test_a_restarted_node_contributes_the_snapshot_that_its_member_left(ledger):
     node = trains(ledger)
     update = ready(ledger)
     node.sees(update)
-    assert durable_before(Finish("aml", "snapshot"), node.state) == (update.digest,)
-    assert durable_before(Finish("aml", "active"), node.state) == ()
+    left = farewell_of(node.state, "snapshot")
+    assert left.update == update
+    assert farewell_of(node.state, "active").update is None
     ledger.commit().publish().accept()
-    assert snapshot_of(ledger.study, "b") is None
+    assert update.digest not in to_keep(node.state, ledger.study)
     ledger.say("b", Finish("aml", "snapshot"))
-    left = snapshot_of(ledger.study, "b")
-    assert left == UpdateReady(1, ledger.study.history[0].base, update.digest, 10)
-    assert update.digest in to_keep(ledger.study, "b")
-    assert update.digest not in to_keep(ledger.study, "a")
+    assert update.digest in to_keep(node.state, ledger.study)
     node = Node(ledger, held=frozenset({ledger.study.accepted}))
-    assert node.sees(left) == (Submit(Commit("aml", 2, ledger.study.accepted, update.digest, 10)),)
+    assert node.sees(left.update) == (Submit(Commit("aml", 2, ledger.study.accepted, update.digest, 10)),)
 
 
 def test_a_restarted_node_contributes_the_merge_of_its_finished_member(ledger):
@@ -762,9 +759,13 @@ def test_a_member_that_stays_active_without_ever_having_had_an_update_is_there_a
     assert node.sees(Done(enter)) == (Submit(Commit("aml", 2, accepted, accepted, 1)),)
 
 
-def test_who_has_no_last_update_to_go_on_contributing_is_inactive(ledger):
+def test_who_has_no_last_update_to_go_on_contributing_contributes_the_merge(ledger):
     node = trains(ledger)
-    assert node.sees(FinishWanted("snapshot")) == (Submit(Finish("aml", "inactive")),)
+    (finish,) = node.sees(FinishWanted("snapshot"))
+    assert finish == Submit(Finish("aml", "snapshot"))
+    ledger.say("b", finish.call)
+    accepted = ledger.study.accepted
+    assert Submit(Commit("aml", 1, accepted, accepted, 1)) in (*node.sees(Done(finish)), *node.started)
 
 
 def test_an_inactive_member_contributes_nothing_more(ledger):

@@ -6,10 +6,11 @@ import sqlite3
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Self, get_args
+from typing import Self
 
-from konsil.core.round import Promise
-from konsil.core.rules import Contribution
+import msgspec
+
+from konsil.core.round import Farewell, Promise
 from konsil.errors import LedgerError, NodeError
 
 _FAILED = (sqlite3.Error, UnicodeDecodeError, MemoryError)
@@ -26,7 +27,7 @@ CREATE TABLE IF NOT EXISTS promises (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS farewells (
     study TEXT NOT NULL PRIMARY KEY,
-    contribution TEXT NOT NULL
+    words BLOB NOT NULL
 ) STRICT;
 """
 
@@ -109,12 +110,12 @@ class Journal:
 
     # --- last words --------------------------------------------------------------------------------
 
-    def note_finish(self, study: str, contribution: Contribution | None) -> None:
+    def note_farewell(self, study: str, farewell: Farewell | None) -> None:
         """Write down what a training process said when it finished, which nobody says again.
 
         Args:
             study: its study.
-            contribution: what is to be contributed on; None for a training process that has come back.
+            farewell: what it said; None once a training process has come back.
 
         Raises:
             LedgerError: the disk is full or failed.
@@ -122,9 +123,10 @@ class Journal:
         try:
             with self._turn:
                 self._require_open()
-                if contribution is not None:
-                    self._db.execute("INSERT OR REPLACE INTO farewells VALUES (?, ?)", (study, contribution))
-                elif self._finish_of(study) is not None:
+                if farewell is not None:
+                    words = msgspec.json.encode(farewell)
+                    self._db.execute("INSERT OR REPLACE INTO farewells VALUES (?, ?)", (study, words))
+                elif self._farewell(study) is not None:
                     self._db.execute("DELETE FROM farewells WHERE study = ?", (study,))
         except _FAILED as error:
             raise LedgerError(
@@ -134,15 +136,25 @@ class Journal:
                 do="Free disk space, and finish again.",
             ) from error
 
-    def noted_finish(self, study: str) -> Contribution | None:
-        """What the last training process wanted to be contributed on when it finished; None if it has not."""
-        with self._turn:
-            self._require_open()
-            return self._finish_of(study)
+    def farewell(self, study: str) -> Farewell | None:
+        """What the last training process said when it finished; None if it has not, or has come back.
 
-    def _finish_of(self, study: str) -> Contribution | None:
-        row = self._db.execute("SELECT contribution FROM farewells WHERE study = ?", (study,)).fetchone()
-        return next((known for known in get_args(Contribution) if row and row[0] == known), None)
+        Raises:
+            NodeError: the file is damaged.
+        """
+        try:
+            with self._turn:
+                self._require_open()
+                return self._farewell(study)
+        except _FAILED as error:
+            raise _cannot_open(self.path, error) from error
+
+    def _farewell(self, study: str) -> Farewell | None:
+        row = self._db.execute("SELECT words FROM farewells WHERE study = ?", (study,)).fetchone()
+        try:
+            return msgspec.json.decode(row[0], type=Farewell) if row else None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None  # another version's words
 
     def close(self) -> None:
         """Close the file, once whoever writes has written. Closing twice is harmless."""

@@ -10,7 +10,7 @@ import structlog
 
 from konsil import __version__
 from konsil.core.model_card import card_of, encode_card
-from konsil.core.round import finalists, to_keep
+from konsil.core.round import finalists
 from konsil.core.rules import FinalModel, State, Study, asked_for, choosable, final_round, is_over
 from konsil.errors import KonsilError, StudyError
 from konsil.node.merging import Merging
@@ -45,9 +45,10 @@ class Shelf:
         study: Callable[[], Study],
         let_go: Callable[[], None],
         outer: OuterStates,
+        needed: Callable[[], frozenset[str]],
     ) -> None:
         """``let_go`` is called when a model has not been asked for any more; ``outer`` has, where there is an
-        outer optimiser, the models that training went on from after a round.
+        outer optimiser, the models that training went on from after a round; ``needed``: what stays on disk.
         """
         self._site = site
         self._store = store
@@ -55,6 +56,7 @@ class Shelf:
         self._study = study
         self._let_go = let_go
         self._outer = outer
+        self._needed = needed
         self._lent: dict[str, float] = {}
         self._getting: dict[tuple[str, bool], asyncio.Task[Model]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -205,7 +207,7 @@ class Shelf:
         if not from_peers:
             raise StudyError("It is not on this node's disk.")
         model = self._keep(await self._merging.fetch(digest))
-        await self._site.models.save(name, model, lambda: to_keep(self._study(), self._site.me))
+        await self._site.models.save(name, model, self._needed)
         return model
 
     def _keep(self, model: Model) -> Model:

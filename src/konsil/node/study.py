@@ -79,7 +79,9 @@ class StudyRunner:
         self._problems: dict[Effect | None, str] = {}
         self.merging = Merging(name, site, self.store, lambda: self.study)
         self.outer = OuterStates(name, site.models, self.store, self.merging, lambda: self.study)
-        self.shelf = Shelf(site, self.store, self.merging, lambda: self.study, self._let_go, self.outer)
+        self.shelf = Shelf(
+            site, self.store, self.merging, lambda: self.study, self._let_go, self.outer, self._needed
+        )
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._heartbeats = Heartbeats(name, site, lambda: self.study, self._progress)
@@ -123,40 +125,46 @@ class StudyRunner:
 
     async def open(self) -> None:
         """Take the last accepted merge from disk, if it is there, and begin."""
+        await (
+            self._take_up_farewell()
+        )  # first: the merge would do in the place of a snapshot that is not here
         model = await self.site.models.load(self.name, self.study.accepted)
         if model is not None:
             self._keep(model)
             self.post(Held(model.digest))
-        await self._take_up_snapshot()
-        finish = self.site.journal.noted_finish(self.name)
-        if finish is not None:
-            self.post(FinishWanted(finish))
         self._heartbeats.start()
         self.post(Looked())
 
-    async def _take_up_snapshot(self) -> None:
-        """Serve the update that a training process left to be contributed on, before it finished."""
-        snapshot = machine.snapshot_of(self.study, self.site.me)
-        model = await self.site.models.load(self.name, snapshot.digest) if snapshot is not None else None
-        if snapshot is not None and model is not None:
+    async def _take_up_farewell(self) -> None:
+        """Go on with what a training process left when it finished, in an earlier life of this node."""
+        farewell = await asyncio.to_thread(self.site.journal.farewell, self.name)
+        if farewell is None or is_over(self.study):
+            return
+        update = farewell.update
+        model = await self.site.models.load(self.name, update.digest) if update is not None else None
+        if update is not None and model is not None:
             self._keep(model)
-            self.post(snapshot)
+            self.post(update)
+        self.post(FinishWanted(farewell.contribution))
 
-    async def forget_finish(self) -> None:
+    async def forget_farewell(self) -> None:
         """A training process has come back: what an earlier one said when it finished is over.
 
         Raises:
             LedgerError: the disk is full or failed.
         """
-        await asyncio.to_thread(self.site.journal.note_finish, self.name, None)
+        await asyncio.to_thread(self.site.journal.note_farewell, self.name, None)
 
     async def finish(self, contribution: Contribution) -> None:
         """The training process has finished. The ledger hears of it, even if this node dies before it does.
 
         Raises:
-            LedgerError: the disk is full or failed.
+            NodeError, LedgerError: the disk is full or failed.
         """
-        await asyncio.to_thread(self.site.journal.note_finish, self.name, contribution)
+        farewell = machine.farewell_of(self.state, contribution)
+        if farewell.update is not None:
+            await self._make_durable(farewell.update.digest)
+        await asyncio.to_thread(self.site.journal.note_farewell, self.name, farewell)
         self.post(FinishWanted(contribution))
 
     def look(self) -> None:
@@ -271,7 +279,7 @@ class StudyRunner:
 
     async def _submit(self, effect: Submit) -> None:
         call = effect.call
-        for digest in machine.durable_before(call, self.state):
+        for digest in machine.durable_before(call):
             await self._make_durable(digest)
         if isinstance(call, Commit):
             await self.outer.make_durable(call.start)
@@ -297,9 +305,7 @@ class StudyRunner:
     async def _save(self, model: Model) -> None:
         while model.digest == self.study.accepted:
             try:
-                await self.site.models.save(
-                    self.name, model, lambda: machine.to_keep(self.study, self.site.me)
-                )
+                await self.site.models.save(self.name, model, self._needed)
             except KonsilError as error:
                 self._problems[None] = str(error)
                 _log.warning("the accepted merge is not on disk yet", study=self.name, why=str(error))
@@ -315,7 +321,7 @@ class StudyRunner:
                 return
             # What the call says would not be true.
             raise StudyError(f"The model {digest[:12]} is not at this node (yet).", do="It is tried again.")
-        await self.site.models.save(self.name, model, lambda: machine.to_keep(self.study, self.site.me))
+        await self.site.models.save(self.name, model, self._needed)
         self._problems.pop(None, None)
 
     async def _fetch(self, effect: Fetch) -> None:
@@ -369,6 +375,9 @@ class StudyRunner:
     def _keep(self, model: Model) -> None:
         self.merging.schema = model.schema
         self.store.add_model(model)
+
+    def _needed(self) -> frozenset[str]:
+        return machine.to_keep(self.state, self.study)
 
     def _let_go(self) -> None:
         """Forget models and benches that no peer can ask for any more."""

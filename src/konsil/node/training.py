@@ -202,7 +202,7 @@ class _Conversation:
                 memory.close()
         _log.info("training joined", study=self.runner.name, pid=self.pid)
         self._reporter = asyncio.create_task(self._say_what_it_waits_for())
-        await self.runner.forget_finish()
+        await self.runner.forget_farewell()
         holds = word.digest if word.round == len(self.runner.study.history) else ""
         self.runner.post(Attached(holds))
 

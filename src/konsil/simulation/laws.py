@@ -15,6 +15,7 @@ Law = Literal[
     "what was accepted is on disk",
     "what is held is on disk",
     "one update a round",
+    "a snapshot stays what it was",
     "a promise is written before it is said",
     "no honest member is struck",
     "rounds end",

@@ -148,7 +148,9 @@ class NodeThread(threading.Thread):
     def _shelf(self) -> Shelf:
         """The node's models: what a test put there, or nothing."""
         site = SimpleNamespace(me="lyon", ledger=self.ledger, ledger_s=time.time, models=self)
-        return Shelf(site, self, self, lambda: self.ledger.state.studies["heart"], lambda: None, outer=None)
+        return Shelf(
+            site, self, self, lambda: self.ledger.state.studies["heart"], lambda: None, None, frozenset
+        )
 
     def model(self, _digest: str) -> Model | None:
         return self.held

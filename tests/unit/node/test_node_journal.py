@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from konsil.core.round import promise_of
+from konsil.core.round import Farewell, UpdateReady, promise_of
 from konsil.core.rules import Accept, Commit, Publish, Tick
 from konsil.errors import LedgerError, NodeError
 from konsil.node.journal import Journal
@@ -144,29 +144,34 @@ def test_a_journal_that_closes_under_a_writing_thread_lets_it_finish_and_promise
     journal.close()
 
 
+LEFT = Farewell("snapshot", UpdateReady(3, D.other, D.one, 10))
+
+
 def test_what_training_said_last_survives_the_node_until_it_comes_back(path):
     with Journal(path) as journal:
-        assert journal.noted_finish("aml") is None
-        journal.note_finish("aml", "active")
-        journal.note_finish("aml", "snapshot")
-        journal.note_finish("heart", "inactive")
+        assert journal.farewell("aml") is None
+        journal.note_farewell("aml", Farewell("active"))
+        journal.note_farewell("aml", LEFT)
+        journal.note_farewell("heart", Farewell("inactive"))
     with Journal(path) as journal:
-        assert journal.noted_finish("aml") == "snapshot"
-        journal.note_finish("aml", None)
-        journal.note_finish("aml", None)
-        assert journal.noted_finish("aml") is None
-        assert journal.noted_finish("heart") == "inactive"
+        assert journal.farewell("aml") == LEFT
+        journal.note_farewell("aml", None)
+        journal.note_farewell("aml", None)
+        assert journal.farewell("aml") is None
+        assert journal.farewell("heart") == Farewell("inactive")
 
 
 def test_a_farewell_that_no_version_knows_counts_for_nothing(path):
     with Journal(path) as journal:
-        journal.note_finish("aml", "active")
-        journal._db.execute("UPDATE farewells SET contribution = 'for ever'")
-        assert journal.noted_finish("aml") is None
+        journal.note_farewell("aml", LEFT)
+        journal._db.execute("UPDATE farewells SET words = x'ff7b'")
+        assert journal.farewell("aml") is None
 
 
 def test_a_journal_that_takes_nothing_says_so_of_a_farewell(path):
     with Journal(path) as journal:
         journal._db.execute("DROP TABLE farewells")
         with pytest.raises(LedgerError, match="finished study 'aml' could not be written"):
-            journal.note_finish("aml", "active")
+            journal.note_farewell("aml", LEFT)
+        with pytest.raises(NodeError, match="cannot be opened: no such table"):
+            journal.farewell("aml")

@@ -87,7 +87,7 @@ class Runner:
     def require_participant(self):
         pass
 
-    async def forget_finish(self):
+    async def forget_farewell(self):
         pass
 
     async def finish(self, contribution):

@@ -37,11 +37,11 @@ from konsil.core.round.events import (
     Suspected,
     UpdateReady,
 )
-from konsil.core.round.keeping import finalists, snapshot_of, to_hold, to_keep
+from konsil.core.round.keeping import finalists, to_hold, to_keep
 from konsil.core.round.knowledge import NodeRound, Retry
 from konsil.core.round.ledger_time import LedgerTime
 from konsil.core.round.machine import Step, stage, step
-from konsil.core.round.promises import Promise, durable_before, promise_of
+from konsil.core.round.promises import Farewell, Promise, durable_before, farewell_of, promise_of
 
 __all__ = [
     "Advance",
@@ -54,6 +54,7 @@ __all__ = [
     "Effect",
     "Event",
     "Failed",
+    "Farewell",
     "Fetch",
     "FinishWanted",
     "Found",
@@ -78,9 +79,9 @@ __all__ = [
     "blamed_after_s",
     "durable_before",
     "failed",
+    "farewell_of",
     "finalists",
     "promise_of",
-    "snapshot_of",
     "stage",
     "step",
     "to_hold",

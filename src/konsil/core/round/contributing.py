@@ -31,11 +31,11 @@ def has_lost_its_update(state: NodeRound, current: OpenRound, *, missed: bool) -
 
 
 def still_contributes(state: NodeRound, study: Study) -> bool:
-    """Whether a member that has finished has what it wanted to go on contributing."""
-    participant = study.participants[state.me]
-    if participant.finished == "snapshot":
-        return state.update is not None
-    return participant.finished == "active" and study.accepted in state.held
+    """Whether a member that has finished has what it goes on contributing; without its snapshot the merge."""
+    finished = study.participants[state.me].finished
+    if finished == "snapshot" and state.update is not None:
+        return True
+    return finished in {"snapshot", "active"} and study.accepted in state.held
 
 
 def examples_of(state: NodeRound, study: Study) -> int:

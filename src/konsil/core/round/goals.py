@@ -173,8 +173,9 @@ def _update_for(state: NodeRound, study: Study, current: OpenRound) -> Commit | 
         return None
     if participant.finished == "snapshot" and update is not None:
         return commit(update.digest, update.examples)
-    if participant.finished == "active" and study.accepted in state.held:
+    if participant.finished is not None and study.accepted in state.held:
         # The model as training goes on from it: of this member's share the outer optimiser sees no change.
+        # Also in the place of a snapshot that is gone, or was never made: others may be too few without it.
         digest = state.outer.model if state.outer is not None else study.accepted
         return commit(digest, examples_of(state, study))
     return None
@@ -208,9 +209,7 @@ def _finish(state: NodeRound, study: Study) -> Iterable[Effect]:
     participant = study.participants.get(state.me)
     if participant is None or participant.finished is not None:
         return ()
-    # A last update that was never made is nothing to go on contributing.
-    nothing = state.finish == "snapshot" and state.update is None
-    return (Submit(Finish(state.study, "inactive" if nothing else state.finish)),)
+    return (Submit(Finish(state.study, state.finish)),)
 
 
 def _say_that_training_goes_on(state: NodeRound, study: Study) -> Iterable[Effect]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from konsil.core.round.events import UpdateReady
 from konsil.core.round.knowledge import NodeRound
 from konsil.core.rules.final import choosable
 from konsil.core.rules.state import Study
@@ -31,27 +30,14 @@ def finalists(study: Study) -> frozenset[str]:
     return frozenset(study.history[number - 1].digest for number in rounds)
 
 
-def snapshot_of(study: Study, me: str) -> UpdateReady | None:
-    """The update that a member which has finished goes on contributing, as the ledger knows it; None where
-    there is none. After a restart its node takes that from its disk.
-    """
-    participant = study.participants.get(me)
-    if participant is None or participant.finished != "snapshot" or study.phase in {"finished", "failed"}:
-        return None
-    for record in reversed(study.history):
-        if me in record.roster:
-            commitment = record.roster[me]
-            return UpdateReady(record.number, record.base, commitment.digest, commitment.examples)
-    return None
-
-
-def to_keep(study: Study, me: str) -> frozenset[str]:
+def to_keep(state: NodeRound, study: Study) -> frozenset[str]:
     """Models that stay on disk: the ledger may still send this node back to them, or choose them as best; and
-    the update that this member goes on contributing.
+    the last update of a member that has finished and goes on contributing it.
     """
     keep = finalists(study) | {study.accepted}
-    snapshot = snapshot_of(study, me)
-    if snapshot is not None:
-        keep |= {snapshot.digest}
+    participant = study.participants.get(state.me)
+    finish = state.finish if participant is None else participant.finished or state.finish
+    if finish == "snapshot" and state.update is not None and study.phase not in {"finished", "failed"}:
+        keep |= {state.update.digest}
     current = study.open
     return keep if current is None else keep | {current.base, current.digest}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from konsil.core.round.events import UpdateReady
 from konsil.core.round.knowledge import NodeRound
-from konsil.core.rules.calls import Accept, Call, Commit, Finish, Initialise, Publish
+from konsil.core.rules.calls import Accept, Call, Commit, Contribution, Initialise, Publish
 
 
 class Promise(msgspec.Struct, frozen=True):
@@ -15,6 +16,21 @@ class Promise(msgspec.Struct, frozen=True):
     round: int
     kind: str
     digest: str
+
+
+class Farewell(msgspec.Struct, frozen=True):
+    """What a training process said when it finished, which nobody says again: it goes into the journal.
+
+    ``update``: its last one, to be contributed on as a snapshot.
+    """
+
+    contribution: Contribution
+    update: UpdateReady | None = None
+
+
+def farewell_of(state: NodeRound, contribution: Contribution) -> Farewell:
+    """What is written down when a training process has finished."""
+    return Farewell(contribution, state.update if contribution == "snapshot" else None)
 
 
 def promise_of(call: Call) -> Promise | None:
@@ -28,19 +44,16 @@ def promise_of(call: Call) -> Promise | None:
     return None
 
 
-def durable_before(call: Call, state: NodeRound) -> tuple[str, ...]:
+def durable_before(call: Call) -> tuple[str, ...]:
     """The models that must be on this node's disk before the ledger hears of a call.
 
     Who accepts a merge, or gives the initial parameters, says that it holds them, whatever happens to it.
-    Who commits goes on from the accepted merge: were it lost, the next round could lose it for all. Who has
-    finished and goes on contributing its last update has nobody to make it again.
+    Who commits goes on from the accepted merge: were it lost, the next round could lose it for all.
     """
     match call:
         case Initialise(digest=digest) | Accept(digest=digest):
             return (digest,)
         case Commit(base=base):
             return (base,)
-        case Finish(contribution="snapshot") if state.update is not None:
-            return (state.update.digest,)
         case _:
             return ()

@@ -126,8 +126,8 @@ def _spared(faults: Faults, can_spare: int) -> Faults:
 
 
 def _takes_one_away(fault: AnyFault) -> bool:
-    """Whether rounds may have to do without a member for good: a last update goes with its node's memory."""
-    return isinstance(fault, Liar) or (isinstance(fault, Finishes) and fault.contribution != "active")
+    """Whether rounds may have to do without a member for good."""
+    return isinstance(fault, Liar) or (isinstance(fault, Finishes) and fault.contribution == "inactive")
 
 
 def _window(lots: random.Random) -> tuple[float, float]:

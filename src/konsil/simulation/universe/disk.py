@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
 
-from konsil.core.round import Promise
-from konsil.core.rules import Contribution
+from konsil.core.round import Farewell, Promise
 from konsil.errors import LedgerError, NodeError
 from konsil.simulation.universe.agenda import Agenda
 from konsil.simulation.universe.models import Content
@@ -20,7 +19,7 @@ Write = Generator[float, None, None]
 
 
 class Disk:
-    """``models``: by digest, oldest first; ``promises``, ``finish``: the journal."""
+    """``models``: by digest, oldest first; ``promises``, ``farewell``: the journal."""
 
     def __init__(self, agenda: Agenda, full: Sequence[tuple[float, float]], *, quick: bool) -> None:
         """``full``: from when to when it takes nothing; ``quick``: whether a write takes no time."""
@@ -29,7 +28,7 @@ class Disk:
         self._quick = quick
         self.models: dict[str, Content] = {}
         self.promises: dict[tuple[str, int, str], str] = {}
-        self.finish: Contribution | None = None
+        self.farewell: Farewell | None = None
 
     @property
     def is_full(self) -> bool:

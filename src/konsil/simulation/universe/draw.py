@@ -198,9 +198,9 @@ class _Drawing:
         """A training process has enough."""
         member = self._member()
         contribution: Contribution = self.chance.choice(get_args(Contribution))
-        if contribution != "active" and not self._may_be_lost(member):
-            return None  # a snapshot lives in memory: a restart loses it
-        if contribution == "active" and self.chance.random() < _RESTARTS:
+        if contribution == "inactive" and not self._may_be_lost(member):
+            return None
+        if contribution != "inactive" and self.chance.random() < _RESTARTS:
             at_s, back_s = self._span()
             self.faults.append(Crash(member, at_s, back_s))
             other = self.chance.choice(self.plan.names)

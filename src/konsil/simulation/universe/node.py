@@ -26,12 +26,11 @@ from konsil.core.round import (
     Recompute,
     Submit,
     failed,
-    snapshot_of,
     stage,
     step,
     to_hold,
 )
-from konsil.core.rules import Call, Study, readable
+from konsil.core.rules import Call, Study, is_over, readable
 from konsil.errors import KonsilError, PeerRefused, PeerUnreachable, UpdatesMissing
 from konsil.simulation.universe.disk import Disk
 from konsil.simulation.universe.errand import Answer, Ask, Errand, Want
@@ -91,22 +90,23 @@ class Node:
         self._begin()
         self.up = True
         self.life += 1
+        self._take_up_farewell()
         model = self.disk.models.get(self.view.accepted)
         if model is not None:
             self.hold(model)
             self.post(Held(model.digest))
         else:
             self.post(_LOOKED)
-        self._take_up_snapshot()
-        if self.disk.finish is not None:
-            self.post(FinishWanted(self.disk.finish))
 
-    def _take_up_snapshot(self) -> None:
-        snapshot = snapshot_of(self.view, self.name)
-        model = self.disk.models.get(snapshot.digest) if snapshot is not None else None
-        if snapshot is not None and model is not None:
-            self.hold(model)
-            self.post(snapshot)
+    def _take_up_farewell(self) -> None:
+        farewell = self.disk.farewell
+        if farewell is None or is_over(self.view):
+            return
+        update = farewell.update
+        if update is not None and update.digest in self.disk.models:
+            self.hold(self.disk.models[update.digest])
+            self.post(update)
+        self.post(FinishWanted(farewell.contribution))
 
     def crash(self) -> None:
         """Die on the spot: what is not on the disk is gone."""

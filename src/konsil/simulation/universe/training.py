@@ -13,6 +13,7 @@ from konsil.core.round import (
     Offered,
     ScoreReady,
     UpdateReady,
+    farewell_of,
 )
 from konsil.core.rules import Contribution, Score, Study, is_over
 from konsil.simulation.universe.ledger import STUDY, initial_model
@@ -58,7 +59,7 @@ class Training:
         if not self.alive or self.attached or self.finished or not self.node.up:
             return
         self.attached, self.greeted = True, False
-        self.node.disk.finish = None
+        self.node.disk.farewell = None
         study = self.node.view
         holds = self.has.digest if self.has is not None and self.at == len(study.history) else ""
         if not study.initial and study.proposer == self.node.name:
@@ -145,9 +146,18 @@ class Training:
             self.node.agenda.after(_AGAIN_S, self._finish_again, self.life)
             return
         self.finished = True
-        self.node.disk.finish = self.contribution
+        self._leave_word()
         self.node.post(FinishWanted(self.contribution))
         self.node.agenda.after(2.0, self._goodbye, self.life)
+
+    def _leave_word(self) -> None:
+        node, snapshot = self.node, self.node.state.update
+        if self.contribution == "snapshot" and snapshot is not None:
+            self.world.watch.left[node.name] = snapshot.digest
+        farewell = node.disk.farewell = farewell_of(node.state, self.contribution)
+        model = node.models.get(farewell.update.digest) if farewell.update is not None else None
+        if model is not None:
+            node.disk.models[model.digest] = model
 
     def _finish_again(self, life: int) -> None:
         if life == self.life:

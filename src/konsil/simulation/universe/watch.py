@@ -35,11 +35,12 @@ the first, unless what failed was not wanted in between."""
 
 
 class Watch:
-    """Sees all that is said on the ledger and all that is delivered."""
+    """Sees all that is said on the ledger and all that is delivered. ``left``: members' snapshots."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.honest = frozenset(world.plan.honest)
+        self.left: dict[str, str] = {}
         self._said: dict[tuple[str, ...], str] = {}
         self._failed: dict[tuple[str, Effect], deque[float]] = {}
         self._accepted: dict[int, str] = {}
@@ -57,6 +58,7 @@ class Watch:
                 # Another life knows nothing of what the one before said, or only what the ledger tells.
                 self._keeps_its_word((name, f"life {node.life}", "commit", str(number), base), digest)
                 self._on_disk(node, base, "the model that it goes on from")
+                self._is_its_snapshot(node, digest)
             case Publish(round=number, attempt=attempt, part=part, digest=digest):
                 self._keeps_its_word((name, "publish", str(number), str(attempt), str(part)), digest)
                 if digest not in node.disk.promises.values():
@@ -86,6 +88,12 @@ class Watch:
             raise Violation(
                 "one update a round", f"{' '.join(about)} was {self._said[about][:8]}, now {digest[:8]}."
             )
+
+    def _is_its_snapshot(self, node: Node, digest: str) -> None:
+        """What training left to be contributed on is what its node contributes, after any crash."""
+        left = self.left.get(node.name, digest)
+        if node.view.participants[node.name].finished == "snapshot" and left != digest:
+            raise Violation("a snapshot stays what it was", f"{node.name} left {left[:8]}, not {digest[:8]}.")
 
     def _on_disk(self, node: Node, digest: str, what: str) -> None:
         if digest not in node.disk.models:

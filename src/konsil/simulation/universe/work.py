@@ -93,10 +93,10 @@ class Works:
 
     def _submit(self, effect: Submit) -> Work:
         node, call = self.node, effect.call
-        for digest in durable_before(call, node.state):
+        for digest in durable_before(call):
             model = node.models.get(digest)
             if model is not None:
-                yield from node.disk.save(model, to_keep(node.view, node.name))
+                yield from node.disk.save(model, to_keep(node.state, node.view))
             elif digest not in node.disk.models:
                 raise StudyError(f"The model {digest[:8]} is not at this node (yet).")
         promise = promise_of(call)

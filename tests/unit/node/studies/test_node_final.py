@@ -10,12 +10,12 @@ import pytest
 
 from konsil.core.model_card import ModelCard
 from konsil.core.parameters import views
-from konsil.core.round import ScoreReady
+from konsil.core.round import NodeRound, ScoreReady, to_keep
 from konsil.core.rules import Announce, Best, Outer, Score
 from konsil.errors import StudyError
 from konsil.node import service as service_module
 from konsil.node import shelf as shelf_module
-from konsil.node.shelf import card_for, to_keep
+from konsil.node.shelf import card_for
 
 HIGHEST = Best("loss", "max")
 """The members of these tests say 1 / round as their loss: so the first merge is the best one."""
@@ -99,11 +99,14 @@ async def test_only_the_merges_that_can_still_be_chosen_are_recalled_for_peers(w
 
 async def test_a_merge_whose_scores_still_count_is_not_let_go(worlds):
     world, best = await ended(worlds)
-    assert to_keep(world.study, "a") == {best, *(record.digest for record in world.study.history[-2:])}
+    assert to_keep(NodeRound("a", "aml"), world.study) == {
+        best,
+        *(record.digest for record in world.study.history[-2:]),
+    }
     plain = msgspec.structs.replace(
         world.study, settings=msgspec.structs.replace(world.study.settings, best=None), best=0, best_of_old=0
     )
-    assert to_keep(plain, "a") == {plain.accepted}
+    assert to_keep(NodeRound("a", "aml"), plain) == {plain.accepted}
 
 
 async def test_a_node_that_was_away_at_the_end_gets_the_final_model_by_itself(worlds):

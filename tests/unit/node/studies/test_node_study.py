@@ -98,18 +98,27 @@ async def test_a_member_whose_training_has_finished_contributes_what_it_chose(wo
     assert (last.roster["c"].digest if "c" in last.roster else None) == expected
 
 
-async def test_a_snapshot_is_contributed_on_after_its_node_has_restarted(worlds):
+@pytest.mark.parametrize("heard", [True, False])
+async def test_a_snapshot_is_contributed_on_after_its_node_has_restarted(worlds, heard):
     world = await worlds(rounds=6)
     third = world.nodes["c"]
-    third.stop_after, third.contribution = 1, "snapshot"
     for node in world.nodes.values():
         node.train()
-    await world.until(lambda _: world.study.participants["c"].finished == "snapshot")
+    await world.until(rounds(1))
+    third.runner.trainee = None
+    third.runner.post(Detached(goodbye=True))
+    if not heard:
+        world.away.add("c")
+    await third.runner.finish("snapshot")
+    left = third.journal.farewell("aml").update.digest
+    if heard:
+        await world.until(lambda _: world.study.participants["c"].finished == "snapshot")
     await third.close()
+    world.away.clear()
     await world.start("c")
     await world.until(finished)
-    left = world.study.history[0].roster["c"].digest
-    assert [record.roster["c"].digest for record in world.study.history] == [left] * 6
+    assert world.study.participants["c"].finished == "snapshot"
+    assert world.study.history[-1].roster["c"].digest == left
 
 
 async def test_a_farewell_reaches_the_ledger_though_its_node_died_before_it_could(worlds):
@@ -136,7 +145,7 @@ async def test_a_training_process_that_comes_back_takes_its_farewell_back(worlds
     world = await worlds()
     runner = world.nodes["c"].runner
     await runner.finish("inactive")
-    await runner.forget_finish()
+    await runner.forget_farewell()
     await world.nodes["c"].close()
     await world.start("c")
     assert world.nodes["c"].runner.state.finish is None
