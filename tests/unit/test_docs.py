@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from konsil.cli import NOUNS, main
 from konsil.core import messages
@@ -67,6 +69,17 @@ def test_hospital_it_is_told_every_key_of_node_toml():
     for table in (MemberTable, IdentityTable, NodeTable):
         for field in msgspec.structs.fields(table):
             assert re.search(rf"^{field.name} = ", page, re.MULTILINE), field.name
+
+
+def test_every_directory_that_hospital_it_is_told_to_make_can_be_made():
+    page = (ROOT / "docs/hospital-it.md").read_text()
+    lines = re.findall(r"^(?:\$ )?konsil (node init .*--name .*)$", page, re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        with tempfile.TemporaryDirectory() as made:
+            words = line.replace("/srv/konsil", f"{made}/m").split()
+            result = CliRunner().invoke(main, words)
+            assert result.exit_code == 0, result.output
 
 
 def test_the_protocol_names_every_call_and_every_message():

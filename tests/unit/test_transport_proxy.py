@@ -14,7 +14,7 @@ from konsil.transport.proxy import Direct, Proxy, ProxyUrl, parse_url
     [
         ("http://proxy.hospital:3128", ProxyUrl("proxy.hospital", 3128)),
         ("proxy.hospital:3128/", ProxyUrl("proxy.hospital", 3128)),
-        ("HTTP://Proxy.Hospital", ProxyUrl("proxy.hospital", 80)),
+        ("HTTP://Proxy.Hospital:80", ProxyUrl("proxy.hospital", 80)),
         ("http://konsil@10.0.0.1:8080", ProxyUrl("10.0.0.1", 8080, "konsil")),
         ("http://DOM%5Ckonsil:p%40s%3As@[fd00::1]:8080", ProxyUrl("fd00::1", 8080, "DOM\\konsil", "p@s:s")),
         ("http://konsil:@proxy:3128", ProxyUrl("proxy", 3128, "konsil", "")),
@@ -45,6 +45,12 @@ def test_what_is_no_proxys_url_is_refused_without_showing_a_password(text):
     with pytest.raises(ValueError, match=r"^(is not such as|begins with|has |names )") as caught:
         parse_url(text)
     assert "ret" not in str(caught.value)
+
+
+def test_a_port_may_be_left_out_only_where_there_is_one_to_take():
+    assert parse_url("HTTP://Proxy.Hospital", 80) == ProxyUrl("proxy.hospital", 80)
+    with pytest.raises(ValueError, match=r"^names no port$"):
+        parse_url("http://proxy.hospital")
 
 
 def test_a_proxy_shows_its_user_and_never_its_password():

@@ -35,6 +35,8 @@ _CONNECT_S = 3.0
 _OTHERS, _ALL_BUT_PASSING = 0o077, 0o067
 """The keys are closed to all. Through the directory a group may pass, to the training processes' socket."""
 
+_SEE_PROXY = "See `proxy` above."
+
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -190,9 +192,10 @@ def _proxy_before_start(config: Config) -> Findings:
 
     if config.genesis_file.exists():
         genesis = read_genesis(config.genesis_file)
-        yield Finding("proxy", *doctor_proxy.look(config, genesis.members, genesis.operator))
+        found = doctor_proxy.look(config, genesis.members, genesis.operator)
     else:
-        yield Finding("proxy", *doctor_proxy.look(config, (), ""))
+        found = doctor_proxy.look(config, (), "")
+    yield Finding("proxy", found.level, found.what, found.do)
 
 
 # --- with the node -------------------------------------------------------------------------------
@@ -216,8 +219,9 @@ def _running(node: Node, config: Config, model: Path | None) -> Findings:
         yield Finding("node", "warn", problem, "See the node's log.")
     state = node.state()
     records = [member.record for member in state.members.values() if member.active]
-    yield Finding("proxy", *doctor_proxy.look(config, records, state.operator, running=told.way_out))
-    yield from _peers(config, state, node.ask(AskPeers(), ToldPeers), told)
+    found = doctor_proxy.look(config, records, state.operator, running=told.way_out)
+    yield Finding("proxy", found.level, found.what, found.do)
+    yield from _peers(config, state, node.ask(AskPeers(), ToldPeers), told, found.cut)
     if model is not None:
         yield from _guarded("model", lambda _config: _model(state, model), config)
 
@@ -241,7 +245,8 @@ def _port_answers(config: Config) -> Findings:
         yield Finding("port", "ok", f"{config.node.listen} answers on this machine")
 
 
-def _peers(config: Config, state: State, told: ToldPeers, own: ToldNode) -> Findings:
+def _peers(config: Config, state: State, told: ToldPeers, own: ToldNode, cut: frozenset[str]) -> Findings:
+    """``cut``: who is not to blame for being away; see ``doctor_proxy.Found``."""
     heights = [own.height]
     for peer in told.peers:
         record = state.members[peer.member].record
@@ -251,9 +256,8 @@ def _peers(config: Config, state: State, told: ToldPeers, own: ToldNode) -> Find
             )
             continue
         if peer.problem:
-            yield Finding(
-                peer.member, "warn", peer.problem, "Is its node running? Does a firewall stand between?"
-            )
+            do = "Is its node running? Does a firewall stand between?"
+            yield Finding(peer.member, "warn", peer.problem, _SEE_PROXY if peer.member in cut else do)
             continue
         heights.append(peer.height)
         ahead = (
@@ -278,7 +282,9 @@ def _peers(config: Config, state: State, told: ToldPeers, own: ToldNode) -> Find
             "ledger",
             "fail",
             f"'{state.operator}', who serves the ledger, does not answer: nothing new is taken.",
-            "Ask them whether their node runs, and whether a firewall stands between.",
+            _SEE_PROXY
+            if state.operator in cut
+            else "Ask them whether their node runs, and whether a firewall stands between.",
         )
     elif max(told.height, own.height) < max(heights):
         behind = max(heights) - told.height

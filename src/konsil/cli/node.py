@@ -19,6 +19,16 @@ from konsil.node.config import (
 
 DEFAULT_LISTEN = "0.0.0.0:7400"
 
+_OPTIONS = {
+    "member.name": "--name",
+    "member.trust_domain": "--trust-domain",
+    "identity.workload_api": "--workload-api",
+    "node.listen": "--listen",
+    "node.advertise": "--advertise",
+    "node.proxy": "--proxy",
+}
+"""By what `init` is told each key, while there is no node.toml."""
+
 
 @click.group()
 def node() -> None:
@@ -64,7 +74,7 @@ def init(
         IdentityTable(workload_api),
         NodeTable(listen, advertise, proxy=proxy),
     )
-    check_config(config)
+    check_config(config, _OPTIONS)
     if not advertise and listen.rpartition(":")[0] in ("0.0.0.0", "[::]"):  # noqa: S104 - compared, not listened on
         raise ConfigError(
             f"Peers cannot dial {listen}: it stands for every address of this machine.",

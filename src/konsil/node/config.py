@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 
@@ -20,7 +20,10 @@ BUILTIN = "builtin"
 """The word in ``[identity] workload_api`` for the authority that comes with Konsil."""
 
 NO_PROXY = "none"
-"""The word in ``[node] proxy`` for peers that are dialled directly, whatever the environment says."""
+"""The word in ``[node] proxy`` for peers that are dialled directly, whatever the environment says.
+
+In letters of any size; what else is set for a proxy may stay beside it.
+"""
 
 MAX_SOCKET_PATH_BYTES = 100
 """Linux takes 107 bytes for a Unix socket's path; some systems fewer. A round figure below all."""
@@ -251,20 +254,31 @@ def write_config(config: Config) -> None:
 # --- checking ------------------------------------------------------------------------------------
 
 
-def check_config(config: Config) -> None:
+class _Require(Protocol):
+    """Raise unless it is good."""
+
+    def __call__(self, good: bool, key: str, problem: str, do: str = "Correct it.") -> None: ...
+
+
+def check_config(config: Config, options: Mapping[str, str] | None = None) -> None:
     """See that every value can be used.
 
+    Args:
+        config: the values.
+        options: by which option of a command each key was given, where no file holds it yet.
+
     Raises:
-        ConfigError: names the key.
+        ConfigError: names the key, or the option.
     """
     file = config.config_file
 
-    def require(good: bool, key: str, problem: str) -> None:
+    def require(good: bool, key: str, problem: str, do: str = "Correct it.") -> None:
         if not good:
+            named = f"{file}: '{key}'" if options is None else f"'{options.get(key, key)}'"
             raise ConfigError(
-                f"{file}: '{key}' {problem}.",
+                f"{named} {problem}.",
                 safe="Nothing was changed.",
-                do="Correct it.",
+                do=do,
                 file=str(file),
                 key=key,
             )
@@ -300,29 +314,50 @@ def is_address(text: str) -> bool:
     return match is not None and int(match[1]) < 2**16
 
 
-def _check_proxy(node: NodeTable, require: Callable[[bool, str, str], None]) -> None:
+def says_no_proxy(proxy: str) -> bool:
+    """Whether these are the words of ``[node] proxy`` for lines without a proxy."""
+    return proxy.strip().lower() == NO_PROXY
+
+
+def _check_proxy(node: NodeTable, require: _Require) -> None:
     """What is wrong with a proxy's URL is told without showing it: somebody may have put a password there."""
-    named = node.proxy not in ("", NO_PROXY)
-    if named:
-        try:
-            url = parse_url(node.proxy)
-        except ValueError as error:
-            require(False, "node.proxy", str(error))
-        else:
-            require(
-                url.password is None, "node.proxy", "holds a password, which belongs into a file of its own"
-            )
-            require(
-                bool(url.user) or not node.proxy_password_file,
-                "node.proxy_password_file",
-                "names a file, but `proxy` names no user, as http://USER@HOST:PORT does",
-            )
+    if node.proxy and not says_no_proxy(node.proxy):
+        _check_url(node, require)
     for key in ("proxy_password_file", "no_proxy"):
-        require(named or not getattr(node, key), f"node.{key}", "is set, but `proxy` names no proxy")
+        require(
+            bool(node.proxy) or not getattr(node, key),
+            f"node.{key}",
+            "is set, but `proxy` names no proxy",
+            "Leave it empty, or name the proxy in `proxy`; with HTTPS_PROXY use NO_PROXY and "
+            "KONSIL_PROXY_PASSWORD.",
+        )
     try:
         Direct.parse(node.no_proxy)
     except ValueError as error:
-        require(False, "node.no_proxy", str(error))
+        do = 'Write names, IP addresses, networks or "*", with commas between them.'
+        require(False, "node.no_proxy", str(error), do)
+
+
+def _check_url(node: NodeTable, require: _Require) -> None:
+    with_user = "Write http://USER@HOST:PORT, and the password's file into `proxy_password_file`"
+    try:
+        url = parse_url(node.proxy)
+    except ValueError as error:
+        do = f"{with_user} in {CONFIG_NAME}" if "@" in node.proxy else "Write http://HOST:PORT"
+        require(False, "node.proxy", str(error), f'{do}, or "{NO_PROXY}" for none.')
+        return
+    require(
+        url.password is None,
+        "node.proxy",
+        "holds a password, which belongs into a file of its own",
+        f"{with_user} in {CONFIG_NAME}.",
+    )
+    require(
+        bool(url.user) or not node.proxy_password_file,
+        "node.proxy_password_file",
+        "names a file, but `proxy` names no user",
+        "Write `proxy` as http://USER@HOST:PORT, or leave this empty.",
+    )
 
 
 def _check_sockets(config: Config) -> None:

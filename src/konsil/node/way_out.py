@@ -14,14 +14,20 @@ from typing import NamedTuple
 
 from konsil.errors import ConfigError, IdentityError
 from konsil.identity.files import read_private
-from konsil.node.config import CONFIG_NAME, NO_PROXY, Config
+from konsil.node.config import CONFIG_NAME, Config, says_no_proxy
 from konsil.transport.proxy import Direct, Proxy, parse_url
 
 PASSWORD_VARIABLE = "KONSIL_PROXY_PASSWORD"  # noqa: S105 - where it is, not what it is
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy")
 DIRECT_VARIABLES = ("NO_PROXY", "no_proxy")
 
+ENCODED = "in a URL's user and password / is written %2F, @ %40, : %3A, # %23, ? %3F and % %25"
+
 _MAX_PASSWORD_BYTES = 1024
+_ENVIRONMENTS_PORT = 80
+"""What other programs take where HTTPS_PROXY names no port."""
+
+_SETTINGS = f"`proxy` and `proxy_password_file` in {CONFIG_NAME}"
 
 
 class WayOut(NamedTuple):
@@ -41,48 +47,65 @@ def way_out(config: Config, environment: Mapping[str, str] = os.environ) -> WayO
     """How this node dials its peers.
 
     Raises:
-        ConfigError: what the environment names is no proxy, or there is no password for the user.
+        ConfigError: what the environment names is no proxy, or there is no password for the user. Has the
+            field ``variable`` where another environment would do, and ``way`` where that lacks nothing but
+            the password.
     """
-    if config.node.proxy == NO_PROXY:
+    if says_no_proxy(config.node.proxy):
         return WayOut(None, f"`proxy` in {CONFIG_NAME}")
     if config.node.proxy:
-        return WayOut(_from_settings(config, environment), f"`proxy` in {CONFIG_NAME}")
+        return _from_settings(config, environment)
     variable = _first(PROXY_VARIABLES, environment)
-    if not variable:
-        return WayOut(None, "")
-    return WayOut(_from_environment(variable, environment), f"{variable} in the environment")
+    return _from_environment(variable, environment) if variable else WayOut(None, "")
 
 
 def _first(variables: tuple[str, ...], environment: Mapping[str, str]) -> str:
     return next((variable for variable in variables if environment.get(variable, "").strip()), "")
 
 
-def _from_settings(config: Config, environment: Mapping[str, str]) -> Proxy:
+def _from_settings(config: Config, environment: Mapping[str, str]) -> WayOut:
     """``read_config`` has seen that these can be used."""
     url = parse_url(config.node.proxy)
-    password = _password(config, environment)
+    password, known_from = _password(config, environment)
+    proxy = Proxy(
+        url.host,
+        url.port,
+        url.user,
+        password,
+        Direct.parse(config.node.no_proxy),
+        known_from,
+        f"In {CONFIG_NAME} write the user into `proxy`, as http://USER@HOST:PORT, and the password's file "
+        "into `proxy_password_file`.",
+    )
+    way = WayOut(proxy, f"`proxy` in {CONFIG_NAME}")
+    if url.user and not config.node.proxy_password_file and not environment.get(PASSWORD_VARIABLE):
+        raise _no_password(
+            way,
+            f"{config.config_file}: `proxy` names a user, but there is no password.",
+            f"Put it into a file that `proxy_password_file` names, or into {PASSWORD_VARIABLE}.",
+        )
     if url.user:
         password()  # a node that could never get out says so when it starts
-    return Proxy(url.host, url.port, url.user, password, Direct.parse(config.node.no_proxy))
+    return way
 
 
-def _password(config: Config, environment: Mapping[str, str]) -> Callable[[], str]:
-    """What gives the password, from its file or else from the environment; the file may change any time."""
+def _password(config: Config, environment: Mapping[str, str]) -> tuple[Callable[[], str], str]:
+    """What gives the password, from its file or else from the environment, and where it is and the user.
+
+    The file may change any time.
+    """
     if config.node.proxy_password_file:
         path = config.directory / Path(config.node.proxy_password_file).expanduser()
-        return lambda: _read_password(path)
-    kept = environment.get(PASSWORD_VARIABLE)
+        return lambda: _read_password(path), _SETTINGS
+    kept = environment.get(PASSWORD_VARIABLE, "")
+    return lambda: kept, f"`proxy` in {CONFIG_NAME} and {PASSWORD_VARIABLE} in the environment"
 
-    def password() -> str:
-        if kept is None:
-            raise ConfigError(
-                f"{config.config_file}: `proxy` names a user, but there is no password.",
-                safe="Nothing was sent to the proxy.",
-                do=f"Put it into a file that `proxy_password_file` names, or into {PASSWORD_VARIABLE}.",
-            )
-        return kept
 
-    return password
+def _no_password(way: WayOut, what: str, do: str) -> ConfigError:
+    """An empty one is none: nobody means to send it, but many a variable is set to nothing."""
+    return ConfigError(
+        what, safe="Nothing was sent to the proxy.", do=do, variable=PASSWORD_VARIABLE, way=str(way)
+    )
 
 
 def _read_password(path: Path) -> str:
@@ -107,18 +130,36 @@ def _read_password(path: Path) -> str:
     return password
 
 
-def _from_environment(variable: str, environment: Mapping[str, str]) -> Proxy:
-    at = variable
+def _from_environment(variable: str, environment: Mapping[str, str]) -> WayOut:
+    at, text = variable, environment[variable]
     try:
-        url = parse_url(environment[variable])
+        url = parse_url(text, _ENVIRONMENTS_PORT)
         at = _first(DIRECT_VARIABLES, environment)
         direct = Direct.parse(environment.get(at, ""))
     except ValueError as error:
+        hint = f" ({ENCODED})" if at == variable and "@" in text else ""
         raise ConfigError(
             f"{at} in the environment {error}.",
             safe="No peer was dialled.",
-            do=f'Correct it, or set `proxy` in {CONFIG_NAME}: to the proxy, or to "none" for direct lines.',
+            do=f"Correct it{hint}, or set `proxy` in {CONFIG_NAME}: "
+            'to the proxy, or to "none" for direct lines.',
             variable=at,
         ) from error
-    password = url.password if url.password is not None else environment.get(PASSWORD_VARIABLE, "")
-    return Proxy(url.host, url.port, url.user, lambda: password, direct)
+    if url.password is None:
+        password, known_from = environment.get(PASSWORD_VARIABLE, ""), f"{variable} and {PASSWORD_VARIABLE}"
+        known_from += " in the environment"
+    else:
+        password, known_from = url.password, f"{variable} in the environment ({ENCODED})"
+    otherwise = f"or set {_SETTINGS}"
+    make_known = f"Write {variable} as http://USER@HOST:PORT, and the password into {PASSWORD_VARIABLE}; "
+    proxy = Proxy(
+        url.host, url.port, url.user, lambda: password, direct, known_from, f"{make_known}{otherwise}."
+    )
+    way = WayOut(proxy, f"{variable} in the environment")
+    if url.user and url.password is None and not password:
+        raise _no_password(
+            way,
+            f"{variable} in the environment names a user, but there is no password.",
+            f"Put it into {PASSWORD_VARIABLE}, {otherwise}.",
+        )
+    return way

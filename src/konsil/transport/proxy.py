@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 from urllib.parse import unquote
 
-_DEFAULT_PORT = 80
 _PORTS = range(1, 65536)
 _HOST = r"\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}"
 _URL = re.compile(
@@ -35,8 +34,12 @@ class ProxyUrl(NamedTuple):
     password: str | None = None
 
 
-def parse_url(text: str) -> ProxyUrl:
+def parse_url(text: str, port_unless_named: int | None = None) -> ProxyUrl:
     """The proxy in a text such as "http://proxy.hospital:3128" or "http://user:password@proxy.hospital:3128".
+
+    Args:
+        text: the URL.
+        port_unless_named: the port where the URL names none; None where it must name one.
 
     Raises:
         ValueError: it is none; says why, and never shows the text, in which a password may stand.
@@ -47,7 +50,9 @@ def parse_url(text: str) -> ProxyUrl:
     scheme = (found["scheme"] or "http").lower()
     if scheme != "http":
         raise ValueError(f'begins with "{scheme}://", but Konsil speaks to a proxy over "http://" only')
-    port = int(found["port"] or _DEFAULT_PORT)
+    port = int(found["port"]) if found["port"] else port_unless_named
+    if port is None:
+        raise ValueError("names no port")
     if port not in _PORTS:
         raise ValueError(f"has the port {port}, which does not exist")
     user = unquote(found["user"] or "")
@@ -139,6 +144,8 @@ class Proxy:
         user: whom it knows; "" where it asks for nobody.
         password: asked for each time that it is needed, so that it can be changed and is nowhere kept.
         direct: hosts that are reached without it.
+        known_from: for people: where user and password come from.
+        make_known: for people: what to write where, if it asks for a user and none is named.
     """
 
     host: str
@@ -146,6 +153,8 @@ class Proxy:
     user: str = ""
     password: Callable[[], str] = field(default=_no_password, repr=False, compare=False)
     direct: Direct = Direct()
+    known_from: str = field(default="", compare=False)
+    make_known: str = field(default="Name both where the proxy is named.", compare=False)
 
     def __str__(self) -> str:
         """For people and logs: without the password."""

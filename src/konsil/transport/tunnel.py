@@ -119,7 +119,7 @@ async def _ask(proxy: Proxy, sock: socket.socket, request: bytes) -> ConnectAnsw
     except FrameError as error:
         raise _no_way(
             proxy,
-            f"does not answer as an HTTP proxy. {error.what}",
+            f"does not answer as an HTTP proxy. {error.what.removesuffix('.')}",
             "See whether its address and port are right.",
         ) from error
     except OSError as error:
@@ -172,12 +172,12 @@ def _who_are_you(proxy: Proxy, answer: ConnectAnswer, said: str) -> tuple[str, s
             "Ask IT to let this machine through without, or to allow Basic for it.",
         )
     if proxy.user:
+        stand = f": they come from {proxy.known_from}" if proxy.known_from else ""
         return (
             f"does not take the user '{proxy.user}' with its password ({said})",
-            "See whether both are right: `proxy` and `proxy_password_file` in node.toml.",
+            f"See whether both are right{stand}.",
         )
-    do = "In node.toml write the user into `proxy`, as http://USER@HOST:PORT, and the password's file into "
-    return f"wants a user and a password ({said})", f"{do}`proxy_password_file`."
+    return f"wants a user and a password ({said})", proxy.make_known
 
 
 def _no_way(proxy: Proxy, what: str, do: str, **facts: object) -> ProxyError:

@@ -136,6 +136,8 @@ def test_all_but_one_get_out_through_proxies_alone_and_one_that_dies_in_a_round_
     lab.until(lambda: problem in here.links("koeln")["berlin"].problem, here.links("koeln"))
     assert problem in lab.konsil("koeln", "node", "status")
     assert doctors_line(lab, "koeln", "proxy")["level"] == "fail"
+    for blamed in ("berlin", "ledger"):
+        assert doctors_line(lab, "koeln", blamed)["do"] == "See `proxy` above."
     study = lab.on_ledger("berlin")
     assert study.open is not None
     assert study.open.number == 3, "the round waits for it"
@@ -195,6 +197,7 @@ def test_a_hospital_behind_a_proxy_with_a_password_finds_its_way_out_by_what_doc
     here.set("bonn", "proxy_password_file", "password")
     line = doctors_line(lab, "bonn", "proxy")
     assert "does not take the user 'konsil' with its password" in line["what"]
+    assert line["do"].endswith("they come from `proxy` and `proxy_password_file` in node.toml.")
 
     (bonn / "password").write_text(f"{PASSWORD}\n")
     line = doctors_line(lab, "bonn", "proxy")

@@ -224,7 +224,7 @@ def status(line: str, *fields: str) -> bytes:
     ("says", "what", "do"),
     [
         (status("403 Forbidden"), "refuses the way to b.invalid:7400 (403 Forbidden)", "Ask IT to allow CONNECT to b.invalid:7400 from this"),
-        (status("407 Who?", "Proxy-Authenticate: Basic realm=x"), "wants a user and a password (407 Who?)", "`proxy_password_file`"),
+        (status("407 Who?", "Proxy-Authenticate: Basic realm=x"), "wants a user and a password (407 Who?)", "Name both where the proxy is named."),
         (status("407 Who?", "Proxy-Authenticate: Negotiate", "Proxy-Authenticate: NTLM"), "by Negotiate, NTLM; this node can tell it only by Basic", "Ask IT to let this machine through without"),
         (status("502 Bad Gateway"), "could not reach b.invalid:7400 (502 Bad Gateway)", "Is that node running"),
         (status("503 Away"), "could not reach b.invalid:7400 (503 Away)", "Is that node running"),
@@ -233,7 +233,7 @@ def status(line: str, *fields: str) -> bytes:
         (status("302 Found", "Location: http://log.in/"), "sends this node elsewhere (302 Found)", "that is not followed. "),
         (status("500 Oops"), "answered 500 Oops instead of opening the way", "See the proxy's log"),
         (status("100 Continue"), "answered 100 Continue instead", "See the proxy's log"),
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "does not answer as an HTTP proxy", "See whether its address and port are right"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "does not answer as an HTTP proxy. The answer does not begin like an HTTP/1.1 response. Nothing", "See whether its address and port are right"),
         (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 10_000, "more than 16384 bytes", "See whether its address"),
         (OPEN + b"\x4b\x01\x00\x00", "sent 4 bytes of its own into the way to b.invalid:7400", "ask IT to let this way through untouched"),
         (OPEN + OPEN, "bytes of its own into the way", "ask IT to let this way through untouched"),
@@ -307,8 +307,9 @@ async def test_user_and_password_go_to_the_proxy_alone_and_a_changed_password_is
     _, proxy, node = behind
     passwords = ["old"]
     proxy.says = status("407 Who?", "Proxy-Authenticate: Basic realm=x")
-    a = await node(user="konsil", password=lambda: passwords[-1])
+    a = await node(user="konsil", password=lambda: passwords[-1], known_from="HERE")
     problem = await told(a, "does not take the user 'konsil' with its password (407 Who?)")
+    assert "See whether both are right: they come from HERE." in problem
     assert base64.b64encode(b"konsil:old") in proxy.requests[-1]
     assert "old" not in problem.split()
     passwords.append("n\u00ebw")

@@ -91,16 +91,22 @@ def test_init_takes_up_keys_of_an_interrupted_run(site):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--name", "Lyon"], "'member.name'"),
-        (["--name", "lyon", "--listen", "nowhere"], "'node.listen'"),
+        (["--name", "Lyon"], "'--name' is 'Lyon'"),
+        (["--name", "lyon", "--listen", "nowhere"], "'--listen' is 'nowhere'"),
         (["--name", "lyon"], "Peers cannot dial 0.0.0.0:7400"),
-        (["--name", "lyon", "--listen", "none", "--trust-domain", "a b"], "'member.trust_domain'"),
-        (["--name", "lyon", "--listen", "none", "--proxy", "https://proxy:3128"], "'node.proxy' begins with"),
+        (["--name", "lyon", "--listen", "none", "--trust-domain", "a b"], "'--trust-domain'"),
+        (["--name", "lyon", "--listen", "none", "--proxy", "https://proxy:3128"], "'--proxy' begins with"),
+        (
+            ["--name", "lyon", "--listen", "none", "--proxy", "http://konsil:secret@p:3128"],
+            "Write http://USER@HOST:PORT, and the password's file into `proxy_password_file` in node.toml.",
+        ),
     ],
 )
 def test_init_refuses_what_could_not_work_before_it_makes_a_key(site, words, says):
     result = site.run("node", "init", *words, expect=1)
     assert says in result.stderr
+    assert "secret" not in result.stderr
+    assert str(site.root) not in result.stderr, "a file that is not there yet"
     assert not (site.root / "lyon" / "keys").exists()
 
 

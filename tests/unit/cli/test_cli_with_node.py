@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 
 import numpy as np
@@ -468,6 +469,86 @@ def test_doctor_with_a_node_checks_peers_clocks_and_the_ledger(site, study_file)
             "fail  port",
         ):
             assert line in result.stdout, result.stdout
+
+
+@pytest.fixture
+def behind_a_proxy(site):
+    """lyon with peers at names that only a proxy could find; sets its proxy, at which nothing listens."""
+    site.init("lyon", "127.0.0.1:7999")
+    site.init("nice", "0.0.0.0:7998", "--advertise", "nice.invalid:7400")
+    site.init("lille", "0.0.0.0:7997", "--advertise", "lille.invalid:7400")
+    site.run(
+        "swarm",
+        "found",
+        "aml",
+        *(site.card(member) for member in ("lyon", "nice", "lille")),
+        "--operator",
+        "lyon",
+    )
+    file = site.root / "lyon" / "node.toml"
+    with socket.socket() as closed, socket.create_server(("127.0.0.1", 0)) as listening:
+        closed.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{closed.getsockname()[1]}"
+        file.write_text(file.read_text().replace("7999", str(listening.getsockname()[1])))
+
+        def change(key, value, before=""):
+            assert f'\n{key} = "{before}"\n' in file.read_text()
+            file.write_text(file.read_text().replace(f'\n{key} = "{before}"\n', f'\n{key} = "{value}"\n'))
+
+        yield url, change
+
+
+def _line(result, check):
+    lines = result.stdout.splitlines()
+    (at,) = (number for number, line in enumerate(lines) if line[6:].startswith(f"{check} "))
+    return f"{lines[at]} {lines[at + 1].strip()}"
+
+
+def test_doctor_in_a_shell_without_the_nodes_password_says_what_was_not_tried(site, behind_a_proxy):
+    url, change = behind_a_proxy
+    change("proxy", f"http://konsil@{url}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KONSIL_PROXY_PASSWORD", "secret")
+        with site.node():
+            patch.delenv("KONSIL_PROXY_PASSWORD")
+            assert _line(site.run("doctor"), "proxy") == (
+                f"warn  proxy        The running node goes out by http://konsil@{url} (`proxy` in node.toml); "
+                "this shell has no KONSIL_PROXY_PASSWORD, so the proxy was not tried from here. "
+                "Run doctor with the service's variables, or use `proxy_password_file`."
+            )
+            change("proxy", "http://konsil@another:1", before=f"http://konsil@{url}")
+            line = _line(site.run("doctor"), "proxy")
+            assert line.startswith("warn  proxy        The running node's way out: http://konsil@127"), line
+            assert "it would be: http://konsil@another:1 (`proxy` in node.toml)." in line
+            change("proxy", "", before="http://konsil@another:1")
+            patch.setenv("HTTPS_PROXY", "socks5://konsil:secret@proxy:1080")
+            result = site.run("doctor")
+            line = _line(result, "proxy")
+            assert "Of this shell's environment: HTTPS_PROXY in the environment begins with" in line
+            assert "secret" not in result.stdout
+            # A file that is gone is the node's own trouble as well.
+            patch.delenv("HTTPS_PROXY")
+            change("proxy", f"http://konsil@{url}")
+            change("proxy_password_file", "gone")
+            result = site.run("doctor", expect=1)
+            assert _line(result, "proxy").startswith("fail  proxy        The proxy's password is not used.")
+            assert _line(result, "lille").endswith("See `proxy` above.")
+
+
+def test_doctor_blames_no_peer_while_the_proxy_is_down(site, behind_a_proxy):
+    url, change = behind_a_proxy
+    change("proxy", f"http://{url}")
+    with site.node():
+        result = site.run("doctor", expect=1)
+        assert _line(result, "proxy").startswith(
+            f"fail  proxy        The proxy http://{url} cannot be reached"
+        )
+        assert _line(result, "lille").startswith("warn")
+        assert _line(result, "lille").endswith("See `proxy` above.")
+        change("no_proxy", "lille.invalid")
+        result = site.run("doctor", expect=1)
+        assert _line(result, "proxy").startswith("fail")
+        assert _line(result, "lille").endswith("Is its node running? Does a firewall stand between?")
 
 
 def _running(site, node, study_file):

@@ -97,8 +97,72 @@ def test_a_password_may_come_from_the_environment_and_must_come_from_somewhere(t
     way = way_out(made, {"KONSIL_PROXY_PASSWORD": "secret"})
     assert way.proxy is not None
     assert way.proxy.password() == "secret"
-    with pytest.raises(ConfigError, match="there is no password"):
-        way_out(made, {})
+    for environment in ({}, {"KONSIL_PROXY_PASSWORD": ""}):
+        with pytest.raises(ConfigError, match="`proxy` names a user, but there is no password") as caught:
+            way_out(made, environment)
+        assert caught.value.fields["way"] == "http://konsil@proxy:3128 (`proxy` in node.toml)"
+
+
+def test_a_user_of_the_environments_proxy_needs_a_password_and_hears_where_to_put_it(tmp_path):
+    named = {"HTTPS_PROXY": "http://konsil@env:1"}
+    for environment in (named, named | {"KONSIL_PROXY_PASSWORD": ""}):
+        with pytest.raises(ConfigError) as caught:
+            way_out(config(tmp_path), environment)
+        assert str(caught.value) == (
+            "HTTPS_PROXY in the environment names a user, but there is no password. "
+            "Nothing was sent to the proxy. Put it into KONSIL_PROXY_PASSWORD, or set `proxy` and "
+            "`proxy_password_file` in node.toml."
+        )
+    way = way_out(config(tmp_path), named | {"KONSIL_PROXY_PASSWORD": "secret"})
+    assert way.proxy is not None
+    assert way.proxy.password() == "secret"
+    way = way_out(config(tmp_path), {"HTTPS_PROXY": "http://konsil:@env:1"})
+    assert way.proxy is not None
+    assert way.proxy.password() == "", "said so in so many letters"
+
+
+def test_a_proxy_knows_who_named_its_user_or_could(tmp_path):
+    by_file = {"proxy": "http://konsil@proxy:3128", "proxy_password_file": "password"}
+    (tmp_path / "password").write_text("secret")
+    (tmp_path / "password").chmod(0o600)
+    kept = {"KONSIL_PROXY_PASSWORD": "secret"}
+    for node, environment, known_from in (
+        (by_file, {}, "`proxy` and `proxy_password_file` in node.toml"),
+        (
+            {"proxy": "http://konsil@proxy:3128"},
+            kept,
+            "`proxy` in node.toml and KONSIL_PROXY_PASSWORD in the environment",
+        ),
+        (
+            {},
+            kept | {"https_proxy": "http://konsil@env:1"},
+            "https_proxy and KONSIL_PROXY_PASSWORD in the environment",
+        ),
+        ({}, {"HTTPS_PROXY": "http://konsil:secret@env:1"}, "HTTPS_PROXY in the environment (in a URL's"),
+    ):
+        way = way_out(config(tmp_path, **node), environment)
+        assert way.proxy is not None
+        assert way.proxy.known_from.startswith(known_from)
+    for node, environment, make_known in (
+        ({"proxy": SETTING}, {}, "In node.toml write the user into `proxy`, as http://USER@HOST:PORT, and"),
+        ({}, ENVIRONMENT, "Write HTTPS_PROXY as http://USER@HOST:PORT, and the password into KONSIL_PROXY"),
+    ):
+        way = way_out(config(tmp_path, **node), environment)
+        assert way.proxy is not None
+        assert way.proxy.make_known.startswith(make_known)
+        assert "`proxy_password_file`" in way.proxy.make_known
+
+
+def test_a_slash_in_the_environments_password_is_not_shown_and_its_spelling_is(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        way_out(config(tmp_path), {"HTTPS_PROXY": "http://konsil:sec/ret@env:1"})
+    assert "in a URL's user and password / is written %2F" in caught.value.do
+    assert "sec/ret" not in str(caught.value)
+
+
+def test_a_proxy_of_the_environment_without_a_port_is_at_80_as_for_other_programs(tmp_path):
+    way = way_out(config(tmp_path), {"HTTPS_PROXY": "http://env.hospital"})
+    assert str(way) == "http://env.hospital:80 (HTTPS_PROXY in the environment)"
 
 
 def test_user_and_password_of_the_environments_url_are_used_and_not_shown(tmp_path):
@@ -116,8 +180,10 @@ def test_user_and_password_of_the_environments_url_are_used_and_not_shown(tmp_pa
         ({"proxy": "http://konsil:secret@proxy:3128"}, "node.proxy"),
         ({"proxy": "http://konsil:sec@ret@proxy:3128"}, "node.proxy"),
         ({"proxy": SETTING, "proxy_password_file": "password"}, "node.proxy_password_file"),
-        ({"proxy": "none", "proxy_password_file": "password"}, "node.proxy_password_file"),
+        ({"proxy": "http://proxy"}, "node.proxy"),
+        ({"proxy_password_file": "password"}, "node.proxy_password_file"),
         ({"no_proxy": "a.example"}, "node.no_proxy"),
+        ({"proxy": "none", "no_proxy": "192.168.*"}, "node.no_proxy"),
         ({"proxy": SETTING, "no_proxy": "192.168.*"}, "node.no_proxy"),
     ],
 )
@@ -127,6 +193,48 @@ def test_a_wrong_setting_is_refused_by_its_key_and_without_a_password(tmp_path, 
     assert f"'{key}'" in str(caught.value)
     assert not {"secret", "sec@ret"} & set(str(caught.value).split())
     assert "konsil:" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("node", "do"),
+    [
+        (
+            {"proxy": "http://konsil:secret@proxy:3128"},
+            "Write http://USER@HOST:PORT, and the password's file into `proxy_password_file` in node.toml.",
+        ),
+        (
+            {"proxy": "http://konsil:sec/ret@proxy:3128"},
+            (
+                "Write http://USER@HOST:PORT, and the password's file into `proxy_password_file` in node.toml, "
+                'or "none" for none.'
+            ),
+        ),
+        ({"proxy": "http://proxy"}, 'Write http://HOST:PORT, or "none" for none.'),
+        (
+            {"proxy": SETTING, "proxy_password_file": "password"},
+            "Write `proxy` as http://USER@HOST:PORT, or leave this empty.",
+        ),
+        (
+            {"no_proxy": "a.example"},
+            "Leave it empty, or name the proxy in `proxy`; with HTTPS_PROXY use NO_PROXY and KONSIL_PROXY_PASSWORD.",
+        ),
+        (
+            {"proxy": SETTING, "no_proxy": "192.168.*"},
+            'Write names, IP addresses, networks or "*", with commas between them.',
+        ),
+    ],
+)
+def test_a_wrong_setting_says_what_to_write(tmp_path, node, do):
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, **node)
+    assert caught.value.do == do
+
+
+@pytest.mark.parametrize("word", ["none", "None", " NONE"])
+def test_none_lets_what_else_is_set_for_a_proxy_stay(tmp_path, word):
+    kept = {"proxy_password_file": "password", "no_proxy": "a.example"}
+    made = config(tmp_path, proxy=word, **kept)
+    assert way_out(made, ENVIRONMENT).proxy is None
 
 
 def test_what_is_written_reads_back(tmp_path):
