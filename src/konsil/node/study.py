@@ -87,6 +87,7 @@ class StudyRunner:
         self._heartbeats = Heartbeats(name, site, lambda: self.study, self._progress)
         self._rest = Rest(name, site.models, self.store, self._resting)
         self._saved = ""
+        self._farewell: machine.Farewell | None = None
         self._saves: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -125,19 +126,19 @@ class StudyRunner:
 
     async def open(self) -> None:
         """Take the last accepted merge from disk, if it is there, and begin."""
-        await (
-            self._take_up_farewell()
-        )  # first: the merge would do in the place of a snapshot that is not here
+        # First the snapshot: in the place of one that is not here the merge would do.
+        await self._take_up_farewell()
         model = await self.site.models.load(self.name, self.study.accepted)
         if model is not None:
             self._keep(model)
             self.post(Held(model.digest))
         self._heartbeats.start()
         self.post(Looked())
+        self._end_farewell()
 
     async def _take_up_farewell(self) -> None:
         """Go on with what a training process left when it finished, in an earlier life of this node."""
-        farewell = await asyncio.to_thread(self.site.journal.farewell, self.name)
+        farewell = self._farewell = await asyncio.to_thread(self.site.journal.farewell, self.name)
         if farewell is None or is_over(self.study):
             return
         update = farewell.update
@@ -145,7 +146,8 @@ class StudyRunner:
         if update is not None and model is not None:
             self._keep(model)
             self.post(update)
-        self.post(FinishWanted(farewell.contribution))
+        if self.trainee is None:
+            self.post(FinishWanted(farewell.contribution))
 
     async def forget_farewell(self) -> None:
         """A training process has come back: what an earlier one said when it finished is over.
@@ -153,6 +155,7 @@ class StudyRunner:
         Raises:
             LedgerError: the disk is full or failed.
         """
+        self._farewell = None
         await asyncio.to_thread(self.site.journal.note_farewell, self.name, None)
 
     async def finish(self, contribution: Contribution) -> None:
@@ -165,12 +168,32 @@ class StudyRunner:
         if farewell.update is not None:
             await self._make_durable(farewell.update.digest)
         await asyncio.to_thread(self.site.journal.note_farewell, self.name, farewell)
+        self._farewell = farewell
         self.post(FinishWanted(contribution))
 
     def look(self) -> None:
         """The ledger moved."""
         self.post(Looked())
         self.shelf.look()
+        self._end_farewell()
+
+    def _end_farewell(self) -> None:
+        """Once the study is over, nobody asks for a snapshot any more: an update does not stay on disk."""
+        farewell = self._farewell
+        if farewell is None or self._closed or not is_over(self.study):
+            return
+        self._farewell = None
+        task = asyncio.create_task(self._forget_snapshot(farewell))
+        self._saves.add(task)
+        task.add_done_callback(self._saved_it)
+
+    async def _forget_snapshot(self, farewell: machine.Farewell) -> None:
+        try:
+            if farewell.update is not None and farewell.update.digest not in self._needed():
+                await self.site.models.remove(self.name, farewell.update.digest)
+            await asyncio.to_thread(self.site.journal.note_farewell, self.name, None)
+        except (KonsilError, OSError) as error:
+            _log.warning("a snapshot stays on disk until the next start", study=self.name, why=str(error))
 
     async def close(self) -> None:
         """Stop everything; what was promised stays in the journal."""

@@ -8,6 +8,8 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from konsil.errors import PeerUnreachable
 
@@ -43,13 +45,18 @@ async def connect(host: str, port: int) -> socket.socket:
     raise last
 
 
+_names = ThreadPoolExecutor(max_workers=4, thread_name_prefix="names")
+"""Of their own: a look-up that hangs cannot be ended, and must not keep disks and digests waiting."""
+
+
 async def _resolve(host: str, port: int) -> Sequence[_AddressInfo]:
     """A host's addresses; an IP address needs no thread to be understood."""
     try:
         try:
             return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
         except socket.gaierror:
-            return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+            return await asyncio.get_running_loop().run_in_executor(_names, look_up)
     except UnicodeError as error:
         raise no_name(host) from error
 

@@ -374,6 +374,32 @@ def test_in_a_roster_of_two_the_other_may_commit_again(swarm):
     assert world.open.roster == ("a", "b", "c")
 
 
+def test_who_is_accused_of_a_wrong_merge_does_not_slip_away(swarm):
+    world = swarm("abcde", quorum=2).start("abcde").commit().publish()
+    leader = world.open.parts[0].leader
+    first, second, third = [name for name in world.open.roster if name != leader][:3]
+    world.do(first, Dispute("aml", 1, 1, 0, 0))
+    refused = world.refused(leader, Report("aml", 1, 1, (leader,)))
+    assert refused.code == "under_dispute"
+    assert refused.fields["wait_s"] == world.open.dispute.closes_s - world.now_s
+    for name in (second, third):
+        world.do(name, Verdict("aml", 1, 1, 0, 0, wrong=True))
+    assert world.study.participants[leader].struck
+
+
+def test_with_a_quorum_of_one_a_roster_of_two_goes_on_without_the_other_in_the_end(swarm):
+    world = swarm("abc", min_members=2, quorum=1).start().commit("ab")
+    world.tick()
+    for attempt in (1, 2):
+        world.do("a", Report("aml", 1, attempt, ("b",)))
+        assert world.open.phase == "collecting"
+        world.do("b", world.update("b"))
+        assert world.open.roster == ("a", "b")
+    world.do("a", Report("aml", 1, 3, ("b",)))
+    assert world.open.roster == ("a",)
+    assert world.open.absent["b"] == "unreachable"
+
+
 def test_in_a_roster_of_two_who_is_gone_is_waited_for_a_moment_only(swarm):
     world = swarm("abc", min_members=2, quorum=2).start().commit("ab")
     world.tick()

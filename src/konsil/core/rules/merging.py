@@ -7,7 +7,7 @@ from collections import Counter
 from msgspec.structs import replace
 
 from konsil.core.digest import root_from
-from konsil.core.rules.agreement import rule_mixes
+from konsil.core.rules.agreement import effective_quorum, rule_mixes
 from konsil.core.rules.calls import Accept, Publish, Report
 from konsil.core.rules.refusing import in_open_round, require, require_digest, running, study_named
 from konsil.core.rules.rounds import (
@@ -150,11 +150,21 @@ def accept(state: State, caller: str, call: Accept, now_s: int) -> State:
 def report(state: State, caller: str, call: Report, now_s: int) -> State:
     """Note whom the caller cannot reach; who is out of a majority's reach leaves the roster at once.
 
-    So does a caller that says of itself that its update is gone: nobody knows that better.
+    So does a caller that says of itself that its update is gone: nobody knows that better. Not while
+    others look whether it merged wrongly, though: nobody slips away from that.
     """
     study, current = merging(state, caller, call.study, call.round, call.attempt)
     require_on_roster(current, caller)
     named = set(call.unreachable)
+    accused = current.dispute is not None and current.dispute.leader == caller
+    if caller in named and accused and current.dispute is not None:
+        wait_s = max(0, current.dispute.closes_s - now_s)
+        raise Refused(
+            "under_dispute",
+            f"What '{caller}' merged is disputed: it stays on the roster until that is settled.",
+            do="Say it again then.",
+            wait_s=wait_s,
+        )
     strangers = sorted(named - set(current.roster))
     require(
         not strangers,
@@ -168,7 +178,8 @@ def report(state: State, caller: str, call: Report, now_s: int) -> State:
     if caller in named:
         gone = {caller} if others == 1 else gone | {caller}
     study = replace(study, open=current)
-    if gone - {caller} and others == 1:  # no third can say who is right
+    may_go_on_alone = effective_quorum(study.settings) == 1 and current.attempt >= QUICK_ATTEMPTS
+    if gone - {caller} and others == 1 and not may_go_on_alone:  # no third can say who is right
         return put(state, doubt(study, current, gone, now_s))
     if gone:
         study = leave_roster(away(study, gone), current, gone, "unreachable", now_s)

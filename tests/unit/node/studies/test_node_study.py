@@ -119,6 +119,9 @@ async def test_a_snapshot_is_contributed_on_after_its_node_has_restarted(worlds,
     await world.until(finished)
     assert world.study.participants["c"].finished == "snapshot"
     assert world.study.history[-1].roster["c"].digest == left
+    kept = world.nodes["c"].folder / "merges" / "aml" / f"{left}.manifest"
+    await soon(lambda: not kept.exists())
+    await soon(lambda: world.nodes["c"].journal.farewell("aml") is None)
 
 
 async def test_a_farewell_reaches_the_ledger_though_its_node_died_before_it_could(worlds):
