@@ -65,7 +65,7 @@ def run_many(first: int, count: int, processes: int = 0, name: WorldName = "core
         try:
             yield from _from_pool(pool, spans)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
 
 
