@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import msgspec
@@ -18,7 +19,21 @@ from konsil.simulation.universe import draw_long
 from konsil.simulation.universe.plan import MOST_HOURS
 from konsil.simulation.worlds import World, world
 
-HOURS = click.FloatRange(0, MOST_HOURS, min_open=True)
+STOPPED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+class _Hours(click.FloatRange):
+    """As its base, which takes what is no number for one in the range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        hours = super().convert(value, param, ctx)
+        if math.isnan(hours):
+            self.fail(f"{hours} is not in the range {self._describe_range()}.", param, ctx)
+        return hours
+
+
+HOURS = _Hours(0, MOST_HOURS, min_open=True)
 
 
 @click.command(cls=WithExample)
@@ -38,7 +53,7 @@ HOURS = click.FloatRange(0, MOST_HOURS, min_open=True)
     "--processes",
     type=click.IntRange(min=0),
     default=0,
-    help="How many at once; as many as there are cores unless told.",
+    help="How many at once; as many as there are cores unless told. One universe runs in one.",
 )
 @click.option("--trace", is_flag=True, help="Tell the universe's story, event by event.")
 @click.option(
@@ -71,36 +86,60 @@ def simulate(  # noqa: PLR0913 - one argument an option
     number: the same seed tells the same story, to the byte. What must hold in all of them is looked at after
     every event that could break it. Exit status 1: a law was broken, or the plan was refused.
     """
-    if nodes and hours:
-        raise click.UsageError("--hours is for the world of the core: it does not go with --nodes.")
-    if universes > 1 and (hours or small or as_plan or file or trace):
-        raise click.UsageError(
-            "--trace, --plan, --minimise, --from and --hours are for one universe, not for many."
-        )
-    if file is not None and hours:
-        raise click.UsageError("--from has a plan already: --hours does not go with it.")
+    one = hours or small or as_plan or file or trace
+    for contradicts, why in (
+        (nodes and hours, "--hours is for the world of the core: it does not go with --nodes."),
+        (
+            universes > 1 and one,
+            "--trace, --plan, --minimise, --from and --hours are for one universe, not for many.",
+        ),
+        (file and hours, "--from has a plan already: --hours does not go with it."),
+        (file and _is_told("seed"), "--from has a plan already, and its seed: --seed does not go with it."),
+        (trace and as_json, "--trace tells a story to people: it does not go with --json."),
+    ):
+        if contradicts:
+            raise click.UsageError(why)
     name: WorldName = "nodes" if nodes else "core"
-    if universes > 1:
-        sys.exit(_many(name, seed, universes, processes, as_json=as_json))
     try:
-        data = file.read_bytes() if file is not None else b""
-        there = world(name if nodes or file is None else world_of(data))
-        plan = draw_long(seed, hours) if hours else there.draw(seed)
-        plan = plan if file is None else there.decode(data)
-    except KonsilError as error:
-        fail(error, as_json=as_json)
-    if small:
-        smaller = there.minimised(plan)
-        if smaller == plan and not as_plan and not as_json:
-            click.echo("Nothing can be taken away from it, or no law is broken in it.")
-        plan = smaller
-    if as_plan:
-        click.echo(encode_plan(plan))
-        return
-    sys.exit(_one(there, plan, trace=trace, as_json=as_json))
+        if universes > 1:
+            sys.exit(_many(name, seed, universes, processes, as_json=as_json))
+        there, plan = _planned(
+            "" if file is not None and not nodes else name, seed, hours, file, as_json=as_json
+        )
+        if small:
+            smaller = there.minimised(plan)
+            if smaller == plan and not as_plan and not as_json:
+                click.echo("Nothing can be taken away from it, or no law is broken in it.")
+            plan = smaller
+        if as_plan:
+            click.echo(encode_plan(plan))
+            return
+        sys.exit(_one(there, plan, trace=trace, as_json=as_json))
+    except KeyboardInterrupt:
+        click.echo("Stopped.", err=True)
+        sys.exit(STOPPED)
 
 
 simulate.example = "konsil simulate --seed 7 --trace"
+
+
+def _is_told(option: str) -> bool:
+    """Whether an option was given, be it with the value that it has anyway."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is not click.core.ParameterSource.DEFAULT
+
+
+def _planned(
+    name: WorldName | Literal[""], seed: int, hours: float | None, file: Path | None, *, as_json: bool
+) -> tuple[World[Any], Any]:
+    """The plan that is asked for and its world. ``name``: "" for the world that the file's plan is for."""
+    try:
+        data = file.read_bytes() if file is not None else b""
+        there = world(name or world_of(data))
+        plan = draw_long(seed, hours) if hours else there.draw(seed)
+        return there, plan if file is None else there.decode(data)
+    except KonsilError as error:
+        fail(error, as_json=as_json)
 
 
 def _one(there: World[Any], plan: object, *, trace: bool, as_json: bool) -> int:

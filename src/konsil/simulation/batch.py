@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -61,4 +62,20 @@ def run_many(first: int, count: int, processes: int = 0, name: WorldName = "core
         yield from (run_some(*span) for span in spans)
         return
     with ProcessPoolExecutor(at_once) as pool:
-        yield from pool.map(run_some, *zip(*spans, strict=True))
+        try:
+            yield from _from_pool(pool, spans)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _from_pool(pool: ProcessPoolExecutor, spans: list[tuple[int, int, WorldName]]) -> Iterator[Tally]:
+    """An interrupt from a terminal is for all its processes: those of the pool, which begin here, leave it to
+    this one.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        tallies = pool.map(run_some, *zip(*spans, strict=True))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield from tallies

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from konsil.errors import ConfigError
+
 P = TypeVar("P")
 F = TypeVar("F")
 
@@ -33,3 +35,13 @@ def without_one(faults: tuple[F, ...]) -> Iterator[tuple[F, ...]]:
     """All but one of these, in turn."""
     for place in range(len(faults)):
         yield faults[:place] + faults[place + 1 :]
+
+
+def possible(plans: Iterable[P], check: Callable[[P], None]) -> Iterator[P]:
+    """Those of these plans that can be. ``check``: raises ``ConfigError`` for the others."""
+    for plan in plans:
+        try:
+            check(plan)
+        except ConfigError:
+            continue
+        yield plan

@@ -16,11 +16,28 @@ MOST_MEMBERS = 10
 LONG_S = 86_400.0
 """More than any of these shows nothing new, and takes long."""
 
+ELSEWHERE: dict[WorldName, dict[str, str]] = {
+    "core": {"SaysGoodbye": "", "SlowLine": ""},
+    "nodes": {"Slow": "; here `trains_s` says how long a member trains"},
+}
+"""Faults that a world does not have and the other one has, with what there is instead."""
+
 AnyPlan = TypeVar("AnyPlan", bound=msgspec.Struct)
+
+
+_SAID: dict[WorldName, str] = {"core": "the core", "nodes": "real nodes"}
 
 
 class _Which(msgspec.Struct):
     world: WorldName = "core"
+
+
+class _Kind(msgspec.Struct):
+    type: str = ""
+
+
+class _Faults(msgspec.Struct):
+    faults: tuple[_Kind, ...] = ()
 
 
 def encode_plan(plan: msgspec.Struct) -> str:
@@ -46,11 +63,27 @@ def decode(data: bytes, world: WorldName, kind: type[AnyPlan]) -> AnyPlan:
     other = world_of(data)
     if other != world:
         raise ConfigError(
-            f"This plan is for the world of {'real nodes' if other == 'nodes' else 'the core'}.",
+            f"This plan is for the world of {_SAID[other]}.",
             safe="Nothing was run.",
-            do="`konsil simulate --from FILE` runs a plan in the world that it is for.",
+            do="Leave out `--nodes`: `konsil simulate --from FILE` runs a plan in the world that it is for.",
         )
+    _see_whose_faults(data, world)
     return _decode(data, kind)
+
+
+def _see_whose_faults(data: bytes, world: WorldName) -> None:
+    """Say it of a fault of the other world: that there is no such fault would be wrong."""
+    here, there = _SAID[world], _SAID["core" if world == "nodes" else "nodes"]
+    for fault in _decode(data, _Faults).faults:
+        if fault.type in ELSEWHERE[world]:
+            raise ConfigError(
+                f"`{fault.type}` is a fault of the world of {there}, and this plan is for that of {here}"
+                f"{ELSEWHERE[world][fault.type]}.",
+                safe="Nothing was run.",
+                do="Take it out of the plan."
+                if world == "nodes"
+                else 'If the plan is one for real nodes, add `"world": "nodes"`; else take the fault out.',
+            )
 
 
 def _decode(data: bytes, kind: type[AnyPlan]) -> AnyPlan:
@@ -72,7 +105,7 @@ def can_be(held: bool, what: str) -> None:
     """
     if not held:
         raise ConfigError(
-            f"A universe of this plan cannot be: {what}.",
+            f"A universe of this plan cannot be: {what.removesuffix('.')}.",
             safe="Nothing was run.",
             do="Correct the plan; `konsil simulate --seed N --plan` prints one that can.",
         )

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -67,6 +73,7 @@ def test_a_plan_for_the_other_world_is_refused(written):
     said = run("--nodes", "--from", written(small_plan("core")), expect=1)
     assert "for the world of the core" in said
     assert "Nothing was run." in said
+    assert "Leave out `--nodes`" in said
 
 
 def test_a_world_that_there_is_not_is_refused(tmp_path):
@@ -126,7 +133,74 @@ def test_many_are_counted(flags):
         (("--nodes", "--hours", 1), "--hours is for the world of the core"),
         (("--universes", 2, "--plan"), "for one universe"),
         (("--nodes", "--universes", 2, "--trace"), "for one universe"),
+        (("--trace", "--json"), "--trace tells a story to people"),
+        (("--hours", "nan"), "'--hours': nan is not in the range 0<x<=1000."),
+        (("--hours", "inf"), "'--hours': inf is not in the range 0<x<=1000."),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(words, why):
     assert why in run(*words, expect=2)
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_file_has_its_seed(name, written):
+    said = run("--from", written(small_plan(name)), "--seed", 0, expect=2)
+    assert "--seed does not go with it" in said
+
+
+@pytest.fixture
+def started():
+    """Starts the command in a session of its own, as a shell starts it in a job of its own."""
+    running = []
+
+    def start(*words):
+        call = f"from konsil.cli import main; main(['simulate', *{list(map(str, words))!r}])"
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        running.append(subprocess.Popen([sys.executable, "-c", call], start_new_session=True, **pipes))
+        return running[-1]
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("flags", [(), ("--nodes",)])
+def test_a_story_that_nobody_hears_out_ends_quietly(flags, started):
+    process = started(*flags, "--seed", 3, "--trace")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(20) == 1
+
+
+@pytest.mark.parametrize("flags", [(), ("--nodes",)])
+def test_many_are_stopped_by_an_interrupt(flags, started):
+    process = started(*flags, "--universes", 100_000, "--processes", 2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until_s = time.monotonic() + 20
+    while len(children.read_text().split()) < 2:
+        assert time.monotonic() < until_s, "nothing was begun"
+        time.sleep(0.01)  # the system tells nobody
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, b"", b"Stopped.\n")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("flags", [(), ("--nodes",)])
+def test_one_is_stopped_by_an_interrupt(flags, monkeypatch):
+    there = world("nodes" if flags else "core")
+    told = []
+
+    def tell(sentence):
+        told.append(sentence)
+        if len(told) == 30:
+            raise KeyboardInterrupt
+
+    before = there.run
+    monkeypatch.setattr("konsil.cli.simulate.World.run", None, raising=False)
+    monkeypatch.setattr("konsil.cli.simulate._one", lambda _there, plan, **_: before(plan, tell))
+    assert "Stopped." in run(*flags, "--seed", 3, "--trace", expect=130)
+    assert len(told) == 30

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from konsil.core.rules import StudySettings
 from konsil.simulation.faults import of_member
-from konsil.simulation.minimise import without_one
-from konsil.simulation.nodes.plan import Plan
+from konsil.simulation.minimise import possible, without_one
+from konsil.simulation.nodes.plan import Plan, check_plan
 
 _CALM = {"delay_s": 0.01, "bytes_per_s": 2e9, "ledger_delay_s": 0.02, "repeated": 0.0, "lost_calls": 0.0}
 _FEW = 3
@@ -19,7 +19,11 @@ _TRAINS_S = 1.0
 
 
 def smaller(plan: Plan) -> Iterator[Plan]:
-    """What a plan is with one thing less."""
+    """What a plan is with one thing less, as far as it can be so."""
+    return possible(_less(plan), check_plan)
+
+
+def _less(plan: Plan) -> Iterator[Plan]:
     for faults in without_one(plan.faults):
         yield replace(plan, faults=faults)
     for settings in _simpler(plan.settings):

@@ -26,7 +26,7 @@ from konsil.simulation.nodes.loop import EverybodyWaits, SimulatedLoop, Spinning
 from konsil.simulation.nodes.network import Conditions, Network
 from konsil.simulation.nodes.node import SimulatedNode
 from konsil.simulation.nodes.observer import Observer
-from konsil.simulation.nodes.plan import STUDY, Plan
+from konsil.simulation.nodes.plan import BOUND_S, STUDY, Plan
 from konsil.simulation.nodes.scope import simulated
 from konsil.simulation.nodes.script import Around, TrainingProcess
 from konsil.simulation.nodes.signing import FastKey, verify
@@ -40,9 +40,8 @@ CHUNK_BYTES = 192
 
 SCALE = 4 * 1024 * 1024 / CHUNK_BYTES
 
-BOUND_S = 900.0
-"""So long after the last fault a study must have come to its end: attempts that failed in a row have made its
-own deadlines long."""
+LEAVING_S = 60.0
+"""For tasks of a universe that was broken off to come to their ends, in its own time."""
 
 LOOK_S = 0.25
 """How often the world looks whether all is done."""
@@ -77,6 +76,8 @@ class World:
         self.problems: list[Violation] = []
         self.calls = 0
         self._tell = tell
+        self.unheard: OSError | None = None
+        self._is_quiet = False
         self._place = place
         self.skews = {fault.member: fault.ahead_s for fault in plan.faults if isinstance(fault, Skew)}
         self.keys = {name: FastKey(name) for name in plan.members}
@@ -120,13 +121,22 @@ class World:
 
     def say(self, what: str) -> None:
         """A line of the trace."""
+        if self._is_quiet:
+            return
         sentence = f"{self.loop.time():9.3f} s  {what.replace(f'{self._place}/', '')}"
         self.trace.append(sentence)
-        if self._tell is not None:
+        if self._tell is None:
+            return
+        try:
             self._tell(sentence)
+        except OSError as error:  # nobody listens any more: no node is to take it for an error of its disk
+            self._tell, self.unheard = None, error
+            self.loop.stop()
 
     def broken(self, law: Law, what: str) -> None:
         """Something does not hold."""
+        if self._is_quiet:
+            return
         self.say(f"Broken law '{law}': {what}")
         self.problems.append(Violation(law, what))
 
@@ -275,6 +285,17 @@ class World:
         for problem in self.loop.problems:
             self.broken("honest nodes make no errors", problem)
 
+    def leave(self) -> None:
+        """End whatever is still under way in a universe that was broken off; nothing is told of it."""
+        self._is_quiet = True
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            with suppress(EverybodyWaits, Spinning):
+                self.loop.run_until_complete(asyncio.wait(tasks, timeout=LEAVING_S))
+        self._is_quiet = False
+
 
 class _NONE:
     broken: tuple[str, ...] = ()
@@ -296,10 +317,8 @@ def run_universe(plan: Plan, tell: Callable[[str], None] | None = None) -> Outco
             world = World(plan, place, tell)
             stack.callback(world.loop.close)
             stack.enter_context(watched(world.disks.values()))
-            try:
-                world.loop.run_until_complete(world.run())
-            except (EverybodyWaits, Spinning) as error:
-                world.broken("rounds end", str(error))
+            stack.callback(world.leave)
+            _to_its_end(world)
             for level, what in said:
                 world.logged(level, what)
             study = world.state.studies.get(STUDY)
@@ -313,6 +332,20 @@ def run_universe(plan: Plan, tell: Callable[[str], None] | None = None) -> Outco
     rounds = len(study.history) if study is not None else 0
     broken = tuple(map(str, world.problems))
     return Outcome(plan, law, what, rounds, world.calls, round(took_s, 3), tuple(world.trace), broken)
+
+
+def _to_its_end(world: World) -> None:
+    """Let a universe happen.
+
+    Raises:
+        OSError: its story could not be told any more.
+    """
+    try:
+        world.loop.run_until_complete(world.run())
+    except (EverybodyWaits, Spinning) as error:
+        world.broken("rounds end", str(error))
+    except RuntimeError as stopped:
+        raise world.unheard or stopped from None
 
 
 def _descriptors() -> list[str]:

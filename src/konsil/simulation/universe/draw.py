@@ -22,8 +22,9 @@ from konsil.simulation.faults import (
     Partition,
     Skew,
     TrainingDies,
+    once_each,
 )
-from konsil.simulation.universe.plan import LIES, AnyFault, Plan, Slow, Weather
+from konsil.simulation.universe.plan import LIES, ONCE, AnyFault, Plan, Slow, Weather
 
 _SIZES = (2,) * 2 + (3,) * 14 + (4,) * 3 + (5,)
 _ROUNDS = (1,) * 16 + (2,) * 3 + (3,)
@@ -146,7 +147,7 @@ class _Drawing:
                 self._draw()
         if self.chance.random() < _FORGETS:
             self.faults += self._forgets()
-        return replace(self.plan, faults=tuple(self.faults))
+        return replace(self.plan, faults=once_each(self.faults, ONCE))
 
     def _draw(self) -> None:
         fault = self.chance.choice(_FAULTS)(self)

@@ -7,11 +7,24 @@ from typing import Literal, get_args
 import msgspec
 
 from konsil.core.merge import rule_names
-from konsil.simulation.faults import NODES_ONLY, Fault, Finishes, Liar, Lie, Shared, check_faults, last_end_s
+from konsil.simulation.faults import (
+    NODES_ONLY,
+    Fault,
+    Finishes,
+    Liar,
+    Lie,
+    Shared,
+    Skew,
+    check_faults,
+    last_end_s,
+)
 from konsil.simulation.plans import LONG_S, MOST_MEMBERS, can_be, decode
 
 MOST_HOURS = 1_000
 """More shows nothing new, and takes long."""
+
+MOST_DELAY_S = 5.0
+"""Where messages or news take longer still, who is there is not heard of in time."""
 
 _ELSEWHERE: tuple[Lie, ...] = ("publishes what it began with",)
 LIES: tuple[Lie, ...] = tuple(lie for lie in get_args(Lie) if lie not in _ELSEWHERE)
@@ -26,6 +39,9 @@ class Slow(Fault, frozen=True):
 
 
 AnyFault = Shared | Slow
+
+ONCE: tuple[type[Fault], ...] = (Liar, Skew, Slow)
+"""Of these a member has one."""
 
 
 class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,10 +124,12 @@ def check_plan(plan: Plan) -> None:
     can_be(0 <= plan.hours <= MOST_HOURS, f"`hours` must be from 0 to {MOST_HOURS}")
     weather = plan.weather
     can_be(0 <= weather.loss <= 1 and 0 <= weather.again <= 1, "`loss` and `again` must be from 0 to 1")
-    can_be(0 <= weather.delay_s <= LONG_S and 0 <= weather.lag_s <= LONG_S, "a delay is from 0 s to a day")
-    check_faults(plan.faults, plan.names, LIES)
+    slow = max(weather.delay_s, weather.lag_s) <= MOST_DELAY_S and min(weather.delay_s, weather.lag_s) >= 0
+    can_be(slow, f"a delay is from 0 s to {MOST_DELAY_S:g} s")
+    check_faults(plan.faults, plan.names, LIES, max(LONG_S, plan.hours * 3600), ONCE)
     for fault in plan.faults:
         for field, known in NODES_ONLY.items():
             can_be(getattr(fault, field, known) == known, f"`{field}` is for the world of nodes")
         if isinstance(fault, Finishes):
             can_be(fault.rounds > 0 and not fault.at_s, "who finishes does so after a round or more")
+            can_be(fault.rounds <= plan.rounds, f"who finishes does so within the {plan.rounds} rounds")

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from konsil.simulation.faults import of_member
-from konsil.simulation.minimise import without_one
-from konsil.simulation.universe.plan import Plan, Weather
+from konsil.simulation.minimise import possible, without_one
+from konsil.simulation.universe.plan import Plan, Weather, check_plan
 
 
 def smaller(plan: Plan) -> Iterator[Plan]:
-    """What a plan is with one thing less."""
+    """What a plan is with one thing less, as far as it can be so."""
+    return possible(_less(plan), check_plan)
+
+
+def _less(plan: Plan) -> Iterator[Plan]:
     for faults in without_one(plan.faults):
         yield replace(plan, faults=faults)
     if plan.rounds > 1:

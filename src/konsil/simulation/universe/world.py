@@ -34,8 +34,10 @@ BOUND_S = 5.0 * PATIENCE_S
 """How long a round may take once all that passes has passed. Most take as long as their training; the longest
 come from liars that let others hang while few are there, and time to merge doubles with each attempt."""
 
-MOST_EVENTS = 100_000
-"""A hundred times what a universe takes, and ten times what an hour does: a machine that spins shows here."""
+EVENTS_AT_ONCE, EVENTS_A_SECOND = 100_000, 300
+"""At first, and each second: a hundred times what a universe takes, and three times what ten members take
+that begin a round every few seconds. A machine that spins shows here; a long time in which little happens,
+such as a fault of a day, does not."""
 
 
 class World:
@@ -169,14 +171,12 @@ class World:
             Violation: an invariant does not hold.
         """
         ledger, self.limit_s = self.ledger, self.plan.healed_s + BOUND_S
-        left = int(MOST_EVENTS * (1 + 10 * self.plan.hours))
-        for now_s in self.agenda.happen():
+        for events, now_s in enumerate(self.agenda.happen()):
             if ledger.over and self._over():
                 self.watch.at_the_end()
                 return
-            left -= 1
-            if not left:
-                raise Violation("rounds end", f"no end after {now_s:.0f} s.")
+            if events > EVENTS_AT_ONCE and events > EVENTS_AT_ONCE + EVENTS_A_SECOND * now_s:
+                raise Violation("rounds end", f"something spins: {events} events in {now_s:.0f} s.")
             if now_s > self.limit_s:
                 break
         self.watch.out_of_time()
