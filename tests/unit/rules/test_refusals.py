@@ -132,6 +132,11 @@ STORIES = {
     "other_base": lambda s: ((w := s().start()), "a", w.update("a", base=X)),
     "bad_examples": lambda s: ((w := s().start()), "a", w.update("a", examples=0)),
     "no_outer": lambda s: ((w := s().start()), "a", w.update("a", start=X)),
+    "under_dispute": lambda s: (
+        (w := disputed(s)),
+        w.open.dispute.leader,
+        Report("aml", 1, 1, (w.open.dispute.leader,)),
+    ),
     "not_collecting": lambda s: (merging(s), "a", Alive("aml", 1)),
     "bad_progress": lambda s: (s().start(), "a", Alive("aml", 1, 1.5)),
     "too_early": lambda s: (s().start(), "a", Tick("aml")),
