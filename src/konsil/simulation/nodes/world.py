@@ -43,6 +43,9 @@ SCALE = 4 * 1024 * 1024 / CHUNK_BYTES
 LEAVING_S = 60.0
 """For tasks of a universe that was broken off to come to their ends, in its own time."""
 
+LEAVING_TIMES = 20
+"""Who ends may begin something, which is ended too: a node that has not been told to stop goes on."""
+
 LOOK_S = 0.25
 """How often the world looks whether all is done."""
 
@@ -288,10 +291,12 @@ class World:
     def leave(self) -> None:
         """End whatever is still under way in a universe that was broken off; nothing is told of it."""
         self._is_quiet = True
-        tasks = asyncio.all_tasks(self.loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
+        for _ in range(LEAVING_TIMES):
+            tasks = asyncio.all_tasks(self.loop)
+            if not tasks:
+                break
+            for task in tasks:
+                task.cancel()
             with suppress(EverybodyWaits, Spinning):
                 self.loop.run_until_complete(asyncio.wait(tasks, timeout=LEAVING_S))
         self._is_quiet = False
