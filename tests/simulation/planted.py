@@ -135,8 +135,8 @@ ALL = (
     (
         "one of two throws the other out",
         "core.rules.merging",
-        "    if gone - {caller} and others == 1:",
-        "    if gone - {caller} and others == 0:",
+        "    if gone - {caller} and others == 1 and not may_go_on_alone:",
+        "    if gone - {caller} and others == 0 and not may_go_on_alone:",
         "one-of-two-reports-the-other",
     ),
     (
