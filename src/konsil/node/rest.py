@@ -19,12 +19,16 @@ class Rest:
         self._store = store
         self._resting = resting
         self._task: asyncio.Task[None] | None = None
+        self._look_again = False
         self._closed = False
 
     def look(self) -> None:
         """Something has changed: put the model aside if nobody needs it in memory."""
+        if self._task is not None:
+            self._look_again = True  # what is under way may have looked before the change
+            return
         digest = self._resting()
-        if digest and self._task is None and not self._closed:
+        if digest and not self._closed:
             self._task = asyncio.create_task(self._put_aside(digest))
             self._task.add_done_callback(self._over)
 
@@ -40,6 +44,9 @@ class Rest:
 
     def _over(self, _: asyncio.Task[None]) -> None:
         self._task = None
+        if self._look_again:
+            self._look_again = False
+            self.look()
 
     async def close(self) -> None:
         """Stop; what ends meanwhile may still ask to look."""
