@@ -40,9 +40,11 @@ from konsil.core.rules import Commit, Contribution, OpenRound, Score, Study, is_
 from konsil.core.wall import MemberProgress, StudyStatus
 from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError, UpdatesMissing
 from konsil.node.heartbeats import Heartbeats
+from konsil.node.last_words import LastWords
 from konsil.node.merging import Merging
 from konsil.node.outer import OuterStates
 from konsil.node.rest import Rest
+from konsil.node.saving import Saving
 from konsil.node.shelf import Shelf
 from konsil.node.site import Site
 from konsil.node.store import Model, Store, model_of
@@ -51,9 +53,6 @@ from konsil.wall.memory import SealedMemory
 REFUSED_OFTEN = 2
 """A call that the contract refuses once or twice came too late or too early; one that it refuses again and
 again is a problem that people must see."""
-
-SAVE_AGAIN_S = 5.0
-"""Between two attempts to write the accepted model to a disk that refuses."""
 
 _log = structlog.get_logger(__name__)
 
@@ -76,7 +75,7 @@ class StudyRunner:
         self.store = Store()
         self.state = NodeRound(me=site.me, study=name)
         self.trainee: Trainee | None = None
-        self._problems: dict[Effect | None, str] = {}
+        self._problems: dict[Effect, str] = {}
         self.merging = Merging(name, site, self.store, lambda: self.study)
         self.outer = OuterStates(name, site.models, self.store, self.merging, lambda: self.study)
         self.shelf = Shelf(
@@ -86,9 +85,8 @@ class StudyRunner:
         self._wake: asyncio.TimerHandle | None = None
         self._heartbeats = Heartbeats(name, site, lambda: self.study, self._progress)
         self._rest = Rest(name, site.models, self.store, self._resting)
-        self._saved = ""
-        self._farewell: machine.Farewell | None = None
-        self._saves: set[asyncio.Task[None]] = set()
+        self._last_words = LastWords(name, site, lambda: self.study, self._needed)
+        self.saving = Saving(name, site.models, self.store, lambda: self.study, self._needed, self._rest.look)
         self._closed = False
 
     @property
@@ -99,7 +97,7 @@ class StudyRunner:
     @property
     def problem(self) -> str:
         """What fails now and is tried again, in sentences; "" while all is well."""
-        problems = [*self._problems.values(), self.outer.problem]
+        problems = [*self._problems.values(), self.saving.problem, self.outer.problem]
         if self.site.me in self.study.participants and self.study.phase not in {"finished", "failed"}:
             problems.append(self.site.rules.problem(self.study.settings))
         return " ".join(dict.fromkeys(problem for problem in problems if problem))
@@ -134,18 +132,17 @@ class StudyRunner:
             self.post(Held(model.digest))
         self._heartbeats.start()
         self.post(Looked())
-        self._end_farewell()
+        self._last_words.look()
 
     async def _take_up_farewell(self) -> None:
         """Go on with what a training process left when it finished, in an earlier life of this node."""
-        farewell = self._farewell = await asyncio.to_thread(self.site.journal.farewell, self.name)
-        if farewell is None or is_over(self.study):
+        left = await self._last_words.take_up()
+        if left is None:
             return
-        update = farewell.update
-        model = await self.site.models.load(self.name, update.digest) if update is not None else None
-        if update is not None and model is not None:
-            self._keep(model)
-            self.post(update)
+        farewell, snapshot = left
+        if farewell.update is not None and snapshot is not None:
+            self._keep(snapshot)
+            self.post(farewell.update)
         if self.trainee is None:
             self.post(FinishWanted(farewell.contribution))
 
@@ -155,8 +152,7 @@ class StudyRunner:
         Raises:
             LedgerError: the disk is full or failed.
         """
-        self._farewell = None
-        await asyncio.to_thread(self.site.journal.note_farewell, self.name, None)
+        await self._last_words.forget()
 
     async def finish(self, contribution: Contribution) -> None:
         """The training process has finished. The ledger hears of it, even if this node dies before it does.
@@ -166,45 +162,26 @@ class StudyRunner:
         """
         farewell = machine.farewell_of(self.state, contribution)
         if farewell.update is not None:
-            await self._make_durable(farewell.update.digest)
-        await asyncio.to_thread(self.site.journal.note_farewell, self.name, farewell)
-        self._farewell = farewell
+            await self.saving.make_durable(farewell.update.digest)
+        await self._last_words.note(farewell)
         self.post(FinishWanted(contribution))
 
     def look(self) -> None:
         """The ledger moved."""
         self.post(Looked())
         self.shelf.look()
-        self._end_farewell()
-
-    def _end_farewell(self) -> None:
-        """Once the study is over, nobody asks for a snapshot any more: an update does not stay on disk."""
-        farewell = self._farewell
-        if farewell is None or self._closed or not is_over(self.study):
-            return
-        self._farewell = None
-        task = asyncio.create_task(self._forget_snapshot(farewell))
-        self._saves.add(task)
-        task.add_done_callback(self._saved_it)
-
-    async def _forget_snapshot(self, farewell: machine.Farewell) -> None:
-        try:
-            if farewell.update is not None and farewell.update.digest not in self._needed():
-                await self.site.models.remove(self.name, farewell.update.digest)
-            await asyncio.to_thread(self.site.journal.note_farewell, self.name, None)
-        except (KonsilError, OSError) as error:
-            _log.warning("a snapshot stays on disk until the next start", study=self.name, why=str(error))
+        self._last_words.look()
 
     async def close(self) -> None:
         """Stop everything; what was promised stays in the journal."""
         self._closed = True
         if self._wake is not None:
             self._wake.cancel()
-        tasks = [*self._saves, *self._tasks.values()]
+        tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
-        endings = self.shelf.close(), self._heartbeats.close(), self._rest.close()
-        await asyncio.gather(*tasks, *endings, return_exceptions=True)
+        parts = (self.saving, self.shelf, self._heartbeats, self._rest, self._last_words)
+        await asyncio.gather(*tasks, *(part.close() for part in parts), return_exceptions=True)
         await self.outer.close()
         self.merging.close()
         self.store.close()
@@ -219,7 +196,7 @@ class StudyRunner:
         before = machine.stage(self.state, self.study)
         outcome = machine.step(self.state, event, self.study, now_s)
         self.state = outcome.state
-        self._problems = {e: why for e, why in self._problems.items() if e is None or e in self.state.retries}
+        self._problems = {e: why for e, why in self._problems.items() if e in self.state.retries}
         for effect in outcome.effects:
             self._start(effect)
         if self._wake is not None:
@@ -232,7 +209,7 @@ class StudyRunner:
         if after != before:
             _log.info("stage", study=self.name, stage=after, round=self._round_number())
         self._let_go()
-        self._save_behind()
+        self.saving.behind()
 
     def _start(self, effect: Effect) -> None:
         if isinstance(effect, Cancel):
@@ -303,49 +280,13 @@ class StudyRunner:
     async def _submit(self, effect: Submit) -> None:
         call = effect.call
         for digest in machine.durable_before(call):
-            await self._make_durable(digest)
+            await self.saving.make_durable(digest)
         if isinstance(call, Commit):
             await self.outer.make_durable(call.start)
         promise = machine.promise_of(call)
         if promise is not None:
             await asyncio.to_thread(self.site.journal.promise, promise)
         await self.site.submit(call)
-
-    def _save_behind(self) -> None:
-        """Write the accepted model to disk while training goes on; the next commit waits for it."""
-        model = self.store.model(self.study.accepted)
-        if model is None or model.digest == self._saved:
-            return
-        self._saved = model.digest
-        task = asyncio.create_task(self._save(model))
-        self._saves.add(task)
-        task.add_done_callback(self._saved_it)
-
-    def _saved_it(self, task: asyncio.Task[None]) -> None:
-        self._saves.discard(task)
-        self._rest.look()
-
-    async def _save(self, model: Model) -> None:
-        while model.digest == self.study.accepted:
-            try:
-                await self.site.models.save(self.name, model, self._needed)
-            except KonsilError as error:
-                self._problems[None] = str(error)
-                _log.warning("the accepted merge is not on disk yet", study=self.name, why=str(error))
-                await asyncio.sleep(SAVE_AGAIN_S)  # nobody tells when a full disk has room again
-            else:
-                break
-        self._problems.pop(None, None)
-
-    async def _make_durable(self, digest: str) -> None:
-        model = self.store.model(digest)
-        if model is None:
-            if await self.site.models.has(self.name, digest):
-                return
-            # What the call says would not be true.
-            raise StudyError(f"The model {digest[:12]} is not at this node (yet).", do="It is tried again.")
-        await self.site.models.save(self.name, model, self._needed)
-        self._problems.pop(None, None)
 
     async def _fetch(self, effect: Fetch) -> None:
         if effect.attempt:
@@ -412,7 +353,9 @@ class StudyRunner:
     def _resting(self) -> str:
         """The model that nobody here has to hold in memory any more, "" if there is none (yet)."""
         study = self.study
-        busy = self.trainee is not None or self._tasks or self._saves or study.accepted in self.shelf.lent
+        busy = (
+            self.trainee is not None or self._tasks or self.saving.busy or study.accepted in self.shelf.lent
+        )
         if busy or not is_over(study) or study.settings.outer is not None:
             return ""
         return study.accepted if self.store.model(study.accepted) is not None else ""

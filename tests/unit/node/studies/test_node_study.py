@@ -303,7 +303,7 @@ async def test_a_full_disk_keeps_a_member_from_committing_and_shows_why(worlds):
 
 
 async def test_the_last_model_is_written_when_there_is_room_again(worlds, monkeypatch):
-    monkeypatch.setattr("konsil.node.study.SAVE_AGAIN_S", 0.01)
+    monkeypatch.setattr("konsil.node.saving.SAVE_AGAIN_S", 0.01)
     world = await worlds()
     for node in world.nodes.values():
         node.train()
