@@ -72,7 +72,7 @@ class KonsilError(Exception):
         self.safe = safe
         self.do = do
         self.fields = fields
-        super().__init__(" ".join(part for part in (what, safe, do) if part))
+        super().__init__(" ".join(filter(None, (what, safe, do))))
 
     @property
     def kind(self) -> str:

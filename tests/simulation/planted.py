@@ -72,8 +72,8 @@ ALL = (
     (
         "updates can be read while the round collects",
         "core.rules.reading",
-        '        if current.phase == "merging":\n            digests |= {current.commits[name].digest for name in current.roster}',
-        "        digests |= {commit.digest for commit in current.commits.values()}",
+        '        if current.phase == "merging":\n            digests.update([current.commits[name].digest for name in current.roster])',
+        "        digests.update([commit.digest for commit in current.commits.values()])",
     ),
     (
         "an old call is taken again",
@@ -84,8 +84,8 @@ ALL = (
     (
         "an update is taken while the round merges",
         "core.rules.collecting",
-        "    _require_collecting(current)\n    _require_contributing(participant, caller, call.study)\n    require(\n",
-        "    _require_contributing(participant, caller, call.study)\n    require(\n",
+        "    _require_collecting(current)\n    _require_contributing(participant, caller, call.study)\n    if ",
+        "    _require_contributing(participant, caller, call.study)\n    if ",
     ),
     # --- the roster and the merge ----------------------------------------------------------------
     (
@@ -173,14 +173,14 @@ ALL = (
     (
         "a deadline is a second early",
         "core.rules.contract",
-        "        wait_s <= 0,\n",
-        "        wait_s <= 1,\n",
+        "    if wait_s > 0:\n",
+        "    if wait_s > 1:\n",
     ),
     (
         "a deadline is a day late",
         "core.rules.contract",
-        "        wait_s <= 0,\n",
-        "        wait_s <= -86400,\n",
+        "    if wait_s > 0:\n",
+        "    if wait_s > -86400:\n",
     ),
     (
         "a silent member is waited for until the patience ends",

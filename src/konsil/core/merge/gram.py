@@ -51,17 +51,23 @@ def gram_chunk(runs: Sequence[Run], chunks: Sequence[Buffer], base: Buffer | Non
         for at in range(start, stop, step):
             for chunk, row in zip(chunks, rows, strict=True):
                 filled = load(dtype, chunk, at, min(at + step, stop), row)
-                row[filled:] = 0.0
+            size = _reach(filled)
+            rows[:, filled:size] = 0.0
             if base is not None:
-                filled = load(dtype, base, at, min(at + step, stop), origin)
+                load(dtype, base, at, min(at + step, stop), origin)
                 subtract(origin[:filled], rows[:, :filled])
             for i in range(n):
                 for j in range(i, n):
-                    np.multiply(rows[i], rows[j], out=products)
-                    gram[i, j] += _folded(products)
+                    np.multiply(rows[i, :size], rows[j, :size], out=products[:size])
+                    gram[i, j] += _folded(products[:size])
     for i in range(n):
         gram[i + 1 :, i] = gram[i, i + 1 :]
     return gram
+
+
+def _reach(filled: int) -> int:
+    """How much of a block is folded: the rest is zeros, and folding those changes nothing."""
+    return 1 << max(0, filled - 1).bit_length()
 
 
 def _folded(products: Floats) -> float:

@@ -92,7 +92,7 @@ def _choices() -> Iterator[NDArray[np.intp]]:
 def _mixed(rule: Rule, gram: Floats, weights: Sequence[int]) -> Mixing | None:
     kept = gram.copy()
     try:
-        made = mixing(rule, gram, tuple(weights))
+        made: Mixing | None = mixing(rule, gram, tuple(weights))
     except Exception as error:
         raise _raised("mixing step", error, len(weights)) from error
     if not np.array_equal(gram, kept):

@@ -131,7 +131,9 @@ def _done(state: NodeRound, event: Done, _now_s: float) -> NodeRound:
             state = replace(state, scores=tuple(other for other in state.scores if other != score))
         case Submit(call=Leave()):
             state = replace(state, leaving=False)
-    retries = {effect: retry for effect, retry in state.retries.items() if effect != event.effect}
+    retries = state.retries
+    if event.effect in retries:
+        retries = {effect: retry for effect, retry in retries.items() if effect != event.effect}
     return replace(state, doing=_without(state.doing, event.effect), retries=retries)
 
 
@@ -150,7 +152,7 @@ def _failed(state: NodeRound, event: Failed, now_s: float) -> NodeRound:
 
 
 def _without(doing: tuple[Effect, ...], over: Effect) -> tuple[Effect, ...]:
-    return tuple(effect for effect in doing if effect != over)
+    return tuple([effect for effect in doing if effect != over])
 
 
 FACTS: dict[type[Event], Any] = {

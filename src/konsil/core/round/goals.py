@@ -30,7 +30,7 @@ from konsil.core.rules.calls import (
 )
 from konsil.core.rules.rounds import patient_until_s
 from konsil.core.rules.starts import agreed_start
-from konsil.core.rules.state import OpenRound, Study
+from konsil.core.rules.state import OpenRound, RoundPhase, Study, StudyPhase
 
 FAILED_OFTEN = 3
 """A model that could not be had so often is not on its way, and nobody is asked to wait for it."""
@@ -255,7 +255,8 @@ def _tick_due_s(state: NodeRound, study: Study) -> float | None:
     due_s = current.deadline_s
     if current.dispute is not None:
         due_s = min(due_s, current.dispute.closes_s)
-    return due_s + sorted(study.participants).index(state.me) * TICK_STAGGER_S
+    before = [name for name in study.participants if name < state.me]
+    return due_s + len(before) * TICK_STAGGER_S
 
 
 Goal = Callable[[NodeRound, Study], Iterable[Effect]]
@@ -312,26 +313,34 @@ _OF_TRAINING = {_put_scores_on_record, _finish}
 
 def of_phase(study: Study) -> tuple[Goal, ...]:
     """All that a node may want in the study's present phase, in the order in which it begins."""
-    if study.open is not None:
-        return _COLLECTING if study.open.phase == "collecting" else _MERGING
-    return _BEFORE if study.phase == "proposed" else _AFTER
+    return _of(study.phase if study.open is None else study.open.phase)
+
+
+Phase = StudyPhase | RoundPhase
+
+
+def _of(phase: Phase) -> tuple[Goal, ...]:
+    if phase in {"collecting", "merging"}:
+        return _COLLECTING if phase == "collecting" else _MERGING
+    return _BEFORE if phase == "proposed" else _AFTER
 
 
 def goals(state: NodeRound, study: Study) -> tuple[Goal, ...]:
     """The goals of the phase without those that cannot want anything: most rounds go well."""
     current = study.open
+    phase = study.phase if current is None else current.phase
     troubled = current is not None and is_troubled(state, current)
     has_said = bool(state.scores) or state.finish is not None
-    return _those(of_phase(study), troubled, study.settings.outer is not None, has_said)
+    return _those(phase, troubled, study.settings.outer is not None, has_said)
 
 
 @cache
-def _those(every: tuple[Goal, ...], troubled: bool, has_outer: bool, has_said: bool) -> tuple[Goal, ...]:
+def _those(phase: Phase, troubled: bool, has_outer: bool, has_said: bool) -> tuple[Goal, ...]:
     left_out: set[Goal] = set()
     left_out |= set() if troubled else _OF_TROUBLE
     left_out |= set() if has_outer else _OF_THE_OUTER_STATE
     left_out |= set() if has_said else _OF_TRAINING
-    return tuple(goal for goal in every if goal not in left_out)
+    return tuple(goal for goal in _of(phase) if goal not in left_out)
 
 
 _WHILE_COLLECTING = (Timed(_alive_due_s, _say_that_training_goes_on), Timed(_tick_due_s, _tick))

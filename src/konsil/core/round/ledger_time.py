@@ -9,8 +9,7 @@ the call was sent. Where its own clock fits between these bounds, a node believe
 from __future__ import annotations
 
 import math
-
-import msgspec
+from typing import NamedTuple
 
 REMEMBERED = 8
 """Bounds of each kind: enough that a slow answer does not spoil the estimate, few enough that a clock which
@@ -20,7 +19,7 @@ ENTRY_S = 1.0
 """Entries carry whole seconds: the ledger's time is up to this much later."""
 
 
-class LedgerTime(msgspec.Struct, frozen=True):
+class LedgerTime(NamedTuple):
     """How much a node's clock must be put forward to show the ledger's time, in seconds.
 
     ``least``: lower bounds, ``most``: upper bounds, the latest last. ``correction_s`` lies between them.

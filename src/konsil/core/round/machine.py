@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from konsil.core.round.events import Advance, Cancel, Effect, Event, Fetch, Lead, Probe, Recompute
@@ -18,7 +17,7 @@ CANCELLED = (Lead, Fetch, Recompute, Probe, Advance)
 """Effects that end when they are no longer wanted; what goes to the ledger or to training is on its way."""
 
 
-class Step(msgspec.Struct, frozen=True):
+class Step(NamedTuple):
     """A machine's answer: the new state, what to do now, and when to look again (unix time)."""
 
     state: NodeRound
@@ -89,15 +88,12 @@ def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
     # Where a round collects again, who comes back is looked at anew: else it would be reported for ever.
     if state.unreachable[0] and (current is None or current.phase != "merging"):
         over["unreachable"] = NOBODY_MISSED
-    if state.held:
-        digests = {study.accepted} if current is None else {study.accepted, current.digest}
-        if study.phase == "proposed" and state.offered is not None:
-            digests.add(state.offered.digest)
-        if not state.held <= digests:
-            over["held"] = state.held & digests
+    held = _still_held(state, study)
+    if len(held) < len(state.held):
+        over["held"] = held
     if state.outer is not None and state.outer.digest != study.accepted:
         over["outer"] = None
-    if state.merged:
+    if state.merged and any(key[:2] != at for key in state.merged):
         over["merged"] = {key: part for key, part in state.merged.items() if key[:2] == at}
     if state.suspects:
         settled = {(d.attempt, d.part, d.chunk) for d in current.disputes} if current is not None else set()
@@ -114,6 +110,18 @@ def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
             key: wrong for key, wrong in state.findings.items() if (key.round, key.attempt) == at
         }
     return replace(state, **over) if over else state
+
+
+def _still_held(state: NodeRound, study: Study) -> frozenset[str]:
+    """The models that count as had: the accepted one, the open round's merge, what was offered."""
+    current, accepted = study.open, study.accepted
+    merge = current.digest if current is not None else ""
+    offered = state.offered.digest if study.phase == "proposed" and state.offered is not None else ""
+    wanted = (accepted, merge, offered)
+    for digest in state.held:
+        if digest not in wanted:
+            return state.held.intersection(wanted)
+    return state.held
 
 
 def stage(state: NodeRound, study: Study) -> str:

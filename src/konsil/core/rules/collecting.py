@@ -44,20 +44,20 @@ def commit(state: State, caller: str, call: Commit, now_s: int) -> State:
         )
     _require_collecting(current)
     _require_contributing(participant, caller, call.study)
-    require(
-        call.base == study.accepted,
-        "other_base",
-        f"The update was trained from another model than round {call.round} starts from.",
-        do="Fetch the last accepted merge and train from it.",
-        base=study.accepted,
-    )
+    if call.base != study.accepted:
+        raise Refused(
+            "other_base",
+            f"The update was trained from another model than round {call.round} starts from.",
+            do="Fetch the last accepted merge and train from it.",
+            base=study.accepted,
+        )
     require_digest(call.digest, "digest of the update")
     least = 0 if study.settings.weighting == "equal" else 1
-    require(
-        least <= call.examples <= MAX_EXAMPLES,
-        "bad_examples",
-        f"The example count {call.examples} must be from {least} to 10^12.",
-    )
+    if not least <= call.examples <= MAX_EXAMPLES:
+        raise Refused(
+            "bad_examples",
+            f"The example count {call.examples} must be from {least} to 10^12.",
+        )
     if study.settings.outer is not None:
         require_digest(call.start, "digest of the outer optimiser's state")
     else:
@@ -117,20 +117,20 @@ def tick_collecting(study: Study, current: OpenRound, now_s: int) -> Study:
 
 
 def _require_collecting(current: OpenRound) -> None:
-    require(
-        current.phase == "collecting",
-        "not_collecting",
-        f"Round {current.number} is merging the updates of {', '.join(current.roster[:20])}.",
-        do="Take part from the next round on: it starts from this one's merge.",
-    )
+    if current.phase != "collecting":
+        raise Refused(
+            "not_collecting",
+            f"Round {current.number} is merging the updates of {', '.join(current.roster[:20])}.",
+            do="Take part from the next round on: it starts from this one's merge.",
+        )
 
 
 def _require_contributing(participant: Participant, caller: str, study: str) -> None:
-    require(
-        participant.finished != "inactive",
-        "finished",
-        f"'{caller}' has finished study '{study}' and contributes nothing more.",
-    )
+    if participant.finished == "inactive":
+        raise Refused(
+            "finished",
+            f"'{caller}' has finished study '{study}' and contributes nothing more.",
+        )
 
 
 def _present(study: Study, name: str) -> Study:

@@ -146,13 +146,13 @@ def tick(state: State, _caller: str, call: Tick, now_s: int) -> State:
     state = close_votes(state, now_s)
     study, current = running(study_named(state, call.study))
     wait_s = current.deadline_s - now_s
-    require(
-        wait_s <= 0,
-        "too_early",
-        f"The next deadline of study '{call.study}' is in {wait_s} s.",
-        do="Tick again then, if nothing happens before.",
-        wait_s=wait_s,
-    )
+    if wait_s > 0:
+        raise Refused(
+            "too_early",
+            f"The next deadline of study '{call.study}' is in {wait_s} s.",
+            do="Tick again then, if nothing happens before.",
+            wait_s=wait_s,
+        )
     if current.phase == "collecting":
         return put(state, tick_collecting(study, current, now_s))
     if current.dispute is not None:

@@ -34,12 +34,12 @@ def merging(state: State, caller: str, study_name: str, number: int, attempt: in
     """
     study, current = running(study_named(state, study_name))
     in_open_round(current, number, attempt)
-    require(
-        current.phase == "merging",
-        "not_merging",
-        f"Round {number} is collecting updates; nothing is merged yet ('{caller}').",
-        do="Wait until the ledger says that it merges.",
-    )
+    if current.phase != "merging":
+        raise Refused(
+            "not_merging",
+            f"Round {number} is collecting updates; nothing is merged yet ('{caller}').",
+            do="Wait until the ledger says that it merges.",
+        )
     return study, current
 
 
@@ -49,27 +49,27 @@ def require_on_roster(current: OpenRound, caller: str) -> None:
     Raises:
         Refused: "not_on_roster".
     """
-    require(
-        caller in current.roster,
-        "not_on_roster",
-        f"'{caller}' is not on the roster of round {current.number}: {', '.join(current.roster[:20])}.",
-    )
+    if caller not in current.roster:
+        raise Refused(
+            "not_on_roster",
+            f"'{caller}' is not on the roster of round {current.number}: {', '.join(current.roster[:20])}.",
+        )
 
 
 def publish(state: State, caller: str, call: Publish, now_s: int) -> State:
     """Put a leader's merged part on record; with the last one the merge's digest stands."""
     study, current = merging(state, caller, call.study, call.round, call.attempt)
-    require(
-        0 <= call.part < len(current.parts),
-        "unknown_part",
-        f"There is no part {call.part}: round {call.round} has {len(current.parts)}, counted from 0.",
-    )
+    if not 0 <= call.part < len(current.parts):
+        raise Refused(
+            "unknown_part",
+            f"There is no part {call.part}: round {call.round} has {len(current.parts)}, counted from 0.",
+        )
     part = current.parts[call.part]
-    require(
-        part.leader == caller,
-        "not_leader",
-        f"Part {call.part} of round {call.round} is led by '{part.leader}', not by '{caller}'.",
-    )
+    if part.leader != caller:
+        raise Refused(
+            "not_leader",
+            f"Part {call.part} of round {call.round} is led by '{part.leader}', not by '{caller}'.",
+        )
     require_digest(call.digest, "digest of the part")
     if part.digest:
         if (part.digest, part.gram) != (call.digest, call.gram):
@@ -82,11 +82,11 @@ def publish(state: State, caller: str, call: Publish, now_s: int) -> State:
     mixes = rule_mixes(study.settings)
     if mixes or (mixes is None and call.gram):
         require_digest(call.gram, "digest of the Gram matrix")
-    require(
-        mixes is not False or not call.gram,
-        "no_gram",
-        f"The rule {study.settings.rule} does not mix, so a part has no Gram matrix.",
-    )
+    if mixes is False and call.gram:
+        raise Refused(
+            "no_gram",
+            f"The rule {study.settings.rule} does not mix, so a part has no Gram matrix.",
+        )
     parts = list(current.parts)
     parts[call.part] = Part(leader=caller, digest=call.digest, gram=call.gram)
     current = replace(current, parts=tuple(parts))
@@ -130,18 +130,18 @@ def accept(state: State, caller: str, call: Accept, now_s: int) -> State:
         return state
     study, current = merging(state, caller, call.study, call.round, call.attempt)
     require_on_roster(current, caller)
-    require(
-        bool(current.digest),
-        "not_published",
-        f"Not all parts of round {call.round} are published yet.",
-    )
-    require(
-        call.digest == current.digest,
-        "other_digest",
-        f"The merge of round {call.round} has another digest than '{caller}' holds.",
-        do="Pull the parts that differ again.",
-        digest=current.digest,
-    )
+    if not current.digest:
+        raise Refused(
+            "not_published",
+            f"Not all parts of round {call.round} are published yet.",
+        )
+    if call.digest != current.digest:
+        raise Refused(
+            "other_digest",
+            f"The merge of round {call.round} has another digest than '{caller}' holds.",
+            do="Pull the parts that differ again.",
+            digest=current.digest,
+        )
     accepts = tuple(sorted({*current.accepts, caller}))
     study = replace(study, open=replace(current, accepts=accepts))
     return put(state, accept_if_due(study, now_s))

@@ -16,18 +16,25 @@ def readable(study: Study, peer: str) -> frozenset[str]:
     """
     if peer not in study.participants:
         return frozenset()
-    digests = {study.initial, study.accepted, *choosable_starts(study)}
-    digests |= {study.history[number - 1].digest for number in choosable(study)}
-    has_outer = study.settings.outer is not None
+    digests = {"", study.initial, study.accepted}
+    digests.update([study.history[number - 1].digest for number in choosable(study)])
     for record in study.history[-1:]:
-        digests |= {record.base, *(part.digest for part in record.parts)}
-        if has_outer:
-            digests.add(start_of(record))
+        digests.add(record.base)
+        digests.update([part.digest for part in record.parts])
     current = study.open
     if current is not None:
-        digests |= {current.base, current.digest, *(part.digest for part in current.parts)}
+        digests.update((current.base, current.digest))
+        digests.update([part.digest for part in current.parts])
         if current.phase == "merging":
-            digests |= {current.commits[name].digest for name in current.roster}
-        if has_outer:  # nobody opens an update to readers by naming it as a state
-            digests |= {agreed_start(study)} - {commitment.digest for commitment in current.commits.values()}
-    return frozenset(digests - {""})
+            digests.update([current.commits[name].digest for name in current.roster])
+    if study.settings.outer is not None:
+        digests |= _outer_states(study)
+    digests.remove("")
+    return frozenset(digests)
+
+
+def _outer_states(study: Study) -> set[str]:
+    states = {start_of(record) for record in study.history[-1:]} | choosable_starts(study)
+    commits = study.open.commits.values() if study.open is not None else ()
+    # Nobody opens an update to readers by naming it as a state.
+    return states | ({agreed_start(study)} - {commitment.digest for commitment in commits})

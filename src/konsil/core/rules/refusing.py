@@ -30,7 +30,9 @@ def require_digest(text: str, name: str) -> None:
     Raises:
         Refused: "bad_digest".
     """
-    require(is_digest(text), "bad_digest", f"The {name} must be 64 lower-case hexadecimal digits.", name=name)
+    if not is_digest(text):
+        what = f"The {name} must be 64 lower-case hexadecimal digits."
+        raise Refused("bad_digest", what, name=name)
 
 
 @contextmanager

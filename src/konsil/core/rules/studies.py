@@ -18,6 +18,7 @@ from konsil.core.rules.refusing import (
 from konsil.core.rules.rounds import end_study, expect, open_round, settle
 from konsil.core.rules.state import Participant, State, Study
 from konsil.core.rules.stopping import nobody_goes_on
+from konsil.errors import Refused
 
 MAX_DATA_BYTES = 1 << 50
 """A petabyte of parameters: beyond any model, and far from the end of any integer."""
@@ -124,17 +125,17 @@ def enter(state: State, caller: str, call: Enter, now_s: int) -> State:
     """Note that the caller's training is ready; open round 1 once enough have entered."""
     study = not_over(study_named(state, call.study))
     participant = participant_of(study, caller)
-    require(
-        bool(study.initial),
-        "not_initialised",
-        f"Study '{call.study}' has no initial parameters yet; they come from '{study.proposer}'.",
-        do="Enter again when they are there.",
-    )
-    require(
-        participant.finished != "inactive",
-        "finished",
-        f"'{caller}' has finished study '{call.study}' and contributes nothing more.",
-    )
+    if not study.initial:
+        raise Refused(
+            "not_initialised",
+            f"Study '{call.study}' has no initial parameters yet; they come from '{study.proposer}'.",
+            do="Enter again when they are there.",
+        )
+    if participant.finished == "inactive":
+        raise Refused(
+            "finished",
+            f"'{caller}' has finished study '{call.study}' and contributes nothing more.",
+        )
     current = study.open
     if current is None:
         study = _with(study, caller, replace(participant, present=True))

@@ -6,7 +6,7 @@ must hold in all of them.
 
 from konsil.simulation.plans import encode_plan
 from konsil.simulation.universe.draw import draw_long, draw_plan
+from konsil.simulation.universe.outcome import Outcome, run_universe
 from konsil.simulation.universe.plan import Plan, decode_plan
-from konsil.simulation.universe.world import Outcome, run_universe
 
 __all__ = ["Outcome", "Plan", "decode_plan", "draw_long", "draw_plan", "encode_plan", "run_universe"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
@@ -33,15 +33,18 @@ class Agenda:
         self._number += 1
         heappush(self._later, (self.now_s + wait_s, self._number, act, args))
 
-    def happen(self) -> Iterator[float]:
-        """Do one thing after the other, and give the time after each, until nothing is left to do."""
-        soon, later = self._soon, self._later
-        while True:
-            if soon:
-                act, args = soon.popleft()
-            elif later:
-                self.now_s, _, act, args = heappop(later)
-            else:
-                return
-            act(*args)
-            yield self.now_s
+    def clear(self) -> None:
+        """Forget all that was to come."""
+        self._soon.clear()
+        self._later.clear()
+
+    def goes_on(self) -> bool:
+        """Do the next thing; False once nothing is left to do."""
+        if self._soon:
+            act, args = self._soon.popleft()
+        elif self._later:
+            self.now_s, _, act, args = heappop(self._later)
+        else:
+            return False
+        act(*args)
+        return True

@@ -48,7 +48,7 @@ class Ledger:
     """
 
     def __init__(self, plan: Plan, agenda: Agenda, network: Network, watch: Watch) -> None:
-        self.state = _begun(plan.names, _settings(plan), plan.chunks, plan.running)
+        self.state = _begun(plan)
         self.study: Study = self.state.studies[STUDY]
         self.over = False
         self._agenda = agenda
@@ -138,11 +138,13 @@ def _settings(plan: Plan) -> StudySettings:
     )
 
 
-def _begun(names: tuple[str, ...], settings: StudySettings, chunks: int, running: bool) -> State:
+def _begun(plan: Plan) -> State:
     """The ledger when a universe begins: a study that all agreed to, or its first round just opened."""
-    key = names, settings_digest(settings), chunks, running
+    of_members = plan.names, plan.quorum, plan.running
+    of_study = plan.rounds, plan.hours, plan.rule, plan.parts, plan.audit, plan.chunks
+    key = of_members, of_study
     if key not in _known:
-        _known[key] = _first_state(names, settings, chunks, running=running)
+        _known[key] = _first_state(plan.names, _settings(plan), plan.chunks, running=plan.running)
     return _known[key]
 
 

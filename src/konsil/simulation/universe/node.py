@@ -59,6 +59,8 @@ class Node:
     ``quick``: whether what it does by itself takes no time.
     """
 
+    __deletable__ = ("works",)
+
     def __init__(self, world: World, name: str, skew_s: float) -> None:
         self.world = world
         self.agenda = world.agenda
@@ -116,6 +118,12 @@ class Node:
             errand.abandon()
         self.errands = {}  # and with them what was being written: it was not there yet
 
+    def end(self) -> None:
+        """Let go of what holds on to this node, once its universe is over."""
+        self.errands.clear()
+        self.training = None
+        del self.works
+
     @property
     def own_s(self) -> float:
         """What its clock shows, right or wrong."""
@@ -124,7 +132,7 @@ class Node:
     @property
     def ledger_now_s(self) -> float:
         """What it thinks that the ledger's time is."""
-        return self.time.now_s(BEGIN_S + self.agenda.now_s + self.skew_s)
+        return self.time.now_s(self.own_s)
 
     # --- the machine -------------------------------------------------------------------------------
 
@@ -176,15 +184,17 @@ class Node:
         except StopIteration:
             self._end(errand, Done(errand.effect))
         except KonsilError as raised:
-            problem = raised
-            self.world.story(
-                lambda: f"{self.name} does not succeed in {_DOING[type(errand.effect)]}: {problem.what}"
-            )
-            self.world.watch.failed(self.name, errand.effect, problem, self)
-            self._end(errand, failed(errand.effect, problem))
+            self._does_not_succeed(errand, raised)
         else:
             errand.running = False
             self._wait_for(errand, want)
+
+    def _does_not_succeed(self, errand: Errand, problem: KonsilError) -> None:
+        self.world.story(
+            lambda: f"{self.name} does not succeed in {_DOING[type(errand.effect)]}: {problem.what}"
+        )
+        self.world.watch.failed(self.name, errand.effect, problem, self)
+        self._end(errand, failed(errand.effect, problem))
 
     @property
     def stage(self) -> str:

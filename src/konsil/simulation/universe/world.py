@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from konsil.simulation import laws
 from konsil.simulation.faults import (
     Crash,
     Cut,
@@ -17,7 +16,7 @@ from konsil.simulation.faults import (
     Skew,
     TrainingDies,
 )
-from konsil.simulation.laws import Law, Violation
+from konsil.simulation.laws import Violation
 from konsil.simulation.sentences import begins, ends
 from konsil.simulation.universe.agenda import Agenda
 from konsil.simulation.universe.ledger import PATIENCE_S, Ledger, initial_model
@@ -42,6 +41,8 @@ such as a fault of a day, does not."""
 
 class World:
     """``up``: whose nodes run. ``contents``: everything that anybody ever held, by its digest."""
+
+    __deletable__ = ("ledger", "watch")  # compiled classes take this literally
 
     def __init__(self, plan: Plan, tell: Callable[[str], None] | None = None) -> None:
         """Lay a universe out. ``tell``: gets its story, sentence by sentence."""
@@ -162,6 +163,14 @@ class World:
         self.longest_s = max(self.longest_s, self.agenda.now_s - (self.limit_s - BOUND_S))
         self.limit_s = max(self.plan.healed_s, self.agenda.now_s) + BOUND_S
 
+    def end(self) -> None:
+        """Let go of each other, so that memory is free at once: nobody has to look for what holds itself."""
+        self.agenda.clear()
+        for node in self.nodes.values():
+            node.end()
+        self.nodes.clear()
+        del self.ledger, self.watch
+
     # --- running -----------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -170,14 +179,16 @@ class World:
         Raises:
             Violation: an invariant does not hold.
         """
-        ledger, self.limit_s = self.ledger, self.plan.healed_s + BOUND_S
-        for events, now_s in enumerate(self.agenda.happen()):
+        agenda, ledger, events = self.agenda, self.ledger, 0
+        self.limit_s = self.plan.healed_s + BOUND_S
+        while agenda.goes_on():
             if ledger.over and self._over():
                 self.watch.at_the_end()
                 return
-            if events > EVENTS_AT_ONCE and events > EVENTS_AT_ONCE + EVENTS_A_SECOND * now_s:
-                raise Violation("rounds end", f"something spins: {events} events in {now_s:.0f} s.")
-            if now_s > self.limit_s:
+            events += 1
+            if events > EVENTS_AT_ONCE and events > EVENTS_AT_ONCE + EVENTS_A_SECOND * agenda.now_s:
+                raise Violation("rounds end", f"something spins: {events} events in {agenda.now_s:.0f} s.")
+            if agenda.now_s > self.limit_s:
                 break
         self.watch.out_of_time()
 
@@ -189,26 +200,3 @@ class World:
         if training is None or training.served or not training.alive or node.name in self.lies:
             return True
         return not node.up and self._gone(node.name, Crash)
-
-
-class Outcome(laws.Outcome[Plan], frozen=True):
-    """``longest_s``: what a round took at most once all that passes had passed."""
-
-    longest_s: float
-
-
-def run_universe(plan: Plan, tell: Callable[[str], None] | None = None) -> Outcome:
-    """Run a universe to its end."""
-    world = World(plan, tell)
-    law: Law = ""
-    what = ""
-    try:
-        world.run()
-    except Violation as raised:
-        violation = raised
-        law, what = violation.law, violation.what
-        world.story(lambda: f"Broken law '{violation.law}': {violation.what}")
-    rounds = len(world.ledger.study.history)
-    return Outcome(
-        plan, law, what, rounds, world.watch.calls, round(world.agenda.now_s, 3), round(world.longest_s, 3)
-    )
