@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from konsil.core import merge
 from konsil.core.digest import group_digest, leaf, part_range
 from konsil.core.merge.blocks import store
+from konsil.core.merge.gram import GRAM_BLOCK
 from konsil.core.merge.reduce import _network
 from konsil.core.parameters import Schema, check_finite, pack, views
 from konsil.errors import ConfigError, FrameError, ParametersError
@@ -355,6 +356,25 @@ def test_the_gram_matrix_holds_the_inner_products(elements):
     exact = [[math.fsum(a * b) for b in rows] for a in rows]
     np.testing.assert_allclose(gram, exact, rtol=1e-13, atol=1e-13 * elements)
     assert np.array_equal(gram, gram.T)
+
+
+@pytest.mark.parametrize("elements", [1, 2, 3, 5, 64, 1000, GRAM_BLOCK - 1, GRAM_BLOCK, GRAM_BLOCK + 7])
+def test_a_block_that_is_not_full_is_folded_to_the_bits_of_one_filled_with_zeros(elements):
+    rows = np.random.default_rng(elements).normal(size=(3, elements)) * [[1.0], [1e-8], [-0.0]]
+    blocks = -(-elements // GRAM_BLOCK)
+    padded = np.zeros((3, blocks * GRAM_BLOCK))
+    padded[:, :elements] = rows
+    exact = np.zeros((3, 3))
+    for block in np.split(padded, blocks, axis=1):
+        products = block[:, None, :] * block[None, :, :]
+        while products.shape[-1] > 1:
+            half = products.shape[-1] // 2
+            products = products[..., :half] + products[..., half:]
+        exact += products[..., 0]
+    runs = [("F64", 0, elements * 8)]
+    assert merge.gram_chunk(runs, [row.tobytes() for row in rows]).tobytes() == exact.tobytes()
+    around = merge.gram_chunk(runs, [row.tobytes() for row in rows], np.zeros(elements).tobytes())
+    assert around.tobytes() == exact.tobytes()
 
 
 def test_a_gram_matrix_survives_the_way_to_a_peer():
