@@ -140,6 +140,12 @@ ALL = (
         "one-of-two-reports-the-other",
     ),
     (
+        "who is accused may leave the round",
+        "core.rules.merging",
+        "    accused = current.dispute is not None and current.dispute.leader == caller\n",
+        "    accused = False\n",
+    ),
+    (
         "an undecided dispute strikes the leader",
         "core.rules.disputes",
         '        return _close(study, current, opened, "undecided", now_s)\n    return study',

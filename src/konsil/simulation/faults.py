@@ -16,6 +16,7 @@ from konsil.simulation.plans import LONG_S, can_be
 
 Lie = Literal[
     "merges a part wrongly",
+    "merges wrongly and slips away",
     "sends wrong chunks",
     "sends other models",
     "reads early",

@@ -18,6 +18,7 @@ Law = Literal[
     "a snapshot stays what it was",
     "a promise is written before it is said",
     "no honest member is struck",
+    "nobody slips away from a dispute",
     "rounds end",
     "who is there takes part",
     "who took part is on the ledger",

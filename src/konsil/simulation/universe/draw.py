@@ -57,6 +57,7 @@ but not of a roster, a protocol is at its weakest."""
 _IN_LEAGUE = 0.5
 _GOES_WITH: dict[Lie, Lie] = {
     "merges a part wrongly": "finds the opposite",
+    "merges wrongly and slips away": "finds the opposite",
     "finds the opposite": "merges a part wrongly",
     "disputes right chunks": "finds the opposite",
     "sends wrong chunks": "reports honest members",
@@ -262,7 +263,10 @@ class _Drawing:
             lie = _GOES_WITH.get(first, first)
         if lie == "names another Gram matrix":
             self.plan = replace(self.plan, rule="geometric_median")
-        if lie == "merges a part wrongly":  # who audits less may miss it: that is no bug
+        if lie in {
+            "merges a part wrongly",
+            "merges wrongly and slips away",
+        }:  # by less it may be missed: no bug
             self.plan = replace(self.plan, audit=1.0)
         if self.chance.random() < _FEW_BESIDE_A_LIAR:
             away, loses = self.chance.sample([name for name in self.plan.names if name != member], 2)

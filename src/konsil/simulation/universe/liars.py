@@ -57,7 +57,7 @@ class LyingWorks(Works):
 
     def led(self, part: Content, gram: str) -> tuple[Content, str]:
         """Another part than its merge gave."""
-        if self.lie == "merges a part wrongly" and part.chunks:
+        if self.lie in {"merges a part wrongly", "merges wrongly and slips away"} and part.chunks:
             return part_of((spoiled(part.chunks[0]), *part.chunks[1:])), gram
         if self.lie == "names another Gram matrix" and gram:
             return part, gram[::-1]
@@ -186,27 +186,36 @@ class LyingNode(Node):
         current = self.view.open
         if current is None:
             return
-        at = (STUDY, current.number, current.attempt)
-        others = tuple(name for name in current.roster if name != self.name)
         match self.lie:
             case "commits twice" if self.name in current.commits:
                 other = model_of([-1.0] * self.world.plan.chunks)
                 self.world.contents[other.digest] = other
                 yield Commit(STUDY, current.number, self.view.accepted, other.digest, 10)
-            case "takes its update back" if self.name in current.roster:
-                yield Report(*at, (self.name,))
-            case "reports honest members" if others:
-                yield Report(*at, others)
-            case "disputes right chunks":
-                yield from self._disputes(current)
-            case "accepts what it does not hold" if current.digest:
-                yield Accept(*at, current.digest)
             case "says that it is alive for ever":
                 yield Alive(STUDY, current.number, 0.5)
             case "ticks and flaps":
                 yield Tick(STUDY)
                 yield Leave(STUDY)
                 yield Enter(STUDY)
+            case "disputes right chunks":
+                yield from self._disputes(current)
+            case _:
+                yield from self._lies_to_the_roster(current)
+
+    def _lies_to_the_roster(self, current: OpenRound) -> Iterator[Call]:
+        at = (STUDY, current.number, current.attempt)
+        others = tuple(name for name in current.roster if name != self.name)
+        match self.lie:
+            case "takes its update back" if self.name in current.roster:
+                yield Report(*at, (self.name,))
+            case "merges wrongly and slips away" if current.dispute and current.dispute.leader == self.name:
+                yield Report(*at, (self.name,))
+                yield Leave(STUDY)
+                yield Enter(STUDY)
+            case "reports honest members" if others:
+                yield Report(*at, others)
+            case "accepts what it does not hold" if current.digest:
+                yield Accept(*at, current.digest)
             case "says old calls again" if others:
                 yield Publish(STUDY, current.number, max(1, current.attempt - 1), 0, current.base)
                 yield Verdict(*at, 0, 0, wrong=True)

@@ -125,6 +125,7 @@ class Watch:
             raise Violation(
                 "nothing happens before its deadline", f"{name} ticked before {was.open.deadline_s}."
             )
+        self._stays_accused(name, was, now)
         for member in self.honest:
             participant = now.participants.get(member)
             if participant is not None and participant.struck:
@@ -145,6 +146,15 @@ class Watch:
             return
         if now.open.commits != was.open.commits or now.open.roster != was.open.roster:
             raise Violation("one update a round", f"the roster of round {at} became another one.")
+
+    def _stays_accused(self, name: str, was: Study, now: Study) -> None:
+        """Whose part is disputed cannot leave the round by its own word before that is settled."""
+        before, after = was.open, now.open
+        if before is None or after is None or before.dispute is None or before.dispute.leader != name:
+            return
+        left = before.number == after.number and name in before.commits and name not in after.commits
+        if left and after.disputes[-1].outcome != "wrong":
+            raise Violation("nobody slips away from a dispute", f"{name} left, and was not found out.")
 
     def _lost_what_it_replaces(self, name: str, was: Study, now: Study) -> None:
         """An honest member takes another update in place of one only when it no longer has that."""
