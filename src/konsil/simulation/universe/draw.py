@@ -46,6 +46,8 @@ _LONGEST_S = 60.0
 """... and last up to three times the silence after which a member is given up, so that some do not last so
 long and others do."""
 
+_OTHER_QUORUM = 0.15
+
 _MORE_FAULTS = 0.45
 _SAME_MEMBER = 0.3
 """Two faults at one member find more than two at two."""
@@ -148,7 +150,17 @@ class _Drawing:
                 self._draw()
         if self.chance.random() < _FORGETS:
             self.faults += self._forgets()
-        return replace(self.plan, faults=once_each(self.faults, ONCE))
+        return replace(self.plan, faults=once_each(self.faults, ONCE), quorum=self._quorum())
+
+    def _quorum(self) -> int:
+        """Mostly a majority of the members; else up to all that stay, or fewer where nobody lies: a minority
+        that decides alone may be a liar with a merge that nobody else can have.
+        """
+        majority = self.plan.members // 2 + 1
+        if self.chance.random() >= _OTHER_QUORUM:
+            return majority
+        fewest = majority if any(isinstance(fault, Liar) for fault in self.faults) else 1
+        return self.chance.randint(fewest, self.plan.members - len(self.lost))
 
     def _draw(self) -> None:
         fault = self.chance.choice(_FAULTS)(self)
