@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
 from typing import NamedTuple
 
 from konsil.core.round.contributing import can_give, examples_of, still_contributes
@@ -331,16 +330,22 @@ def goals(state: NodeRound, study: Study) -> tuple[Goal, ...]:
     phase = study.phase if current is None else current.phase
     troubled = current is not None and is_troubled(state, current)
     has_said = bool(state.scores) or state.finish is not None
-    return _those(phase, troubled, study.settings.outer is not None, has_said)
+    return _GOALS[phase][4 * troubled + 2 * (study.settings.outer is not None) + has_said]
 
 
-@cache
 def _those(phase: Phase, troubled: bool, has_outer: bool, has_said: bool) -> tuple[Goal, ...]:
     left_out: set[Goal] = set()
     left_out |= set() if troubled else _OF_TROUBLE
     left_out |= set() if has_outer else _OF_THE_OUTER_STATE
     left_out |= set() if has_said else _OF_TRAINING
     return tuple(goal for goal in _of(phase) if goal not in left_out)
+
+
+_GOALS: dict[Phase, list[tuple[Goal, ...]]] = {
+    phase: [_those(phase, bool(n & 4), bool(n & 2), bool(n & 1)) for n in range(8)]
+    for phase in ("proposed", "running", "collecting", "merging", "finished", "failed")
+}
+"""Chosen once: a node looks at its goals after everything that happens."""
 
 
 _WHILE_COLLECTING = (Timed(_alive_due_s, _say_that_training_goes_on), Timed(_tick_due_s, _tick))

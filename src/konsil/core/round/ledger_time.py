@@ -35,12 +35,18 @@ class LedgerTime(NamedTuple):
 
     def heard(self, entry_s: float, own_s: float) -> LedgerTime:
         """An entry of this ledger time is known here now."""
-        least = (*self.least[1 - REMEMBERED :], entry_s - own_s)
+        bound = entry_s - own_s
+        least = (*self.least[1 - REMEMBERED :], bound)
+        if not self.correction_s and bound <= 0:  # most clocks are right, and stay so
+            return LedgerTime(least, self.most)
         return _between(least, self.most, newest_is_least=True)
 
     def answered(self, sent_s: float, entry_s: float) -> LedgerTime:
         """A call that was sent when the node's clock showed ``sent_s`` stands in an entry of this time."""
-        most = (*self.most[1 - REMEMBERED :], entry_s + ENTRY_S - sent_s)
+        bound = entry_s + ENTRY_S - sent_s
+        most = (*self.most[1 - REMEMBERED :], bound)
+        if not self.correction_s and bound >= 0:
+            return LedgerTime(self.least, most)
         return _between(self.least, most, newest_is_least=False)
 
 

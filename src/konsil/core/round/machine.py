@@ -114,8 +114,8 @@ def _forget_what_is_over(state: NodeRound, study: Study) -> NodeRound:
 
 def _still_held(state: NodeRound, study: Study) -> frozenset[str]:
     """The models that count as had: the accepted one, the open round's merge, what was offered."""
-    current, accepted = study.open, study.accepted
-    merge = current.digest if current is not None else ""
+    current = study.open
+    accepted, merge = (study.accepted, "") if current is None else (current.base, current.digest)
     offered = state.offered.digest if study.phase == "proposed" and state.offered is not None else ""
     wanted = (accepted, merge, offered)
     for digest in state.held:

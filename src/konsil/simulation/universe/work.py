@@ -24,7 +24,7 @@ from konsil.core.round import (
     promise_of,
     to_keep,
 )
-from konsil.core.rules import OpenRound, weights_of
+from konsil.core.rules import Commitment, OpenRound, weights_of
 from konsil.errors import (
     DigestMismatch,
     KonsilError,
@@ -64,6 +64,7 @@ class Works:
         self.node = node
         self.parts: dict[str, Content] = {}
         self._of: tuple[int, tuple[str, ...]] = (0, ())
+        self._weights: tuple[dict[str, Commitment], dict[str, int]] = ({}, {})
 
     def let_go(self) -> None:
         """Forget what belongs to a round that is over."""
@@ -120,7 +121,9 @@ class Works:
         if self._of != (current.number, roster):
             self.parts, self._of = {}, (current.number, roster)
         view = self.node.view
-        return Bench(current, weights_of(view), view.settings.rule)
+        if self._weights[0] is not current.commits:
+            self._weights = current.commits, weights_of(view)
+        return Bench(current, self._weights[1], view.settings.rule)
 
     def _in_time(self, effect: Effect, current: OpenRound) -> None:
         """From the second attempt on, say who lets this hang before the attempt is over."""
