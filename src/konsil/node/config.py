@@ -127,9 +127,9 @@ class Config(msgspec.Struct, frozen=True):
         return self.directory / "ledger.db"
 
     @property
-    def journal_file(self) -> Path:
-        """What the node promised, written before it said so."""
-        return self.directory / "journal.db"
+    def journal_dir(self) -> Path:
+        """What the node promised and was told, written before anything relies on it: a file a study."""
+        return self.directory / "journal"
 
     @property
     def keys_dir(self) -> Path:

@@ -139,9 +139,9 @@ class Node:
         config = self.config
         stack.enter_context(only_one(config.directory))
         with writable(config.directory):
-            for folder in (config.cards_dir, config.merges_dir, config.rules_dir):
+            for folder in (config.cards_dir, config.merges_dir, config.rules_dir, config.journal_dir):
                 make_private_folder(folder)
-        journal = stack.enter_context(Journal(config.journal_file))
+        journal = stack.enter_context(Journal(config.journal_dir))
         if config.builtin_identity:
             authority = Authority.load(config.keys_dir)
             await stack.enter_async_context(
@@ -243,6 +243,7 @@ class Node:
         for name in self.ledger.state.studies:
             if name not in self.runners:
                 runner = StudyRunner(name, self.site)
+                await runner.read()
                 self.runners[name] = runner
                 await runner.open()
                 self._appeared.set()

@@ -83,11 +83,12 @@ class Runner:
             phase="running",
         )
         self.told = []
+        self.last_words = self
 
     def require_participant(self):
         pass
 
-    async def forget_farewell(self):
+    async def forget(self):
         pass
 
     async def finish(self, contribution):
