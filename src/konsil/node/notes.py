@@ -57,7 +57,7 @@ class _Scored(_Note, frozen=True, tag="score"):
 
 
 _Line = _Head | _Promised | _Finished | _Scored
-_decoder = msgspec.json.Decoder(_Line)
+_decoder: msgspec.json.Decoder[_Line] = msgspec.json.Decoder(_Line)
 
 
 @dataclass
@@ -94,11 +94,11 @@ def encode_notes(study: str, notes: Notes) -> bytes:
 
 
 def _written(study: str, words: bytes) -> bytes:
-    return b"%s %s\n" % (_check(study, words), words)
+    return b"%s %s\n" % (check_of(study, words), words)
 
 
-def _check(study: str, words: bytes) -> bytes:
-    """With the study's name: a line of another one's file does not hold here."""
+def check_of(study: str, words: bytes) -> bytes:
+    """What stands before a line's words: with the study's name, so that no line of another one holds here."""
     return bytes_digest(b"%s\n%s" % (study.encode(), words), "note")[:CHECK_DIGITS].encode()
 
 
@@ -129,7 +129,7 @@ def decode_notes(study: str, data: bytes) -> tuple[Notes, tuple[str, ...]]:
 
 def _read(study: str, line: bytes) -> _Line | None:
     check, _, words = line.partition(b" ")
-    if check != _check(study, words):
+    if check != check_of(study, words):
         return None
     try:
         return _decoder.decode(words)

@@ -189,6 +189,7 @@ def test_doctor_without_a_node_checks_what_is_on_disk(site):
         "card": "ok",
         "genesis": "ok",
         "disk": "ok",
+        "journal": "ok",
         "node": "warn",
         "port": "ok",
         "proxy": "ok",

@@ -63,7 +63,7 @@ class Hospital:
         self.study: Any = SimpleNamespace(open=None, history=(), ended="")
         self.hidden: set[str] = set()
         self.runner = SimpleNamespace(
-            store=self.store, study=self.study, heard=self.heard, may_read=self.may_read, shelf=self
+            store=self.store, study=self.study, heartbeats=self, may_read=self.may_read, shelf=self
         )
         self.beats: list[Any] = []
         self.cards: dict[str, bytes] = {}
