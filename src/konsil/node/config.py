@@ -331,11 +331,13 @@ def _check_proxy(node: NodeTable, require: _Require) -> None:
             "Leave it empty, or name the proxy in `proxy`; with HTTPS_PROXY use NO_PROXY and "
             "KONSIL_PROXY_PASSWORD.",
         )
-    try:
-        Direct.parse(node.no_proxy)
-    except ValueError as error:
-        do = 'Write names, IP addresses, networks or "*", with commas between them.'
-        require(False, "node.no_proxy", str(error), do)
+    unknown = Direct.parse(node.no_proxy).unknown
+    require(
+        not unknown,
+        "node.no_proxy",
+        f"has the entry {unknown[0]!r}, which is no name, IP address or network" if unknown else "",
+        'Write names, IP addresses, networks or "*", with commas between them.',
+    )
 
 
 def _check_url(node: NodeTable, require: _Require) -> None:

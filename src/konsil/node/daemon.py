@@ -352,6 +352,8 @@ async def serve(config: Config) -> None:
             way_out=str(node.way_out) or "direct",
             height=node.ledger.state.height,
         )
+        if node.way_out.unclear:
+            _log.warning("a host may take another way than is meant", why=node.way_out.unclear)
         # In a thread: peers are answered, whether the service manager listens or not.
         await asyncio.to_thread(notify, "READY=1", f"MAINPID={os.getpid()}")
         await node.run(stop)
