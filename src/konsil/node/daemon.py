@@ -243,7 +243,6 @@ class Node:
         for name in self.ledger.state.studies:
             if name not in self.runners:
                 runner = StudyRunner(name, self.site)
-                await runner.read()
                 self.runners[name] = runner
                 await runner.open()
                 self._appeared.set()

@@ -89,6 +89,7 @@ class StudyRunner:
         self.last_words = LastWords(name, site, self.journal, lambda: self.study, self._needed)
         self.scoring = Scoring(site, self.journal, lambda: self.study, lambda: self.state, self.post)
         self.saving = Saving(name, site.models, self.store, lambda: self.study, self._needed, self._rest.look)
+        self.is_read = asyncio.Event()  # what is noted: before that no training process is let in
         self._closed = False
 
     @property
@@ -128,12 +129,14 @@ class StudyRunner:
                 do=f"See `konsil ledger show {self.name}`; a faulty memory module can be the cause.",
             )
 
-    async def read(self) -> None:
-        """Read what is noted of this study; before anybody can speak to it."""
+    async def open(self) -> None:
+        """Read what is noted of this study, then begin."""
         unknown = machine.may_have_promised(self.site.me, self.study)
         await asyncio.to_thread(self.journal.open, unknown)
+        self.is_read.set()
+        await self._begin()
 
-    async def open(self) -> None:
+    async def _begin(self) -> None:
         """Take the last accepted merge from disk, if it is there, and begin; with no journal only serve."""
         if self.journal.damage is None:
             # First the snapshot: in the place of one that is not here the merge would do.
@@ -161,7 +164,7 @@ class StudyRunner:
         _log.warning(
             "a study's journal is mended", study=self.name, kept=mended.kept, aside=str(mended.aside)
         )
-        await self.open()
+        await self._begin()
         return mended
 
     async def finish(self, contribution: Contribution) -> None:

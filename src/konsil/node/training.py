@@ -86,6 +86,7 @@ class Training:
                 do="Install the same version of Konsil for both.",
             )
         runner = self._runner(word.study)
+        await runner.is_read.wait()
         runner.require_participant()
         study = runner.study
         wanted = not study.initial and study.proposer == self.me

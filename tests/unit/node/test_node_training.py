@@ -84,6 +84,8 @@ class Runner:
         )
         self.told = []
         self.last_words = self
+        self.is_read = asyncio.Event()
+        self.is_read.set()
 
     def require_participant(self):
         pass

@@ -184,10 +184,8 @@ class SimulatedNode:
             self._set_peers()
             for study in ledger.state.studies:
                 if study not in self.runners:
-                    runner = StudyRunner(study, self.site)
-                    await runner.read()
-                    self.runners[study] = runner
-                    await runner.open()
+                    self.runners[study] = StudyRunner(study, self.site)
+                    await self.runners[study].open()
                 else:
                     self.runners[study].look()
             try:

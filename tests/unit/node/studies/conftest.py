@@ -165,7 +165,6 @@ class Node:
     async def open(self):
         known = [PeerAddress(n, f"spiffe://{n}.example/node", (f"{n}:1",), b"") for n in self.world.members]
         self.transport.set_peers(known)
-        await self.runner.read()
         await self.runner.open()
         self.looking = asyncio.create_task(self._look())
 
@@ -179,7 +178,6 @@ class Node:
         for study in self.world.state.studies:
             if study not in self.runners:
                 self.runners[study] = StudyRunner(study, self.site)
-                await self.runners[study].read()
                 await self.runners[study].open()
             self.runners[study].look()
 
