@@ -25,6 +25,7 @@ from konsil.transport.tunnel import TUNNEL_S
 BEHIND = f"{OTHER}.invalid:7400"
 """Where the victim looks for its peer: a name that leads through the proxy alone."""
 
+WAIT = b"HTTP/1.1 100 Continue\r\n\r\n"
 OPEN = b"HTTP/1.1 200 Connection established\r\n\r\n"
 ALL_S = 60.0
 GROWTH_BYTES = 64 * 1024 * 1024
@@ -193,7 +194,8 @@ def _tricks(stage: Stage, proxy: Proxy, trap: socket.socket) -> list[Trick]:
             _saying(b"HTTP/1.1 403 \x1b]0;owned\x07\x1b[2J\r\n\r\n"),
             "refuses the way to",
         ),
-        Trick("two answers", _saying(b"HTTP/1.1 100 Continue\r\n\r\n" + OPEN), "answered 100 Continue"),
+        Trick("two answers", _saying(OPEN + OPEN), "bytes of its own into the way"),
+        Trick("answers to wait without an end", _saying(WAIT * 10_000), "has not come after 8 others"),
         Trick("a head without an end", _flooding, "more than 16384 bytes"),
         Trick("another protocol", _saying(b"SSH-2.0-OpenSSH_9.6\r\n"), "does not answer as an HTTP proxy"),
         Trick("plain text in place of TLS", _after(frames), "the other side does not speak TLS"),

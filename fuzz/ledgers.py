@@ -16,11 +16,12 @@ from target import Target, must, refusal
 
 from konsil.core.card_check import compare_card
 from konsil.core.model_card import ModelCard, card_of, decode_card, encode_card
-from konsil.core.round import Promise
+from konsil.core.round import Farewell, Promise, UpdateReady
 from konsil.core.rules import (
     MAX_CALL_BYTES,
     Call,
     Genesis,
+    Score,
     asked_for,
     decode_entry,
     decode_signed,
@@ -48,7 +49,8 @@ from konsil.ledger.local.history import follow_on, replay
 from konsil.ledger.local.journal import Journal
 from konsil.ledger.local.verify import verify as recompute
 from konsil.node.genesis import read_genesis
-from konsil.node.journal import Journal as Promises
+from konsil.node.journal import Journal as Notebook
+from konsil.node.notes import Notes, check_of, decode_notes, encode_notes
 
 GROWTH_BYTES = 8 * 1024
 """What one call may add to the state beyond twice its own length: a round of four members with its parts."""
@@ -276,39 +278,58 @@ def _small(path: Path) -> bytes:
     return made
 
 
-def open_promises(data: bytes) -> bool:
-    """A damaged journal is opened and keeps promises, or is refused."""
-    path = world.scratch() / "journal.db"
-    _remove(path)
+def open_notes(data: bytes) -> bool:
+    """A damaged journal of a study says what it still has, is mended, and keeps promises from then on.
+
+    A line that begins with "=" gets the check that it needs: else no changed line would be read any further.
+    """
+    folder = world.scratch()
+    path = folder / "aml.notes"
+    for old in folder.glob("aml.*"):
+        old.unlink()
+    data = b"\n".join(_checked(line) for line in data.split(b"\n"))
     path.write_bytes(data)
-    promise = Promise("aml", 2, "commit", world.digest("mine"))
-    try:
-        with Promises(path) as journal:
-            journal.promise(promise)
+    promise = Promise("aml", 2, "publish 1 0", world.digest("mine"))
+    with Notebook(folder) as notebook:
+        journal = notebook.of("aml")
+        journal.open()
+        whole = journal.damage is None
+        if not whole:
+            refusal(journal.damage)
             try:
-                journal.promise(replace(promise, digest=world.digest("another")))
+                journal.promise(promise)
             except NodeError as error:
                 refusal(error)
             else:
-                must(held=False, what="two promises for one round")
-    except (NodeError, LedgerError) as error:
-        refusal(error)
-        return False
-    return True
+                must(held=False, what="a promise in a study whose journal is damaged")
+            must(journal.mend().aside.read_bytes() == data, "another file than the damaged one was kept")
+        try:
+            journal.promise(promise)
+            journal.promise(replace(promise, digest=world.digest("another")))
+        except NodeError as error:
+            refusal(error)
+        else:
+            must(held=False, what="two promises for one part")
+    notes, wrong = decode_notes("aml", path.read_bytes())
+    must(not wrong, "what was mended or written does not hold")
+    must(encode_notes("aml", notes) == path.read_bytes(), "notes have two forms")
+    return whole
+
+
+def _checked(line: bytes) -> bytes:
+    return check_of("aml", line[1:]) + b" " + line[1:] if line.startswith(b"=") else line
 
 
 @cache
-def promise_seeds() -> tuple[bytes, ...]:
-    """Of one promise."""
-    path = world.scratch() / "promise.db"
-    with Promises(path) as journal:
-        journal.promise(Promise("aml", 1, "commit", world.digest("mine")))
-    made = _small(path)
-    with contextlib.closing(sqlite3.connect(path)) as database:  # of another make
-        database.execute("CREATE TABLE promises (study, round, kind, digest)")
-        database.execute("INSERT INTO promises VALUES ('aml', 2, NULL, x'00ff')")
-        database.commit()
-    return made, _small(path)
+def note_seeds() -> tuple[bytes, ...]:
+    """Of every kind, and of none; whole as they are, and to be changed line by line."""
+    promises = {(2, f"publish 1 {part}"): world.digest(f"{part}") for part in range(1, 3)}
+    update = UpdateReady(1, world.digest("base"), world.digest("mine"), 10)
+    score = Score("aml", 1, 20, loss=0.25, metrics={"auc": 0.875})
+    whole = Notes(promises, Farewell("snapshot", update), {1: score})
+    written = encode_notes("aml", whole)
+    bare = b"\n".join(b"=" + line.partition(b" ")[2] for line in written.splitlines()) + b"\n"
+    return bare, written, encode_notes("aml", Notes())
 
 
 KIB = 1024
@@ -322,5 +343,5 @@ TARGETS: Sequence[Target] = (
         "model_card", "a model's card, and the ledger", read_model_card, model_card_seeds, "json", 64 * KIB
     ),
     Target("history", "a damaged ledger.db", open_history, history_seeds, max_bytes=64 * KIB),
-    Target("promises", "a damaged journal.db", open_promises, promise_seeds, max_bytes=64 * KIB),
+    Target("notes", "a damaged journal of a study", open_notes, note_seeds, max_bytes=64 * KIB),
 )

@@ -41,7 +41,13 @@ from konsil.node import service as service_module
 from konsil.node.peers import raised
 from konsil.node.service import Service, join_entries, split_entries
 from konsil.transport import frames
-from konsil.transport.connect_answer import MAX_HEAD_BYTES, MAX_SCHEMES, AnswerReader, ConnectAnswer
+from konsil.transport.connect_answer import (
+    MAX_HEAD_BYTES,
+    MAX_INTERIM,
+    MAX_SCHEMES,
+    AnswerReader,
+    ConnectAnswer,
+)
 from konsil.transport.frames import FrameReader, Header, Kind
 
 SMALL_SEGMENT_BYTES = 4096
@@ -317,12 +323,15 @@ def read_connect_answer(data: bytes) -> bool:
     # Of what is no answer, the first thing that is wrong may be another one, seen earlier.
     must(type(whole) is type(cut), "pieces make an answer of what is none, or none of one")
     if not isinstance(whole, ConnectAnswer):
-        must(whole is not None or len(said) < MAX_HEAD_BYTES, "a head without an end is waited for")
+        most = (MAX_INTERIM + 1) * MAX_HEAD_BYTES
+        must(whole is not None or len(said) < most, "a head without an end is waited for")
         return False
     must(whole == cut, "another answer, cut otherwise")
-    head = said[: len(said) - whole.surplus_bytes]
-    must(head.endswith(b"\r\n\r\n") and head.count(b"\r\n\r\n") == 1, "the head ends elsewhere")
-    must(len(head) <= MAX_HEAD_BYTES and 100 <= whole.status <= 599, "an answer that HTTP does not have")
+    *before, head, end = said[: len(said) - whole.surplus_bytes].split(b"\r\n\r\n")
+    must(end == b"" and len(before) <= MAX_INTERIM, "the head ends elsewhere")
+    must(all(each.split(b" ")[1].startswith(b"1") for each in before), "an answer is passed over")
+    must(len(head) + 4 <= MAX_HEAD_BYTES and 101 <= whole.status <= 599, "an answer that HTTP does not have")
+    must(whole.status // 100 != 1 or whole.status == 101, "an answer is taken for the final one")
     shown = whole.reason + "".join(whole.schemes)
     must(shown.isascii() and (not shown or shown.isprintable()), "words that steer a terminal")
     must(len(whole.reason) <= 80 and len(whole.schemes) <= MAX_SCHEMES, "words without an end")
@@ -336,6 +345,7 @@ def connect_answer_seeds() -> list[bytes]:
         b'407 Who?\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: Basic realm="a, b", NTLM',
         b"403 Forbidden\r\nX-Squid-Error: ERR_ACCESS_DENIED 0\r\nSet-Cookie: a=b",
         b"302 Found\r\nLocation: http://elsewhere/",
+        b"100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: a\r\n\r\nHTTP/1.1 200 OK\r\nVia: a",
     )
     return [
         bytes((how,)) + b"HTTP/1.1 " + head + b"\r\n\r\n" + behind

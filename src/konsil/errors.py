@@ -20,7 +20,7 @@ KonsilError
 │   └── PeerRefused          a peer answered with an error
 ├── NodeError
 │   ├── NodeUnreachable      no node answers at this socket
-│   └── NodeBusy             another node or session holds what is needed
+│   └── NodeBusy             another node or session holds what is needed, or it must be mended first
 └── StudyError               the study is not (or no longer) what the caller needs
 
 An error says what happened, what is safe and what to do, in one message, and carries the
@@ -172,7 +172,7 @@ class NodeUnreachable(NodeError):
 
 
 class NodeBusy(NodeError):
-    """Another node or session holds what is needed."""
+    """Another node or session holds what is needed, or it must be mended first: not now."""
 
 
 class StudyError(KonsilError):

@@ -86,13 +86,6 @@ def test_a_node_that_cannot_start_says_why_and_what_to_do(site):
     assert "Nothing was started" in said
     assert "listen on another port" in said
 
-    (bonn / "journal.db").write_bytes(b"\0no database" * 1000)
-    said = start_fails(bonn, "NodeError")
-    assert "journal.db cannot be opened" in said
-    assert "untouched" in said
-    assert "move it away" in said
-    (bonn / "journal.db").unlink()
-
     genesis = bonn / "genesis.json"
     genesis.rename(bonn / "moved")
     assert "Others: get genesis.json from a member" in start_fails(bonn, "ConfigError")
@@ -137,6 +130,63 @@ def test_a_history_that_was_torn_or_damaged_is_named_and_fetched_again(site):
     swarm.start(["bonn"])
     swarm.wait("bonn", lambda state: state.height >= height)
     assert konsil(bonn, "ledger", "verify").returncode == 0
+
+
+def test_a_damaged_journal_stops_its_own_study_only_until_it_is_mended(site):
+    swarm = site.swarm(*MEMBERS)
+    swarm.start()
+    for study in ("aml", "heart"):
+        swarm.propose(settings(name=study, rounds=1000))
+    trainers = {
+        (study, name): site.train(swarm, study, name, number, "--pause", "0.3")
+        for study in ("aml", "heart")
+        for number, name in enumerate(MEMBERS, start=1)
+    }
+    for trainer in trainers.values():
+        trainer.until("merged", 2)
+
+    # koeln's node dies, and its disk returns another byte of one study's notes.
+    swarm.kill("koeln")
+    koeln = swarm.directory("koeln")
+    notes = koeln / "journal" / "aml.notes"
+    data = notes.read_bytes()
+    notes.write_bytes(data.replace(b"publish", b"rubbish", 1))
+    assert notes.read_bytes() != data
+    swarm.start(["koeln"])
+
+    # That study goes on without it, the other one with it, and its peers are answered.
+    swarm.wait("bonn", lambda state: "koeln" in state.studies["aml"].history[-1].absent)
+    since = len(swarm.control("bonn").state().studies["heart"].history)
+    swarm.wait("bonn", lambda state: there_since(state, "heart", "koeln", since))
+    said = problem_of(swarm, "koeln", "is damaged: line")
+    assert "all other studies are untouched" in said
+    stages = {study.study: study.stage for study in swarm.control("koeln").node().studies}
+    assert stages["aml"] == "stopped"
+    assert stages["heart"] != "stopped"
+    doctor = konsil(koeln, "doctor")
+    assert doctor.returncode == 1
+    assert "The journal of study 'aml'" in doctor.stdout
+    assert "konsil study mend aml" in doctor.stdout
+    newcomer = site.train(swarm, "aml", "koeln", 3)
+    assert "konsil study mend aml" in newcomer.end()[-1]["what"]
+    assert trainers["heart", "koeln"].process.poll() is None
+
+    # One command, and it takes part again; its training has waited.
+    mended = konsil(koeln, "study", "mend", "aml")
+    assert mended.returncode == 0, mended.stderr
+    assert (koeln / "journal" / "aml.damaged-1").read_bytes() != data
+    since = len(swarm.control("bonn").state().studies["aml"].history)
+    swarm.wait("bonn", lambda state: there_since(state, "aml", "koeln", since))
+    trainers["aml", "koeln"].until("merged", since + 1)
+    assert not swarm.control("koeln").node().problems
+    assert konsil(koeln, "study", "mend", "aml").returncode == 1
+    for trainer in trainers.values():
+        trainer.kill()
+    assert konsil(koeln, "ledger", "verify").returncode == 0
+
+
+def there_since(state, study: str, name: str, since: int) -> bool:
+    return any(name in record.roster for record in state.studies[study].history[since:])
 
 
 def test_an_operator_with_another_history_is_named_by_all_and_no_other_node_dies(site):

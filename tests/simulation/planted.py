@@ -36,8 +36,8 @@ ALL = (
     (
         "a commit is a promise, whether the ledger heard of it or not",
         "core.round.promises",
-        "    return None\n\n\ndef durable_before",
-        '    return Promise(call.study, call.round, "commit", call.digest) if isinstance(call, Commit) else None\n\n\ndef durable_before',
+        "    return None\n\n\ndef may_have_promised",
+        '    return Promise(call.study, call.round, "commit", call.digest) if isinstance(call, Commit) else None\n\n\ndef may_have_promised',
     ),
     (
         "another update takes the place of one that the ledger may have heard of",

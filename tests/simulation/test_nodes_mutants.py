@@ -32,18 +32,28 @@ MUTANTS = {
     "the promise is written after the ledger heard it": (
         "konsil.node.study",
         """        if promise is not None:
-            await asyncio.to_thread(self.site.journal.promise, promise)
+            await asyncio.to_thread(self.journal.promise, promise)
         await self.site.submit(call)
 """,
         """        await self.site.submit(call)
         if promise is not None:
-            await asyncio.to_thread(self.site.journal.promise, promise)
+            await asyncio.to_thread(self.journal.promise, promise)
 """,
     ),
     "promises are written without waiting for the disk": (
         "konsil.node.journal",
-        "PRAGMA synchronous=FULL",
-        "PRAGMA synchronous=OFF",
+        "        write_whole(self.path, [encode_notes(self.study, notes)])\n",
+        "        self.path.write_bytes(encode_notes(self.study, notes))\n",
+    ),
+    "training is told that scores are known before they are on disk": (
+        "konsil.node.scoring",
+        "            await asyncio.to_thread(self._journal.note_score, score)\n",
+        "            pass\n",
+    ),
+    "scores of an earlier life are not said": (
+        "konsil.node.study",
+        "        self.scoring.take_up()\n",
+        "",
     ),
     "the ledger's journal waits for the disk now and then only": (
         "konsil.ledger.local.journal",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from konsil.errors import FrameError
-from konsil.transport.connect_answer import MAX_HEAD_BYTES, AnswerReader
+from konsil.transport.connect_answer import MAX_HEAD_BYTES, MAX_INTERIM, AnswerReader
 from konsil.transport.proxy import Direct, Proxy, ProxyUrl, parse_url
 
 # --- the proxy's URL -------------------------------------------------------------------------------
@@ -71,6 +71,17 @@ def test_a_proxy_shows_its_user_and_never_its_password():
         ("10.0.0.0/8", ["10.1.2.3", "::ffff:10.1.2.3"], ["11.0.0.1", "10.example"]),
         ("fd00::/8,192.0.2.7", ["fd12::1", "[fd12::1]", "192.0.2.7"], ["fe80::1", "192.0.2.8"]),
         ("*", ["anything.example", "192.0.2.1"], []),
+        ("192.168.*", ["192.168.0.1", "::ffff:192.168.255.255"], ["192.169.0.1", "192.example"]),
+        ("10.*", ["10.0.0.1", "10.255.1.2"], ["100.0.0.1", "11.0.0.1"]),
+        ("172.16.5.*,10.1.*.*", ["172.16.5.9", "10.1.2.3"], ["172.16.6.9", "10.2.2.3"]),
+        ("*.local", ["printer.local", "a.b.local"], ["printer.locals", "a.example"]),
+        (
+            "localhost a.example\tb.example ,, 10.0.0.0/8",
+            ["a.example", "b.example", "10.9.9.9"],
+            ["c.example"],
+        ),
+        ("hospital.de.", ["a.hospital.de"], ["hospital.example"]),
+        ("10.0.0.1/8", ["10.3.3.3"], ["11.0.0.1"]),
         ("", [], ["anything.example", "192.0.2.1"]),
     ],
 )
@@ -92,11 +103,24 @@ def test_this_machine_itself_is_always_reached_directly(host):
     assert Direct().has(host, 7400)
 
 
-@pytest.mark.parametrize("entry", ["192.168.*", "192.168.", "10.0", "<local>", "a b", "http://a", "a:65536"])
-def test_an_entry_that_means_nothing_here_is_refused_by_name(entry):
-    with pytest.raises(ValueError, match="which is no name, IP address or network") as caught:
-        Direct.parse(f"good.example,{entry}")
-    assert entry in str(caught.value)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("192.168.", "10.0", "<local>", "http://a", "a:65536", "a;b", "a|b", "*a.example", "a.*", "300.*"),
+        *("192.*.1", "1.2.3.4.*", "1.2.3.*.*", "fd00:*", "[fd00::1", "1.2.3.4/33", "*.*"),
+    ],
+)
+def test_an_entry_that_means_nothing_here_is_passed_over_and_kept_to_be_told(entry):
+    direct = Direct.parse(f"good.example,{entry},10.0.0.0/8")
+    assert direct.unknown == (entry,)
+    assert direct.has("good.example", 7400)
+    assert direct.has("10.1.1.1", 7400)
+    assert not direct.has("a.example", 7400)
+    assert not direct.has("192.168.0.1", 7400)
+
+
+def test_of_a_very_long_entry_the_beginning_is_told():
+    assert Direct.parse("<" * 10_000).unknown == ("<" * 80,)
 
 
 # --- the proxy's answer ----------------------------------------------------------------------------
@@ -119,6 +143,48 @@ def test_what_comes_behind_the_head_is_counted_and_not_taken():
     answer = AnswerReader().feed(OPEN + b"\x4b\x01more")
     assert answer is not None
     assert answer.surplus_bytes == 6
+
+
+WAIT = b"HTTP/1.1 100 Continue\r\n\r\n"
+EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\nContent-Length: 3\r\n\r\n"
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 17, 1000])
+@pytest.mark.parametrize("before", [WAIT, EARLY, WAIT * 4 + EARLY * 4])
+def test_answers_that_are_not_the_final_one_are_passed_over(step, before):
+    reader, data = AnswerReader(), before + OPEN + b"late"
+    for at in range(0, len(data), step):
+        assert not reader.begun or at
+        answer = reader.feed(data[at : at + step])
+        if answer is not None:
+            break
+    assert reader.begun
+    assert (answer.status, answer.opens) == (200, True)
+    assert answer.surplus_bytes == min(len(data), at + step) - len(before) - len(OPEN)
+
+
+def test_a_refusal_behind_such_an_answer_is_a_refusal():
+    assert AnswerReader().feed(WAIT + b"HTTP/1.1 403 Forbidden\r\n\r\n").status == 403
+
+
+def test_endless_answers_to_wait_are_refused():
+    reader = AnswerReader()
+    for _ in range(MAX_INTERIM):
+        assert reader.feed(WAIT) is None
+    with pytest.raises(FrameError, match="has not come after 8"):
+        reader.feed(WAIT)
+
+
+def test_what_follows_such_an_answer_must_be_http_too():
+    with pytest.raises(FrameError, match="does not begin like"):
+        AnswerReader().feed(WAIT + b"\x16\x03\x01")
+    with pytest.raises(FrameError, match="has a head of more than"):
+        AnswerReader().feed(WAIT + b"HTTP/1.1 200 OK\r\nA: " + b"a" * MAX_HEAD_BYTES)
+
+
+def test_another_protocol_is_no_tunnel_and_the_last_word():
+    answer = AnswerReader().feed(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nmore")
+    assert (answer.status, answer.opens, answer.surplus_bytes) == (101, False, 4)
 
 
 def test_the_ways_to_log_in_are_told_and_its_words_are_fit_for_a_terminal():

@@ -81,7 +81,7 @@ def _examine(site: Site, model: Path | None) -> Findings:
         yield Finding("config", "fail", error.what, error.do)
         return
     yield Finding("config", "ok", f"{config.config_file}: member '{config.name}', konsil {__version__}")
-    for check in (_directory, _keys, _card, _genesis, _disk):
+    for check in (_directory, _keys, _card, _genesis, _disk, _journal):
         yield from _guarded(check.__name__.removeprefix("_"), check, config)
     try:
         with site.node() as node:
@@ -164,6 +164,16 @@ def _disk(config: Config) -> Findings:
     )
     do = "" if level == "ok" else "Free disk space: every accepted merge of a running study is kept here."
     yield Finding("disk", level, f"{free / 1e9:.1f} GB free for {config.directory}", do)
+
+
+def _journal(config: Config) -> Findings:
+    from konsil.node.journal import damage_in  # noqa: PLC0415 - as in _keys
+
+    found = damage_in(config.journal_dir)
+    for damage in found.values():
+        yield Finding("journal", "fail", damage.what, damage.do)
+    if not found:
+        yield Finding("journal", "ok", f"{config.journal_dir}: what this node has promised can be read")
 
 
 def _port_is_free(config: Config) -> Findings:

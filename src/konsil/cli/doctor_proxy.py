@@ -60,6 +60,18 @@ def look(
         return Found("fail", error.what, error.do, frozenset(each.member for each in addresses))
     if running is not None and running != str(way):
         return _another(running, str(way))
+    return _with_what_is_unclear(way, _tried(way, addresses))
+
+
+def _with_what_is_unclear(way: WayOut, found: Found) -> Found:
+    if not way.unclear:
+        return found
+    do = found.do or "Write such entries as names, IP addresses or networks, with commas between them."
+    level = "warn" if found.level == "ok" else found.level
+    return found._replace(level=level, what=f"{found.what}. {way.unclear}", do=do)
+
+
+def _tried(way: WayOut, addresses: list[_Address]) -> Found:
     if way.proxy is None:
         return Found("ok", f"peers are dialled directly{f': {way}' if way.set_by else ''}")
     direct = {each for each in addresses if way.proxy.direct.has(each.host, each.port)}

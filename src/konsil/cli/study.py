@@ -16,7 +16,7 @@ from konsil.core.model_card import ModelCard
 from konsil.core.rules import metrics_of, score_matrix
 from konsil.core.rules.calls import Agree, ProposeStudySettings
 from konsil.core.rules.state import State, Study
-from konsil.core.wall import AskCall, AskNode, AskPropose, Noted, StudyStatus, ToldNode
+from konsil.core.wall import AskCall, AskMend, AskNode, AskPropose, Noted, StudyStatus, ToldMended, ToldNode
 from konsil.errors import StudyError
 from konsil.node.config import read_study_file
 from konsil.wall.model_file import check_model_file, page_path, write_model_file
@@ -90,6 +90,24 @@ def status(site: Site, name: str, follow: bool) -> None:
             _follow_json(site, node, state, told, name)
         else:
             _follow_live(node, state, told, name)
+
+
+@verb(study, "mend", example="konsil study mend aml")
+@click.argument("name")
+def mend(site: Site, name: str) -> None:
+    """Go on with a study whose journal at this member is damaged, with what the journal still says."""
+    with site.node() as node:
+        told = node.ask(AskMend(name), ToldMended)
+    lines = [
+        f"The journal of '{name}' is mended: {told.kept} of its notes could still be read.",
+        f"  The damaged file is {told.aside}",
+        "  If training had finished here and the ledger does not say so, let it join and finish again.",
+    ]
+    if told.unknown:
+        lines.insert(1, "  In the attempt that was open this node publishes nothing; others lead its parts.")
+    site.show(
+        {"study": name, "kept": told.kept, "aside": told.aside, "unknown": told.unknown}, "\n".join(lines)
+    )
 
 
 @verb(study, "list", example="konsil study list")

@@ -256,6 +256,12 @@ class AskAdmit(_Word, frozen=True, tag="ask_admit"):
     card: bytes
 
 
+class AskMend(_Word, frozen=True, tag="ask_mend"):
+    """Go on with a study whose journal at this node is damaged. Answer: ``ToldMended``."""
+
+    study: str
+
+
 class ToldState(_Word, frozen=True, tag="told_state"):
     """The state as canonical JSON; ``state`` is empty where a descriptor that comes along holds it."""
 
@@ -271,6 +277,17 @@ class ToldModel(_Word, frozen=True, tag="told_model"):
     round: int
     digest: str
     card: bytes = b""
+
+
+class ToldMended(_Word, frozen=True, tag="told_mended"):
+    """``kept``: how many notes the damaged journal still had; ``aside``: where it is now; ``unknown``: parts
+    of the open attempt that this node does not publish, since it may have promised something else.
+    """
+
+    study: str
+    kept: int
+    aside: str
+    unknown: int
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
@@ -346,8 +363,9 @@ class ToldNode(_Word, frozen=True, tag="told_node"):
 
 ToNode = (
     Knock | Join | Progress | Update | Scored | Wanted | Finished | Goodbye
-    | AskState | AskCall | AskNode | AskPeers | AskModel | AskPropose | AskAdmit
+    | AskState | AskCall | AskNode | AskPeers | AskModel | AskPropose | AskAdmit | AskMend
 )  # fmt: skip
 FromNode = (
-    Terms | Joined | Merged | Final | Waiting | Failed | Noted | ToldState | ToldModel | ToldNode | ToldPeers
+    Terms | Joined | Merged | Final | Waiting | Failed | Noted
+    | ToldState | ToldModel | ToldNode | ToldPeers | ToldMended
 )  # fmt: skip

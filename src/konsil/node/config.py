@@ -127,9 +127,9 @@ class Config(msgspec.Struct, frozen=True):
         return self.directory / "ledger.db"
 
     @property
-    def journal_file(self) -> Path:
-        """What the node promised, written before it said so."""
-        return self.directory / "journal.db"
+    def journal_dir(self) -> Path:
+        """What the node promised and was told, written before anything relies on it: a file a study."""
+        return self.directory / "journal"
 
     @property
     def keys_dir(self) -> Path:
@@ -331,11 +331,13 @@ def _check_proxy(node: NodeTable, require: _Require) -> None:
             "Leave it empty, or name the proxy in `proxy`; with HTTPS_PROXY use NO_PROXY and "
             "KONSIL_PROXY_PASSWORD.",
         )
-    try:
-        Direct.parse(node.no_proxy)
-    except ValueError as error:
-        do = 'Write names, IP addresses, networks or "*", with commas between them.'
-        require(False, "node.no_proxy", str(error), do)
+    unknown = Direct.parse(node.no_proxy).unknown
+    require(
+        not unknown,
+        "node.no_proxy",
+        f"has the entry {unknown[0]!r}, which is no name, IP address or network" if unknown else "",
+        'Write names, IP addresses, networks or "*", with commas between them.',
+    )
 
 
 def _check_url(node: NodeTable, require: _Require) -> None:

@@ -26,6 +26,7 @@ from konsil.core.rules import (
 from konsil.core.wall import (
     AskAdmit,
     AskCall,
+    AskMend,
     AskModel,
     AskNode,
     AskPeers,
@@ -34,6 +35,7 @@ from konsil.core.wall import (
     FromNode,
     Noted,
     PeerStatus,
+    ToldMended,
     ToldModel,
     ToldNode,
     ToldPeers,
@@ -46,6 +48,7 @@ from konsil.node.checks import ask_peers
 from konsil.node.shelf import card_for
 from konsil.node.site import require_room
 from konsil.node.store import Model, model_of
+from konsil.node.study import StudyRunner
 from konsil.wall.door import Visitor
 from konsil.wall.frames import failure
 from konsil.wall.layout import read_arrays
@@ -104,8 +107,21 @@ class Control:
             case AskAdmit():
                 card = await asyncio.to_thread(self.node.directory.cards.put, word.card)
                 return Noted(await self.node.ledger.submit(ProposeAdmit(member_record(card)))), None
+            case AskMend():
+                mended = await self._runner(word.study).mend()
+                return ToldMended(word.study, mended.kept, str(mended.aside), mended.unknown), None
             case _:
                 raise FrameError(f"{type(word).__name__} is not for this socket.", do="Compare versions.")
+
+    def _runner(self, study: str) -> StudyRunner:
+        runner = self.node.runners.get(study)
+        if runner is None:
+            raise StudyError(
+                f"This node knows no study {study!r}.",
+                safe="Nothing was changed.",
+                do="`konsil study list` shows all.",
+            )
+        return runner
 
     async def _state(self, word: AskState, lent: ExitStack) -> tuple[ToldState, int | None]:
         ledger = self.node.ledger
@@ -116,13 +132,7 @@ class Control:
         return told, None if memory is None else lent.enter_context(memory).fd
 
     async def _model(self, word: AskModel) -> tuple[FromNode, int | None]:
-        runner = self.node.runners.get(word.study)
-        if runner is None:
-            raise StudyError(
-                f"This node knows no study {word.study!r}.",
-                safe="Nothing was changed.",
-                do="`konsil study list` shows all.",
-            )
+        runner = self._runner(word.study)
         if not word.round:
             await runner.shelf.settle(word.wait_s)
         chosen = runner.shelf.chosen(word.round)

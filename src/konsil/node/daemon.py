@@ -139,9 +139,9 @@ class Node:
         config = self.config
         stack.enter_context(only_one(config.directory))
         with writable(config.directory):
-            for folder in (config.cards_dir, config.merges_dir, config.rules_dir):
+            for folder in (config.cards_dir, config.merges_dir, config.rules_dir, config.journal_dir):
                 make_private_folder(folder)
-        journal = stack.enter_context(Journal(config.journal_file))
+        journal = stack.enter_context(Journal(config.journal_dir))
         if config.builtin_identity:
             authority = Authority.load(config.keys_dir)
             await stack.enter_async_context(
@@ -351,6 +351,8 @@ async def serve(config: Config) -> None:
             way_out=str(node.way_out) or "direct",
             height=node.ledger.state.height,
         )
+        if node.way_out.unclear:
+            _log.warning("a host may take another way than is meant", why=node.way_out.unclear)
         # In a thread: peers are answered, whether the service manager listens or not.
         await asyncio.to_thread(notify, "READY=1", f"MAINPID={os.getpid()}")
         await node.run(stop)

@@ -1,170 +1,57 @@
-"""What this node promised, and what it was told last: written and fsynced before anything relies on it."""
+"""What this node promised, and what it was told, of each study: on disk before anything relies on it.
+
+A file a study, so that damage concerns one study. A node that finds a study's file damaged makes no promise
+in it and takes no part in it until somebody has it mended; one whose file is gone, or was mended, does not
+promise where it may have promised something else.
+"""
 
 from __future__ import annotations
 
-import sqlite3
 import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
-import msgspec
+import structlog
 
 from konsil.core.round import Farewell, Promise
-from konsil.errors import LedgerError, NodeError
+from konsil.core.rules import Score
+from konsil.errors import LedgerError, NodeBusy, NodeError
+from konsil.files import remove_unfinished, write_whole
+from konsil.node.notes import MAX_BYTES, Notes, decode_notes, encode_notes
 
-_FAILED = (sqlite3.Error, UnicodeDecodeError, MemoryError)
-"""What SQLite raises. The last two for damaged files: whose own words, which are no text, are in its message;
-or in which a record claims to be longer than all memory."""
+SUFFIX = ".notes"
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS promises (
-    study TEXT NOT NULL,
-    round INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    digest TEXT NOT NULL,
-    PRIMARY KEY (study, round, kind)
-) STRICT;
-CREATE TABLE IF NOT EXISTS farewells (
-    study TEXT NOT NULL PRIMARY KEY,
-    words BLOB NOT NULL
-) STRICT;
-"""
+_log = structlog.get_logger(__name__)
+
+
+class Mended(NamedTuple):
+    """What came of mending. ``kept``: how many notes could still be read; ``aside``: where the file is now;
+    ``unknown``: how many promises are not made in the attempt that was open, since others may have been.
+    """
+
+    kept: int
+    aside: Path
+    unknown: int
 
 
 class Journal:
-    """The promises of one node, and its training processes' last words. Any thread may use it."""
+    """The journals of a node's studies. Any thread may use it."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the journal.
+    def __init__(self, directory: Path) -> None:
+        """Use a directory that exists; nothing is read yet."""
+        self.directory = directory
+        self._studies: dict[str, StudyJournal] = {}
 
-        Raises:
-            NodeError: the file is damaged, or the disk refuses.
-        """
-        self.path = path
-        self._turn = threading.Lock()  # closing SQLite under a thread that writes ends the whole process
-        self._closed = False
-        try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        except sqlite3.Error as error:
-            raise _cannot_open(path, error) from error
-        try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_TABLES)
-        except _FAILED as error:
-            self._db.close()
-            raise _cannot_open(path, error) from error
-
-    def promise(self, promise: Promise) -> None:
-        """Write a published part down, before the ledger hears of it.
-
-        Raises:
-            NodeError: another digest was promised before.
-            LedgerError: the disk is full or failed; nothing was promised.
-        """
-        try:
-            with self._turn:
-                self._require_open()
-                self._write(promise)
-                promised = self._promised(promise.study, promise.round, promise.kind)
-        except _FAILED as error:
-            raise LedgerError(
-                f"The promise for round {promise.round} of study {promise.study!r} could not be written: "
-                f"{str(error) or repr(error)}.",
-                safe="Nothing was promised and nothing said to the ledger; accepted rounds are safe.",
-                do="Free disk space; the node tries again by itself.",
-            ) from error
-        if promised != promise.digest:
-            raise NodeError(
-                f"This node promised {promised} as '{promise.kind}' of round {promise.round} of study "
-                f"{promise.study!r} and would now promise {promise.digest}.",
-                safe="The second promise was not made.",
-                do="One merge has one result: check this machine's memory. Others lead the part then.",
-            )
-
-    def _write(self, promise: Promise) -> None:
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute(
-                "INSERT OR IGNORE INTO promises VALUES (?, ?, ?, ?)",
-                (promise.study, promise.round, promise.kind, promise.digest),
-            )
-            # Rounds before this one are accepted: nothing that was promised there can be asked for again.
-            self._db.execute(
-                "DELETE FROM promises WHERE study = ? AND round < ?", (promise.study, promise.round)
-            )
-
-    def promised(self, study: str, round_number: int, kind: str) -> str:
-        """The digest promised, or ""."""
-        with self._turn:
-            self._require_open()
-            return self._promised(study, round_number, kind)
-
-    def _promised(self, study: str, round_number: int, kind: str) -> str:
-        row = self._db.execute(
-            "SELECT digest FROM promises WHERE study = ? AND round = ? AND kind = ?",
-            (study, round_number, kind),
-        ).fetchone()
-        return str(row[0]) if row else ""
-
-    # --- last words --------------------------------------------------------------------------------
-
-    def note_farewell(self, study: str, farewell: Farewell | None) -> None:
-        """Write down what a training process said when it finished, which nobody says again.
-
-        Args:
-            study: its study.
-            farewell: what it said; None once a training process has come back.
-
-        Raises:
-            LedgerError: the disk is full or failed.
-        """
-        try:
-            with self._turn:
-                self._require_open()
-                if farewell is not None:
-                    words = msgspec.json.encode(farewell)
-                    self._db.execute("INSERT OR REPLACE INTO farewells VALUES (?, ?)", (study, words))
-                elif self._farewell(study) is not None:
-                    self._db.execute("DELETE FROM farewells WHERE study = ?", (study,))
-        except _FAILED as error:
-            raise LedgerError(
-                f"What training said when it finished study {study!r} could not be written: "
-                f"{str(error) or repr(error)}.",
-                safe="Nothing was said to the ledger; accepted rounds are safe.",
-                do="Free disk space, and finish again.",
-            ) from error
-
-    def farewell(self, study: str) -> Farewell | None:
-        """What the last training process said when it finished; None if it has not, or has come back.
-
-        Raises:
-            NodeError: the file is damaged.
-        """
-        try:
-            with self._turn:
-                self._require_open()
-                return self._farewell(study)
-        except _FAILED as error:
-            raise _cannot_open(self.path, error) from error
-
-    def _farewell(self, study: str) -> Farewell | None:
-        row = self._db.execute("SELECT words FROM farewells WHERE study = ?", (study,)).fetchone()
-        try:
-            return msgspec.json.decode(row[0], type=Farewell) if row else None
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return None  # another version's words
+    def of(self, study: str) -> StudyJournal:
+        """One study's; it is to be opened first."""
+        return self._studies.setdefault(study, StudyJournal(self.directory / f"{study}{SUFFIX}", study))
 
     def close(self) -> None:
-        """Close the file, once whoever writes has written. Closing twice is harmless."""
-        with self._turn:
-            self._closed = True
-            self._db.close()
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise LedgerError("The node is stopping.", safe="Nothing was promised.", do="Start it again.")
+        """Write nothing from here on; whoever writes is let finish. Closing twice is harmless."""
+        for each in self._studies.values():
+            each.close()
 
     def __enter__(self) -> Self:
         return self
@@ -175,10 +62,244 @@ class Journal:
         self.close()
 
 
-def _cannot_open(path: Path, error: Exception) -> NodeError:
-    return NodeError(
-        f"The node's journal {path} cannot be opened: {str(error) or repr(error)}.",
-        safe="The ledger and the last accepted merge are in other files and untouched.",
-        do="See the file's owner and the disk. If it is damaged, move it away: the node then goes on with "
-        "the next round.",
+class StudyJournal:
+    """One study's journal. Any thread may use it. ``damage``: why it must be mended first, if it must.
+
+    Nothing is believed to be written before it is on disk; what could not be written is written with the next
+    note, since the file is always written whole.
+    """
+
+    def __init__(self, path: Path, study: str) -> None:
+        """Read nothing yet."""
+        self.path = path
+        self.study = study
+        self.damage: NodeBusy | None = None
+        self._turn = threading.Lock()
+        self._notes = Notes()
+        self._unknown: tuple[Promise, ...] = ()
+        self._opened = self._closed = False
+
+    def open(self, unknown: Iterable[Promise] = ()) -> None:
+        """Read the file, or begin it. What is wrong with it stands in ``damage`` afterwards.
+
+        Args:
+            unknown: what this node may have promised if its file is not there, or does not say it.
+        """
+        with self._turn:
+            remove_unfinished(self.path)
+            self._opened, self._unknown = True, tuple(unknown)
+            try:
+                self._notes, wrong = _read(self.path, self.study)
+            except FileNotFoundError:
+                self._begin()
+            except OSError as error:
+                self._notes, wrong = Notes(), (f"it cannot be read: {error.strerror or error}",)
+                self.damage = damaged(self.path, self.study, wrong)
+            else:
+                self.damage = damaged(self.path, self.study, wrong) if wrong else None
+
+    def _begin(self) -> None:
+        notes = Notes()
+        for promise in self._unknown:
+            notes.add(promise)
+        try:
+            self._write(notes)
+        except OSError as error:
+            self._notes = notes  # the next note is written with these, or not at all
+            _log.warning("a study's journal cannot be begun yet", study=self.study, why=error.strerror)
+
+    def mend(self) -> Mended:
+        """Put a damaged file aside and go on with what it still says.
+
+        Raises:
+            NodeError: there is nothing to mend.
+            LedgerError: the disk refuses; nothing was changed.
+        """
+        with self._turn:
+            if self.damage is None:
+                raise NodeError(
+                    f"The journal of study {self.study!r} at this node is as it must be.",
+                    safe="Nothing was changed.",
+                )
+            notes = self._notes.copy()
+            lacking = [each for each in self._unknown if (each.round, each.kind) not in notes.promises]
+            for promise in lacking:
+                notes.add(promise)
+            try:
+                aside = _aside(self.path)
+                self._write(notes)
+            except OSError as error:
+                raise _refused_by_the_disk(f"The journal of study {self.study!r}", error) from error
+            self.damage = None
+            return Mended(len(notes) - len(lacking), aside, len(lacking))
+
+    # --- promises ----------------------------------------------------------------------------------
+
+    def promise(self, promise: Promise) -> None:
+        """Write a published part down, before the ledger hears of it.
+
+        Raises:
+            NodeError: another digest was promised before, or may have been; or the file is damaged.
+            LedgerError: the disk is full or failed; nothing was promised.
+        """
+        what = f"The promise for round {promise.round} of study {promise.study!r}"
+        with self._turn:
+            before = self._notes.promises.get((promise.round, promise.kind))
+            if before is None:
+                self._change(what, lambda notes: notes.add(promise))
+            else:
+                self._require_usable()
+        if before == "":
+            raise NodeError(
+                f"This node does not know any more what it promised as '{promise.kind}' of round "
+                f"{promise.round} of study {promise.study!r}: its journal was gone or damaged.",
+                safe="Nothing is promised in that attempt; others lead the part once its time is up.",
+                do="Nothing: from the next attempt on this node takes part as before.",
+            )
+        if before not in (None, promise.digest):
+            raise NodeError(
+                f"This node promised {before} as '{promise.kind}' of round {promise.round} of study "
+                f"{promise.study!r} and would now promise {promise.digest}.",
+                safe="The second promise was not made.",
+                do="One merge has one result: check this machine's memory. Others lead the part then.",
+            )
+
+    def promised(self, round_number: int, kind: str) -> str:
+        """The digest promised, or ""."""
+        return self._notes.promises.get((round_number, kind), "")
+
+    # --- what training said ------------------------------------------------------------------------
+
+    @property
+    def farewell(self) -> Farewell | None:
+        """What the last training process said when it finished; None if it has not, or has come back."""
+        return self._notes.farewell
+
+    def note_farewell(self, farewell: Farewell | None) -> None:
+        """Write down what a training process said when it finished, which nobody says again.
+
+        Args:
+            farewell: what it said; None once a training process has come back.
+
+        Raises:
+            NodeError: the file is damaged.
+            LedgerError: the disk is full or failed.
+        """
+
+        def change(notes: Notes) -> None:
+            notes.farewell = farewell
+
+        with self._turn:
+            if farewell != self._notes.farewell:
+                self._change(f"What training said when it finished study {self.study!r}", change)
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """What training measured and the ledger has perhaps not heard of."""
+        return tuple(self._notes.scores.values())
+
+    def note_score(self, score: Score) -> None:
+        """Write down what training measured, before it is told that this is known.
+
+        Raises:
+            NodeError: the file is damaged.
+            LedgerError: the disk is full or failed.
+        """
+        with self._turn:
+            if score.round not in self._notes.scores:
+                what = f"The scores of round {score.round} of study {self.study!r}"
+                self._change(what, lambda notes: notes.scores.setdefault(score.round, score))
+
+    def forget_score(self, score: Score) -> None:
+        """The ledger has these scores, or will never take them. The file goes without them when next written:
+        what it says until then is said to the ledger once more, which knows it.
+        """
+        with self._turn:
+            if self._notes.scores.get(score.round) == score:
+                del self._notes.scores[score.round]
+
+    # --- inside ------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Write nothing from here on."""
+        with self._turn:
+            self._closed = True
+
+    def _require_usable(self) -> None:
+        if self._closed or not self._opened:  # what was not read must not be written over
+            raise LedgerError("The node is stopping.", safe="Nothing was promised.", do="Start it again.")
+        if self.damage is not None:
+            raise self.damage
+
+    def _change(self, what: str, change: Callable[[Notes], object]) -> None:
+        self._require_usable()
+        notes = self._notes.copy()
+        change(notes)
+        try:
+            self._write(notes)
+        except OSError as error:
+            raise _refused_by_the_disk(what, error) from error
+
+    def _write(self, notes: Notes) -> None:
+        write_whole(self.path, [encode_notes(self.study, notes)])
+        self._notes = notes
+
+
+def damage_in(directory: Path) -> dict[str, NodeBusy]:
+    """What is wrong with the journals in a directory, by study. Reads them and changes nothing."""
+    found: dict[str, NodeBusy] = {}
+    for path in sorted(directory.glob(f"*{SUFFIX}")):
+        study = path.name.removesuffix(SUFFIX)
+        try:
+            _, wrong = _read(path, study)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            wrong = (f"it cannot be read: {error.strerror or error}",)
+        if wrong:
+            found[study] = damaged(path, study, wrong)
+    return found
+
+
+def damaged(path: Path, study: str, wrong: tuple[str, ...]) -> NodeBusy:
+    """What is told of a study whose journal is damaged. A training process that was there before waits for it
+    to be mended, as it does for a node that is away.
+    """
+    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return NodeBusy(
+        f"The journal of study {study!r} at this node, {path}, is damaged: {wrong[0]}{more}.",
+        safe="The ledger, the models and all other studies are untouched. Until it is mended this node takes "
+        "no part in the study and promises nothing there; the other members go on.",
+        do=f"See the disk's health, then `konsil study mend {study}`: the node goes on with what the "
+        "journal still says.",
+        study=study,
+    )
+
+
+def _read(path: Path, study: str) -> tuple[Notes, tuple[str, ...]]:
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        return Notes(), (f"it has more than {MAX_BYTES} bytes",)
+    return decode_notes(study, data)
+
+
+def _aside(path: Path) -> Path:
+    """Keep a damaged file under another name, too, for whoever wants to look at it."""
+    number = 1
+    while True:
+        aside = path.with_name(f"{path.stem}.damaged-{number}")
+        try:
+            aside.hardlink_to(path)
+        except FileExistsError:
+            number += 1
+        else:
+            return aside
+
+
+def _refused_by_the_disk(what: str, error: OSError) -> LedgerError:
+    return LedgerError(
+        f"{what} could not be written: {error.strerror or error}.",
+        safe="Nothing was promised and nothing said to the ledger; accepted rounds are safe.",
+        do="Free disk space, or see the disk's health; the node tries again by itself.",
     )

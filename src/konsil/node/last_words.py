@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import structlog
 
-from konsil.core.round import Farewell
+from konsil.core.round import Event, Farewell, FinishWanted
 from konsil.core.rules import Study, is_over
 from konsil.errors import KonsilError
+from konsil.node.journal import StudyJournal
 from konsil.node.site import Site
 from konsil.node.store import Model
 
@@ -23,30 +24,39 @@ class LastWords:
         self,
         name: str,
         site: Site,
+        journal: StudyJournal,
         study: Callable[[], Study],
         needed: Callable[[], frozenset[str]],
     ) -> None:
         """``needed`` gives the models that stay on disk for other reasons."""
         self._name = name
         self._site = site
+        self._journal = journal
         self._study = study
         self._needed = needed
         self._farewell: Farewell | None = None
         self._forgetting: asyncio.Task[None] | None = None
 
-    async def take_up(self) -> tuple[Farewell, Model | None] | None:
-        """What was said in an earlier life of this node, and the snapshot if it is here; None if nothing was,
-        or the study is over.
+    async def take_up(
+        self, serve: Callable[[Model], None], post: Callable[[Event], None], has_training: Callable[[], bool]
+    ) -> None:
+        """Go on with what a training process left when it finished, in an earlier life of this node.
 
-        Raises:
-            NodeError: the journal is damaged.
+        Args:
+            serve: gets the snapshot, if it is here.
+            post: tells the machine a fact.
+            has_training: whether a training process has come back meanwhile.
         """
-        farewell = self._farewell = await asyncio.to_thread(self._site.journal.farewell, self._name)
+        farewell = self._farewell = self._journal.farewell
         if farewell is None or is_over(self._study()):
-            return None
+            return
         update = farewell.update
         model = await self._site.models.load(self._name, update.digest) if update is not None else None
-        return farewell, model
+        if update is not None and model is not None:
+            serve(model)
+            post(update)
+        if not has_training():
+            post(FinishWanted(farewell.contribution))
 
     async def note(self, farewell: Farewell) -> None:
         """Write down what was said; its snapshot is on disk already.
@@ -54,7 +64,7 @@ class LastWords:
         Raises:
             LedgerError: the disk is full or failed.
         """
-        await asyncio.to_thread(self._site.journal.note_farewell, self._name, farewell)
+        await asyncio.to_thread(self._journal.note_farewell, farewell)
         self._farewell = farewell
 
     async def forget(self) -> None:
@@ -64,7 +74,7 @@ class LastWords:
             LedgerError: the disk is full or failed.
         """
         self._farewell = None
-        await asyncio.to_thread(self._site.journal.note_farewell, self._name, None)
+        await asyncio.to_thread(self._journal.note_farewell, None)
 
     def look(self) -> None:
         """Once the study is over, nobody asks for a snapshot any more: an update does not stay on disk."""
@@ -78,7 +88,7 @@ class LastWords:
         try:
             if farewell.update is not None and farewell.update.digest not in self._needed():
                 await self._site.models.remove(self._name, farewell.update.digest)
-            await asyncio.to_thread(self._site.journal.note_farewell, self._name, None)
+            await asyncio.to_thread(self._journal.note_farewell, None)
         except (KonsilError, OSError) as error:
             _log.warning("a snapshot stays on disk until the next start", study=self._name, why=str(error))
 

@@ -188,7 +188,7 @@ class Service:
     async def _heard(self, peer: str, beat: Heartbeat) -> Reply:
         runner = self._runners().get(beat.study)
         if runner is not None:
-            runner.heard(peer, beat)
+            runner.heartbeats.heard(peer, beat)
         return Reply(encode(Done()))
 
     async def _ledger_submit(self, request: LedgerSubmit) -> Reply:

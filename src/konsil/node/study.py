@@ -13,7 +13,6 @@ from typing import Any
 import structlog
 
 from konsil.core import round as machine
-from konsil.core.messages import Heartbeat
 from konsil.core.parameters import Schema
 from konsil.core.round import (
     Advance,
@@ -40,15 +39,16 @@ from konsil.core.rules import Commit, Contribution, OpenRound, Score, Study, is_
 from konsil.core.wall import MemberProgress, StudyStatus
 from konsil.errors import KonsilError, MergeMismatch, Refused, StudyError, UpdatesMissing
 from konsil.node.heartbeats import Heartbeats
+from konsil.node.journal import Mended
 from konsil.node.last_words import LastWords
 from konsil.node.merging import Merging
 from konsil.node.outer import OuterStates
 from konsil.node.rest import Rest
 from konsil.node.saving import Saving
+from konsil.node.scoring import Scoring
 from konsil.node.shelf import Shelf
 from konsil.node.site import Site
-from konsil.node.store import Model, Store, model_of
-from konsil.wall.memory import SealedMemory
+from konsil.node.store import Model, Store
 
 REFUSED_OFTEN = 2
 """A call that the contract refuses once or twice came too late or too early; one that it refuses again and
@@ -83,10 +83,13 @@ class StudyRunner:
         )
         self._tasks: dict[Effect, asyncio.Task[None]] = {}
         self._wake: asyncio.TimerHandle | None = None
-        self._heartbeats = Heartbeats(name, site, lambda: self.study, self._progress)
+        self.heartbeats = Heartbeats(name, site, lambda: self.study, self._progress)
         self._rest = Rest(name, site.models, self.store, self._resting)
-        self._last_words = LastWords(name, site, lambda: self.study, self._needed)
+        self.journal = site.journal.of(name)
+        self.last_words = LastWords(name, site, self.journal, lambda: self.study, self._needed)
+        self.scoring = Scoring(site, self.journal, lambda: self.study, lambda: self.state, self.post)
         self.saving = Saving(name, site.models, self.store, lambda: self.study, self._needed, self._rest.look)
+        self.is_read = asyncio.Event()  # what is noted: before that no training process is let in
         self._closed = False
 
     @property
@@ -98,16 +101,20 @@ class StudyRunner:
     def problem(self) -> str:
         """What fails now and is tried again, in sentences; "" while all is well."""
         problems = [*self._problems.values(), self.saving.problem, self.outer.problem]
+        problems += [str(self.journal.damage)] if self.journal.damage is not None else []
         if self.site.me in self.study.participants and self.study.phase not in {"finished", "failed"}:
             problems.append(self.site.rules.problem(self.study.settings))
         return " ".join(dict.fromkeys(problem for problem in problems if problem))
 
     def require_participant(self) -> None:
-        """See that this member takes part in the study.
+        """See that this member takes part in the study, and that its node can.
 
         Raises:
             StudyError: it has not agreed, or was struck.
+            NodeBusy: what the node has noted of this study is damaged.
         """
+        if self.journal.damage is not None:
+            raise self.journal.damage
         participant = self.study.participants.get(self.site.me)
         if participant is None:
             raise StudyError(
@@ -123,36 +130,42 @@ class StudyRunner:
             )
 
     async def open(self) -> None:
-        """Take the last accepted merge from disk, if it is there, and begin."""
-        # First the snapshot: in the place of one that is not here the merge would do.
-        await self._take_up_farewell()
+        """Read what is noted of this study, then begin."""
+        unknown = machine.may_have_promised(self.site.me, self.study)
+        await asyncio.to_thread(self.journal.open, unknown)
+        self.is_read.set()
+        await self._begin()
+
+    async def _begin(self) -> None:
+        """Take the last accepted merge from disk, if it is there, and begin; with no journal only serve."""
+        if self.journal.damage is None:
+            # First the snapshot: in the place of one that is not here the merge would do.
+            await self.last_words.take_up(self.serve, self.post, lambda: self.trainee is not None)
         model = await self.site.models.load(self.name, self.study.accepted)
         if model is not None:
-            self._keep(model)
+            self.serve(model)
             self.post(Held(model.digest))
-        self._heartbeats.start()
-        self.post(Looked())
-        self._last_words.look()
-
-    async def _take_up_farewell(self) -> None:
-        """Go on with what a training process left when it finished, in an earlier life of this node."""
-        left = await self._last_words.take_up()
-        if left is None:
+        if self.journal.damage is not None:
+            _log.error("a study is stopped", study=self.name, why=str(self.journal.damage))
             return
-        farewell, snapshot = left
-        if farewell.update is not None and snapshot is not None:
-            self._keep(snapshot)
-            self.post(farewell.update)
-        if self.trainee is None:
-            self.post(FinishWanted(farewell.contribution))
+        self.heartbeats.start()
+        self.scoring.take_up()
+        self.post(Looked())
+        self.last_words.look()
 
-    async def forget_farewell(self) -> None:
-        """A training process has come back: what an earlier one said when it finished is over.
+    async def mend(self) -> Mended:
+        """Begin with what a damaged journal still says.
 
         Raises:
-            LedgerError: the disk is full or failed.
+            NodeError: it is not damaged.
+            LedgerError: the disk refuses; nothing was changed.
         """
-        await self._last_words.forget()
+        mended = await asyncio.to_thread(self.journal.mend)
+        _log.warning(
+            "a study's journal is mended", study=self.name, kept=mended.kept, aside=str(mended.aside)
+        )
+        await self._begin()
+        return mended
 
     async def finish(self, contribution: Contribution) -> None:
         """The training process has finished. The ledger hears of it, even if this node dies before it does.
@@ -163,14 +176,14 @@ class StudyRunner:
         farewell = machine.farewell_of(self.state, contribution)
         if farewell.update is not None:
             await self.saving.make_durable(farewell.update.digest)
-        await self._last_words.note(farewell)
+        await self.last_words.note(farewell)
         self.post(FinishWanted(contribution))
 
     def look(self) -> None:
         """The ledger moved."""
         self.post(Looked())
         self.shelf.look()
-        self._last_words.look()
+        self.last_words.look()
 
     async def close(self) -> None:
         """Stop everything; what was promised stays in the journal."""
@@ -180,7 +193,7 @@ class StudyRunner:
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
-        parts = (self.saving, self.shelf, self._heartbeats, self._rest, self._last_words)
+        parts = (self.saving, self.shelf, self.heartbeats, self._rest, self.last_words)
         await asyncio.gather(*tasks, *(part.close() for part in parts), return_exceptions=True)
         await self.outer.close()
         self.merging.close()
@@ -190,7 +203,7 @@ class StudyRunner:
 
     def post(self, event: Event) -> None:
         """Tell the machine a fact and carry out what it wants."""
-        if self._closed:
+        if self._closed or self.journal.damage is not None:
             return
         now_s = self.site.ledger_s()
         before = machine.stage(self.state, self.study)
@@ -210,6 +223,7 @@ class StudyRunner:
             _log.info("stage", study=self.name, stage=after, round=self._round_number())
         self._let_go()
         self.saving.behind()
+        self.scoring.look()
 
     def _start(self, effect: Effect) -> None:
         if isinstance(effect, Cancel):
@@ -285,16 +299,16 @@ class StudyRunner:
             await self.outer.make_durable(call.start)
         promise = machine.promise_of(call)
         if promise is not None:
-            await asyncio.to_thread(self.site.journal.promise, promise)
+            await asyncio.to_thread(self.journal.promise, promise)
         await self.site.submit(call)
 
     async def _fetch(self, effect: Fetch) -> None:
         if effect.attempt:
-            self._keep(await self._complete(self.merging.current(effect)))
+            self.serve(await self._complete(self.merging.current(effect)))
         elif self.store.model(effect.digest) is None:
             # On this node's own disk, too: when it started its ledger may have been behind what it had saved.
             model = await self.site.models.load(self.name, effect.digest)
-            self._keep(model or await self.merging.fetch(effect.digest))
+            self.serve(model or await self.merging.fetch(effect.digest))
         self.post(Held(effect.digest))
 
     async def _complete(self, current: OpenRound) -> Model:
@@ -328,15 +342,8 @@ class StudyRunner:
 
     # --- models --------------------------------------------------------------------------------
 
-    def take_update(self, memory: SealedMemory, schema: Schema) -> Model:
-        """Digest an update and serve it. Call in a thread: it reads every byte."""
-        return model_of(memory, schema)
-
     def serve(self, model: Model) -> None:
-        """Serve an update or the initial parameters to peers."""
-        self._keep(model)
-
-    def _keep(self, model: Model) -> None:
+        """Keep a model, and serve it to peers."""
         self.merging.schema = model.schema
         self.store.add_model(model)
 
@@ -366,20 +373,17 @@ class StudyRunner:
         """Whether a peer may have what is behind a digest, as far as this study goes."""
         return digest in readable(self.study, peer)
 
-    def heard(self, peer: str, beat: Heartbeat) -> None:
-        """A peer's heartbeat."""
-        self._heartbeats.heard(peer, beat)
-
     def _round_number(self) -> int:
         return self.study.open.number if self.study.open is not None else len(self.study.history)
 
     def status(self) -> StudyStatus:
         """What this node does in the study, for people."""
         mine = self._progress()
-        return StudyStatus(self.name, mine.stage, mine.round, (mine, *self._heartbeats.peers), self.problem)
+        return StudyStatus(self.name, mine.stage, mine.round, (mine, *self.heartbeats.peers), self.problem)
 
     def _progress(self) -> MemberProgress:
-        stage = machine.stage(self.state, self.study)
+        stopped = self.journal.damage is not None
+        stage = "stopped" if stopped else machine.stage(self.state, self.study)
         return MemberProgress(
             self.site.me, self._round_number(), stage, self.state.progress, self.site.ledger_s()
         )

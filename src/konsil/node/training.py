@@ -17,7 +17,6 @@ from konsil.core.round import (
     Detached,
     Offered,
     ProgressMade,
-    ScoreReady,
     UpdateReady,
 )
 from konsil.core.rules import Score, Study, missing
@@ -41,7 +40,7 @@ from konsil.core.wall import (
 )
 from konsil.errors import ConfigError, FrameError, KonsilError, NodeBusy, SchemaMismatch, StudyError
 from konsil.node.shelf import card_for
-from konsil.node.store import Model
+from konsil.node.store import Model, model_of
 from konsil.node.study import StudyRunner, Trainee
 from konsil.wall.door import Visitor
 from konsil.wall.frames import failure
@@ -87,6 +86,7 @@ class Training:
                 do="Install the same version of Konsil for both.",
             )
         runner = self._runner(word.study)
+        await runner.is_read.wait()
         runner.require_participant()
         study = runner.study
         wanted = not study.initial and study.proposer == self.me
@@ -159,7 +159,7 @@ class _Conversation:
                 self.runner.post(ProgressMade(min(1.0, max(0.0, word.progress))))
             case Scored():
                 score = Score(self.runner.name, word.round, word.examples, word.loss, word.metrics)
-                self.runner.post(ScoreReady(score))
+                await self.runner.scoring.take(score)
                 await self.visitor.send(Noted(self.runner.site.ledger.state.height))
             case Wanted():
                 await self._final(word)
@@ -193,7 +193,7 @@ class _Conversation:
             self.runner.trainee = self.trainee
             self.runner.merging.schema = schema
             if memory is not None and not study.initial and study.proposer == self.me:
-                model = await asyncio.to_thread(self.runner.take_update, memory, schema)
+                model = await asyncio.to_thread(model_of, memory, schema)
                 memory = None
                 self.runner.serve(model)
                 self.runner.post(Offered(schema.digest, model.digest, schema.data_bytes))
@@ -202,7 +202,7 @@ class _Conversation:
                 memory.close()
         _log.info("training joined", study=self.runner.name, pid=self.pid)
         self._reporter = asyncio.create_task(self._say_what_it_waits_for())
-        await self.runner.forget_farewell()
+        await self.runner.last_words.forget()
         holds = word.digest if word.round == len(self.runner.study.history) else ""
         self.runner.post(Attached(holds))
 
@@ -263,7 +263,7 @@ class _Conversation:
         trainee = self.trainee
         if trainee is None:
             raise FrameError("An update came before the model.", do="Compare versions.")
-        return self.runner.take_update(memory, trainee.schema)
+        return model_of(memory, trainee.schema)
 
     # --- delivering ----------------------------------------------------------------------------
 

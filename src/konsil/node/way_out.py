@@ -31,10 +31,14 @@ _SETTINGS = f"`proxy` and `proxy_password_file` in {CONFIG_NAME}"
 
 
 class WayOut(NamedTuple):
-    """The proxy, or None; ``set_by``: who says so, "" where nobody says anything."""
+    """The proxy, or None; ``set_by``: who says so, "" where nobody says anything.
+
+    ``unclear``: what is passed over in the list of hosts that are reached without it, in words.
+    """
 
     proxy: Proxy | None
     set_by: str
+    unclear: str = ""
 
     def __str__(self) -> str:
         """For people: "" for a node that dials directly because nobody says otherwise."""
@@ -131,20 +135,20 @@ def _read_password(path: Path) -> str:
 
 
 def _from_environment(variable: str, environment: Mapping[str, str]) -> WayOut:
-    at, text = variable, environment[variable]
+    text = environment[variable]
     try:
         url = parse_url(text, _ENVIRONMENTS_PORT)
-        at = _first(DIRECT_VARIABLES, environment)
-        direct = Direct.parse(environment.get(at, ""))
     except ValueError as error:
-        hint = f" ({ENCODED})" if at == variable and "@" in text else ""
+        hint = f" ({ENCODED})" if "@" in text else ""
         raise ConfigError(
-            f"{at} in the environment {error}.",
+            f"{variable} in the environment {error}.",
             safe="No peer was dialled.",
             do=f"Correct it{hint}, or set `proxy` in {CONFIG_NAME}: "
             'to the proxy, or to "none" for direct lines.',
-            variable=at,
+            variable=variable,
         ) from error
+    at = _first(DIRECT_VARIABLES, environment)
+    direct = Direct.parse(environment.get(at, ""))
     if url.password is None:
         password, known_from = environment.get(PASSWORD_VARIABLE, ""), f"{variable} and {PASSWORD_VARIABLE}"
         known_from += " in the environment"
@@ -155,7 +159,7 @@ def _from_environment(variable: str, environment: Mapping[str, str]) -> WayOut:
     proxy = Proxy(
         url.host, url.port, url.user, lambda: password, direct, known_from, f"{make_known}{otherwise}."
     )
-    way = WayOut(proxy, f"{variable} in the environment")
+    way = WayOut(proxy, f"{variable} in the environment", _unclear(at, direct))
     if url.user and url.password is None and not password:
         raise _no_password(
             way,
@@ -163,3 +167,13 @@ def _from_environment(variable: str, environment: Mapping[str, str]) -> WayOut:
             f"Put it into {PASSWORD_VARIABLE}, {otherwise}.",
         )
     return way
+
+
+def _unclear(variable: str, direct: Direct) -> str:
+    if not direct.unknown:
+        return ""
+    more = f" and {len(direct.unknown) - 1} more" if len(direct.unknown) > 1 else ""
+    return (
+        f"{variable} in the environment has {direct.unknown[0]!r}{more}, which is no name, IP address or "
+        "network: what it stands for is reached through the proxy."
+    )

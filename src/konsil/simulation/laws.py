@@ -17,6 +17,7 @@ Law = Literal[
     "one update a round",
     "a snapshot stays what it was",
     "a promise is written before it is said",
+    "a noted score reaches the ledger",
     "no honest member is struck",
     "nobody slips away from a dispute",
     "rounds end",

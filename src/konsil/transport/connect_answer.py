@@ -1,18 +1,24 @@
 """What a proxy answers to CONNECT: the head of one HTTP/1.1 response, read without I/O and within limits.
 
 Only the status decides (RFC 9110, section 9.3.6; RFC 9112, section 6.3): a 2xx opens the tunnel right behind
-the head, whatever the head says of a body. Nothing in it is followed, kept or believed beyond that.
+the head, whatever the head says of a body. Nothing in it is followed, kept or believed beyond that. Before it
+a proxy may send answers that are not the final one (RFC 9110, section 15.2): they are passed over.
 """
 
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from typing import NamedTuple
 
 from konsil.errors import FrameError
 
 MAX_HEAD_BYTES = 16 * 1024
 """Of a whole head: an honest proxy's has a few hundred bytes, some with long lists of ways to log in."""
+
+MAX_INTERIM = 8
+"""Answers that are not the final one: a proxy sends one such as "100 Continue", or one now and then while it
+waits for the peer."""
 
 MAX_SCHEMES = 6
 """Ways to log in that are named to people; there are fewer that anybody uses."""
@@ -41,6 +47,11 @@ class ConnectAnswer(NamedTuple):
     surplus_bytes: int
 
     @property
+    def is_final(self) -> bool:
+        """Whether no other answer follows; after a 101 none does, but another protocol."""
+        return self.status // 100 != 1 or self.status == HTTPStatus.SWITCHING_PROTOCOLS
+
+    @property
     def opens(self) -> bool:
         """Whether there is a tunnel behind it."""
         return self.status // 100 == 2  # noqa: PLR2004 - HTTP's own class of success
@@ -52,18 +63,30 @@ class AnswerReader:
     def __init__(self) -> None:
         """With nothing read."""
         self._head = bytearray()
+        self._interim = 0
 
     @property
     def begun(self) -> bool:
         """Whether anything came."""
-        return bool(self._head)
+        return bool(self._head) or self._interim > 0
 
     def feed(self, piece: bytes) -> ConnectAnswer | None:
-        """Take what came; the answer, once its head is whole.
+        """Take what came; the final answer, once its head is whole.
 
         Raises:
-            FrameError: it is not the head of an HTTP/1.1 response, or it is over the limit.
+            FrameError: it is not the head of an HTTP/1.1 response, or it is over a limit.
         """
+        answer = self._next(piece)
+        while answer is not None and not answer.is_final:
+            self._interim += 1
+            if self._interim > MAX_INTERIM:
+                raise _no_http(f"has not come after {MAX_INTERIM} others that say to wait")
+            behind = bytes(self._head[len(self._head) - answer.surplus_bytes :])
+            self._head.clear()
+            answer = self._next(behind)
+        return answer
+
+    def _next(self, piece: bytes) -> ConnectAnswer | None:
         seen = len(self._head)
         self._head += piece
         head = self._head

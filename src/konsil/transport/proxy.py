@@ -19,7 +19,10 @@ _URL = re.compile(
 _ENTRY = re.compile(
     r"(?P<host>\[[^\[\]]+\]|[^\[\]:]+|[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]*(?:/[0-9]+)?)(?::(?P<port>[0-9]{1,5}))?"
 )
-_NAME = re.compile(r"(?:\*?\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
+_NAME = re.compile(r"(?:\*?\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?")
+_BEGINNING = re.compile(r"((?:[0-9]{1,3}\.){1,3})\*(?:\.\*)*")
+_SHOWN = 80
+"""Letters of an entry that nobody understands."""
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -84,16 +87,22 @@ class Direct:
     """The hosts that are reached without the proxy, as ``NO_PROXY`` of other programs lists them."""
 
     entries: tuple[_Entry, ...] = ()
+    unknown: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """A list with commas: names (with all below them), IP addresses, networks, "*"; each may have a port.
+        """A list with commas or spaces: names (with all below them), IP addresses, networks, "*", each with
+        a port or not; and beginnings of IPv4 addresses as other systems write them, such as "192.168.*".
 
-        Raises:
-            ValueError: names the entry that is none of these.
+        There is no standard for such a list, and programs pass over an entry that they do not know: so does
+        this, and keeps it in ``unknown``.
         """
-        parts = (part.strip().lower() for part in text.split(","))
-        return cls(tuple(_entry(part) for part in parts if part))
+        parts = [part for part in re.split(r"[,\s]+", text.lower()) if part]
+        found = [(part, _entry(part)) for part in parts]
+        return cls(
+            tuple(entry for _, entry in found if entry is not None),
+            tuple(part[:_SHOWN] for part, entry in found if entry is None),
+        )
 
     def has(self, host: str, port: int) -> bool:
         """Whether this host is reached directly. This machine itself always is: no proxy could reach it."""
@@ -106,7 +115,7 @@ class Direct:
         return any(entry.holds(host, address, port) for entry in self.entries)
 
 
-def _entry(text: str) -> _Entry:
+def _entry(text: str) -> _Entry | None:
     found = _ENTRY.fullmatch(text)
     host = found["host"].strip("[]") if found is not None else ""
     port = int(found["port"] or 0) if found is not None else 0
@@ -114,11 +123,21 @@ def _entry(text: str) -> _Entry:
         if host == "*":
             return _Entry(port=port)
         try:
-            return _Entry(network=ipaddress.ip_network(host, strict=False), port=port)
+            return _Entry(network=ipaddress.ip_network(_without_stars(host), strict=False), port=port)
         except ValueError:
-            if _NAME.fullmatch(host) and not host.rpartition(".")[2].isdigit():
-                return _Entry(host.removeprefix("*").removeprefix("."), port=port)
-    raise ValueError(f"has the entry {text[:80]!r}, which is no name, IP address or network")
+            name = host.removesuffix(".")
+            if _NAME.fullmatch(name) and not name.rpartition(".")[2].isdigit():
+                return _Entry(name.removeprefix("*").removeprefix("."), port=port)
+    return None
+
+
+def _without_stars(host: str) -> str:
+    """The network that the beginning of an IPv4 address stands for; anything else as it is."""
+    beginning = _BEGINNING.fullmatch(host)
+    if beginning is None or host.count(".") > 3:  # noqa: PLR2004 - an IPv4 address has four numbers
+        return host
+    known = beginning[1].count(".")
+    return f"{beginning[1]}{'.'.join(['0'] * (4 - known))}/{8 * known}"
 
 
 def _address(host: str) -> _Address | None:

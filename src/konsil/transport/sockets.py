@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import zip_longest
 
 from konsil.errors import PeerUnreachable
 
@@ -25,24 +26,71 @@ UNSENT_BYTES = 256 * 1024
 """Unsent bytes that the kernel may hold: behind more of them, a heartbeat would wait on a slow line."""
 
 
+NEXT_ADDRESS_S = 0.25
+"""An address that has not answered by then has company of the next one (RFC 8305, section 5)."""
+
+
 async def connect(host: str, port: int) -> socket.socket:
-    """A TCP connection to the first of a host's addresses that takes one."""
-    loop = asyncio.get_running_loop()
+    """A TCP connection to the first of a host's addresses that takes one.
+
+    One that swallows what is sent to it, as IPv6 does where it is set up by half, costs a moment, not the
+    whole time that a dial may take.
+    """
+    addresses = await _resolve(host, port)
+    if len(addresses) == 1:
+        return await _connect_to(addresses[0])
     last: OSError = OSError(f"{host} has no address")
-    for family, kind, protocol, _, where in await _resolve(host, port):
-        sock = socket.socket(family, kind, protocol)
-        try:
-            tune(sock)
-            await loop.sock_connect(sock, where)
-        except OSError as error:
-            sock.close()
-            last = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
+    left, dialled, pending = _by_turns(addresses), set[_Dial](), set[_Dial]()
+    try:
+        while left or pending:
+            if left:
+                dial = asyncio.create_task(_connect_to(left.pop(0)))
+                dialled.add(dial)
+                pending.add(dial)
+            wait_s = NEXT_ADDRESS_S if left else None
+            done, pending = await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            for dial in done:
+                error = dial.exception()
+                if error is None:
+                    dialled.remove(dial)
+                    return dial.result()
+                if not isinstance(error, OSError):
+                    raise error
+                last = error
+    finally:
+        for dial in dialled:
+            dial.cancel()
+            dial.add_done_callback(_close_it)
     raise last
+
+
+_Dial = asyncio.Task[socket.socket]
+
+
+def _close_it(dial: _Dial) -> None:
+    """Of an address that was not needed any more."""
+    if not dial.cancelled() and dial.exception() is None:
+        dial.result().close()
+
+
+async def _connect_to(address: _AddressInfo) -> socket.socket:
+    family, kind, protocol, _, where = address
+    sock = socket.socket(family, kind, protocol)
+    try:
+        tune(sock)
+        await asyncio.get_running_loop().sock_connect(sock, where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _by_turns(addresses: Sequence[_AddressInfo]) -> list[_AddressInfo]:
+    """The kinds of address by turns, beginning with the first one's (RFC 8305, section 4)."""
+    first = [each for each in addresses if each[0] == addresses[0][0]]
+    others = [each for each in addresses if each[0] != addresses[0][0]]
+    pairs = zip_longest(first, others)
+    return [each for pair in pairs for each in pair if each is not None]
 
 
 _names = ThreadPoolExecutor(max_workers=4, thread_name_prefix="names")

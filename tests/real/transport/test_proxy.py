@@ -29,6 +29,7 @@ class ConnectProxy:
     def __init__(self, **ways: str) -> None:
         self.ways = {name.replace("_", "."): address for name, address in ways.items()}
         self.says: bytes | None = None
+        self.first: bytes = b""
         self.hangs = asyncio.Event()
         self.hangs.set()
         self.requests: list[bytes] = []
@@ -78,6 +79,7 @@ class ConnectProxy:
         request = await reader.readuntil(b"\r\n\r\n")
         self.requests.append(request)
         await self.hangs.wait()
+        writer.write(self.first)
         if self.says is not None:
             writer.write(self.says)
             await reader.read()
@@ -161,6 +163,13 @@ async def test_a_node_behind_a_proxy_asks_and_is_asked_through_it(site, behind):
     ]
 
 
+async def test_a_proxy_may_say_several_times_that_it_goes_on(site, behind):
+    _, proxy, node = behind
+    proxy.first = b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + b"HTTP/1.1 102 Processing\r\nVia: 1.1 squid\r\n\r\n"
+    a = await node()
+    assert (await a.request("b", b"hello", timeout_s=5)).message == b"a said hello"
+
+
 async def test_the_proxy_sees_nothing_of_what_is_said(site, behind):
     _, proxy, node = behind
     a = await node()
@@ -232,7 +241,8 @@ def status(line: str, *fields: str) -> bytes:
         (status("405 Method Not Allowed"), "opens no way to b.invalid:7400 (405", "knows CONNECT"),
         (status("302 Found", "Location: http://log.in/"), "sends this node elsewhere (302 Found)", "that is not followed. "),
         (status("500 Oops"), "answered 500 Oops instead of opening the way", "See the proxy's log"),
-        (status("100 Continue"), "answered 100 Continue instead", "See the proxy's log"),
+        (status("101 Switching Protocols"), "answered 101 Switching Protocols instead", "See the proxy's log"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 20 + OPEN, "The answer has not come after 8 others that say to wait", "See whether its address"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "does not answer as an HTTP proxy. The answer does not begin like an HTTP/1.1 response. Nothing", "See whether its address and port are right"),
         (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 10_000, "more than 16384 bytes", "See whether its address"),
         (OPEN + b"\x4b\x01\x00\x00", "sent 4 bytes of its own into the way to b.invalid:7400", "ask IT to let this way through untouched"),

@@ -189,10 +189,41 @@ def test_doctor_without_a_node_checks_what_is_on_disk(site):
         "card": "ok",
         "genesis": "ok",
         "disk": "ok",
+        "journal": "ok",
         "node": "warn",
         "port": "ok",
         "proxy": "ok",
     }
+
+
+def test_doctor_names_a_damaged_journal_and_the_command_that_mends_it(site):
+    site.found()
+    notes = site.root / "lyon" / "journal" / "aml.notes"
+    notes.parent.mkdir()
+    notes.write_bytes(b"0123456789abcdef {}\n")
+    (found,) = [
+        each
+        for each in json.loads(site.run("doctor", "--json", expect=1).stdout)["findings"]
+        if each["check"] == "journal"
+    ]
+    assert found["level"] == "fail"
+    assert (
+        f"The journal of study 'aml' at this node, {notes}, is damaged: line 1 does not hold."
+        in found["what"]
+    )
+    assert "konsil study mend aml" in found["do"]
+
+
+def test_doctor_warns_of_what_it_does_not_understand_of_no_proxy(site, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
+    monkeypatch.setenv("NO_PROXY", "192.168.*,<local>")
+    site.found()
+    (found,) = [each for each in site.json("doctor")["findings"] if each["check"] == "proxy"]
+    assert found["level"] == "warn"
+    assert (
+        "NO_PROXY in the environment has '<local>', which is no name, IP address or network" in found["what"]
+    )
+    assert found["do"].startswith("Write such entries as names")
 
 
 def test_doctor_says_in_one_line_whether_the_proxy_lets_the_node_out(site):

@@ -1,17 +1,21 @@
-"""What a node promised stays promised: across restarts, full disks and damaged files."""
+"""What a node promised stays promised, and what it was told stays known: across restarts, full disks, damage."""
 
 from __future__ import annotations
 
-import sqlite3
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
+from msgspec.structs import replace
 
-from konsil.core.round import Farewell, UpdateReady, promise_of
-from konsil.core.rules import Accept, Commit, Publish, Tick
+from konsil.core.round import Farewell, UpdateReady, may_have_promised, promise_of
+from konsil.core.rules import Accept, Commit, OpenRound, Publish, Score, Study, StudySettings, Tick
+from konsil.core.rules.state import Part
 from konsil.errors import LedgerError, NodeError
-from konsil.node.journal import Journal
+from konsil.node.journal import Journal, damage_in
+from konsil.node.notes import Notes, decode_notes, encode_notes
 
 
 @dataclass
@@ -21,38 +25,73 @@ class Digests:
 
 
 D = Digests()
+LEFT = Farewell("snapshot", UpdateReady(3, D.other, D.one, 10))
+SCORE = Score("aml", 3, 20, loss=0.25, metrics={"auc": 0.1 + 0.2})
 
 
 def publish(digest=D.one, attempt=1, part=0, number=3):
     return promise_of(Publish("aml", number, attempt, part, digest))
 
 
+def study(me="lyon", *, published=""):
+    parts = (Part(me), Part("nice"), Part(me, published))
+    current = OpenRound(3, 2, "merging", D.one, 0, 0, 9, parts=parts)
+    return Study(StudySettings(name="aml", every_steps=1), D.one, "nice", 0, phase="running", open=current)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A function that opens the journal of 'aml' as a node's new life does, whatever was there before."""
+    made = []
+
+    def make(unknown=()):
+        for each in made:
+            each.close()
+        made.append(Journal(tmp_path))
+        journal = made[-1].of("aml")
+        journal.open(unknown)
+        return journal
+
+    yield make
+    for each in made:
+        each.close()
+
+
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "journal.db"
+    return tmp_path / "aml.notes"
 
 
-def test_the_same_promise_may_be_repeated_and_another_may_not(path):
-    with Journal(path) as journal:
-        journal.promise(publish())
-        journal.promise(publish())
-        with pytest.raises(NodeError, match="would now promise 2222"):
-            journal.promise(publish(D.other))
-        assert journal.promised("aml", 3, "publish 1 0") == D.one
+def damage(path, what):
+    """Change one letter of the first line with this word."""
+    data = path.read_bytes()
+    at = data.index(what.encode())
+    path.write_bytes(data[:at] + b"?" + data[at + 1 :])
 
 
-def test_a_promise_survives_the_node(path):
-    with Journal(path) as journal:
-        journal.promise(publish())
-    with Journal(path) as journal, pytest.raises(NodeError, match="The second promise was not made"):
+# --- promises ------------------------------------------------------------------------------------
+
+
+def test_the_same_promise_may_be_repeated_and_another_may_not(opened):
+    journal = opened()
+    journal.promise(publish())
+    journal.promise(publish())
+    with pytest.raises(NodeError, match="would now promise 2222"):
         journal.promise(publish(D.other))
+    assert journal.promised(3, "publish 1 0") == D.one
 
 
-def test_other_rounds_parts_and_attempts_are_other_promises(path):
-    with Journal(path) as journal:
-        journal.promise(publish())
-        for promise in (publish(D.other, attempt=2), publish(D.other, part=1), publish(D.other, number=4)):
-            journal.promise(promise)
+def test_a_promise_survives_the_node(opened):
+    opened().promise(publish())
+    with pytest.raises(NodeError, match="The second promise was not made"):
+        opened().promise(publish(D.other))
+
+
+def test_other_rounds_parts_and_attempts_are_other_promises(opened):
+    journal = opened()
+    journal.promise(publish())
+    for promise in (publish(D.other, attempt=2), publish(D.other, part=1), publish(D.other, number=4)):
+        journal.promise(promise)
 
 
 def test_calls_that_bind_nobody_are_no_promises():
@@ -61,117 +100,274 @@ def test_calls_that_bind_nobody_are_no_promises():
     assert promise_of(Accept("aml", 3, 1, D.one)) is None
 
 
-def test_promises_of_accepted_rounds_go_with_the_next_ones(path):
-    with Journal(path) as journal:
-        for number in (2, 3):
-            journal.promise(publish(number=number))
-        assert journal.promised("aml", 2, "publish 1 0") == ""
-        with pytest.raises(NodeError):
-            journal.promise(publish(D.other, number=3))
+def test_promises_of_accepted_rounds_go_with_the_next_ones(opened):
+    journal = opened()
+    for number in (2, 3):
+        journal.promise(publish(number=number))
+    assert journal.promised(2, "publish 1 0") == ""
+    with pytest.raises(NodeError):
+        journal.promise(publish(D.other, number=3))
 
 
-def fill(journal):
-    """Promise parts until the disk refuses: the part that was not promised, and why."""
-    for part in range(1000):
-        try:
-            journal.promise(publish(part=part))
-        except LedgerError as error:
-            return part, error
-    raise AssertionError("the disk never was full")
+def test_nothing_is_noted_before_the_file_was_read(tmp_path):
+    with Journal(tmp_path) as journal:
+        with pytest.raises(LedgerError):
+            journal.of("aml").promise(publish())
+        with pytest.raises(LedgerError):
+            journal.of("aml").note_score(SCORE)
+    assert not list(tmp_path.iterdir())
 
 
-def test_on_a_full_disk_nothing_is_promised_and_what_was_promised_before_is_kept(path):
-    with Journal(path) as journal:
-        (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
-        journal._db.execute(f"PRAGMA max_page_count={pages}")
-        part, error = fill(journal)
-        assert error.safe.startswith("Nothing was promised")
-        assert error.do.startswith("Free disk space")
-        assert journal.promised("aml", 3, f"publish 1 {part}") == ""
-        journal._db.execute("PRAGMA max_page_count=100000")
-        journal.promise(publish(part=part))
-    with Journal(path) as journal, pytest.raises(NodeError):
-        journal.promise(publish(D.other, part=0))
+# --- a node that forgot its promises -------------------------------------------------------------
 
 
-def test_a_torn_last_write_costs_only_that_write(path):
-    journal = Journal(path)
+def test_a_node_that_leads_parts_and_has_no_journal_promises_nothing_for_them_and_may_later(opened, path):
+    opened().promise(publish(attempt=2))
+    path.unlink()
+    journal = opened(may_have_promised("lyon", study()))
+    for part in (0, 2):
+        with pytest.raises(NodeError, match=r"does not know any more .* from the next attempt on"):
+            journal.promise(publish(D.other, attempt=2, part=part))
+    journal.promise(publish(D.other, attempt=3))
+    journal.promise(publish(D.other, number=4, attempt=2))
+
+
+def test_it_still_knows_that_after_another_restart(opened):
+    opened(may_have_promised("lyon", study()))
+    with pytest.raises(NodeError, match="does not know any more"):
+        opened(()).promise(publish(attempt=2))
+
+
+def test_a_part_that_stands_on_the_ledger_and_parts_of_others_are_not_in_doubt():
+    assert [each.kind for each in may_have_promised("lyon", study())] == ["publish 2 0", "publish 2 2"]
+    assert [each.kind for each in may_have_promised("lyon", study(published=D.one))] == ["publish 2 0"]
+    assert not may_have_promised("bonn", study())
+    assert not may_have_promised("lyon", replace(study(), open=None))
+
+
+def test_a_journal_that_was_there_is_believed(opened):
+    opened()
+    opened(may_have_promised("lyon", study())).promise(publish(attempt=2))
+
+
+# --- disks ---------------------------------------------------------------------------------------
+
+
+def test_on_a_full_disk_nothing_is_noted_and_what_was_noted_before_is_kept(opened, monkeypatch):
+    journal = opened()
     journal.promise(publish())
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(LedgerError, match="No space left") as caught:
+            journal.promise(publish(part=1))
+        assert caught.value.safe.startswith("Nothing was promised")
+        assert caught.value.do.startswith("Free disk space")
+        with pytest.raises(LedgerError, match="finished study 'aml' could not be written"):
+            journal.note_farewell(LEFT)
+        with pytest.raises(LedgerError, match="scores of round 3"):
+            journal.note_score(SCORE)
+        assert journal.promised(3, "publish 1 1") == ""
+        assert (journal.farewell, journal.scores) == (None, ())
     journal.promise(publish(part=1))
-    wal = path.with_name("journal.db-wal")
-    data, whole = path.read_bytes(), wal.read_bytes()
-    journal.close()
-    path.write_bytes(data)
-    wal.write_bytes(whole[:-100])
-    with Journal(path) as journal:
-        assert journal.promised("aml", 3, "publish 1 0") == D.one
-        assert journal.promised("aml", 3, "publish 1 1") == ""
+    again = opened()
+    assert [again.promised(3, f"publish 1 {part}") for part in (0, 1)] == [D.one, D.one]
+    assert again.damage is None
 
 
-@pytest.mark.parametrize(
-    "damage", ["no database", "a folder", "tables that are no text", "a record longer than memory"]
-)
-def test_a_journal_that_cannot_be_opened_says_so(path, damage):
-    if damage == "a folder":
-        path.mkdir()
-    elif damage == "tables that are no text":
-        Journal(path).close()
-        path.write_bytes(path.read_bytes().replace(b"TABLE promises", b"T\xfbBLE promises"))
-    elif damage == "a record longer than memory":
-        database = sqlite3.connect(path, isolation_level=None)
-        database.execute("PRAGMA page_size=512")
-        database.execute("CREATE TABLE promises (study)")
-        database.close()
-        data = path.read_bytes()
-        at = int.from_bytes(data[108:110], "big")  # of the first record among the tables' descriptions
-        path.write_bytes(data[:at] + b"\xff\xff\xff\xff\xff\xff\xff\x62\x00\x62" + data[at + 10 :])
-    else:
-        path.write_bytes(b"\0not a database" * 1000)
-    with pytest.raises(NodeError, match=r"journal\.db cannot be opened.*untouched.*move it away"):
-        Journal(path)
+def test_a_journal_that_cannot_be_begun_is_begun_with_the_first_note(opened, path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "konsil.node.journal.write_whole", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+        )
+        journal = opened(may_have_promised("lyon", study()))
+    assert not path.exists()
+    journal.note_score(SCORE)
+    again = opened()
+    assert again.scores == (SCORE,)
+    with pytest.raises(NodeError, match="does not know any more"):
+        again.promise(publish(attempt=2))
 
 
-def test_a_journal_that_closes_under_a_writing_thread_lets_it_finish_and_promises_nothing_more(path):
-    journal = Journal(path)
+def test_what_a_killed_node_left_half_written_goes(opened, path):
+    (path.parent / ".aml.notes.0123456789abcdef.new").write_bytes(b"half")
+    opened()
+    assert [each.name for each in path.parent.iterdir()] == ["aml.notes"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_journal_that_closes_under_a_writing_thread_lets_it_finish_and_promises_nothing_more(opened):
+    journal = opened()
     with ThreadPoolExecutor(4) as threads:
-        writing = [threads.submit(journal.promise, publish(part=part)) for part in range(200)]
+        writing = [threads.submit(journal.promise, publish(part=part)) for part in range(100)]
         journal.close()
     refused = [work for work in writing if work.exception() is not None]
     assert all("The node is stopping" in str(work.exception()) for work in refused)
-    with Journal(path) as again:
-        kept = [again.promised("aml", 3, f"publish 1 {part}") for part in range(200)]
-    assert kept.count(D.one) == 200 - len(refused)
-    journal.close()
+    again = opened()
+    kept = [again.promised(3, f"publish 1 {part}") for part in range(100)]
+    assert kept.count(D.one) == 100 - len(refused)
 
 
-LEFT = Farewell("snapshot", UpdateReady(3, D.other, D.one, 10))
+# --- what training said --------------------------------------------------------------------------
 
 
-def test_what_training_said_last_survives_the_node_until_it_comes_back(path):
-    with Journal(path) as journal:
-        assert journal.farewell("aml") is None
-        journal.note_farewell("aml", Farewell("active"))
-        journal.note_farewell("aml", LEFT)
-        journal.note_farewell("heart", Farewell("inactive"))
-    with Journal(path) as journal:
-        assert journal.farewell("aml") == LEFT
-        journal.note_farewell("aml", None)
-        journal.note_farewell("aml", None)
-        assert journal.farewell("aml") is None
-        assert journal.farewell("heart") == Farewell("inactive")
+def test_what_training_said_last_survives_the_node_until_it_comes_back(opened):
+    journal = opened()
+    assert journal.farewell is None
+    journal.note_farewell(Farewell("active"))
+    journal.note_farewell(LEFT)
+    journal = opened()
+    assert journal.farewell == LEFT
+    journal.note_farewell(None)
+    journal.note_farewell(None)
+    assert opened().farewell is None
 
 
-def test_a_farewell_that_no_version_knows_counts_for_nothing(path):
-    with Journal(path) as journal:
-        journal.note_farewell("aml", LEFT)
-        journal._db.execute("UPDATE farewells SET words = x'ff7b'")
-        assert journal.farewell("aml") is None
+def test_scores_survive_the_node_until_the_ledger_has_them(opened):
+    journal, later = opened(), replace(SCORE, round=4)
+    journal.note_score(SCORE)
+    journal.note_score(later)
+    journal.note_score(replace(SCORE, loss=9.0))  # one a round: the ledger takes the first
+    journal = opened()
+    assert journal.scores == (SCORE, later)
+    journal.forget_score(SCORE)
+    journal.forget_score(SCORE)
+    assert journal.scores == (later,)
+    journal.promise(publish())
+    assert opened().scores == (later,)
 
 
-def test_a_journal_that_takes_nothing_says_so_of_a_farewell(path):
-    with Journal(path) as journal:
-        journal._db.execute("DROP TABLE farewells")
-        with pytest.raises(LedgerError, match="finished study 'aml' could not be written"):
-            journal.note_farewell("aml", LEFT)
-        with pytest.raises(NodeError, match="cannot be opened: no such table"):
-            journal.farewell("aml")
+# --- damage --------------------------------------------------------------------------------------
+
+
+def full_of_notes(opened):
+    journal = opened()
+    journal.promise(publish())
+    journal.promise(publish(part=1))
+    journal.note_farewell(LEFT)
+    journal.note_score(SCORE)
+    return journal
+
+
+@pytest.mark.parametrize("word", ['"head"', "publish 1 0", "snapshot", "auc"])
+def test_a_damaged_line_stops_the_study_and_the_other_lines_still_count(opened, path, word):
+    full_of_notes(opened)
+    damage(path, word)
+    journal = opened(may_have_promised("lyon", study()))
+    said = str(journal.damage)
+    assert f"{path}, is damaged: line" in said
+    assert "does not hold" in said
+    assert "all other studies are untouched" in said
+    assert "`konsil study mend aml`" in said
+    for refused in (
+        lambda: journal.promise(publish(part=5)),
+        lambda: journal.note_farewell(Farewell("active")),
+        lambda: journal.note_score(replace(SCORE, round=7)),
+    ):
+        with pytest.raises(NodeError, match="is damaged"):
+            refused()
+
+    broken = path.read_bytes()
+    mended = journal.mend()
+    assert journal.damage is None
+    assert mended.aside.read_bytes() == broken
+    kept = [
+        journal.promised(3, "publish 1 0") == D.one,
+        journal.promised(3, "publish 1 1") == D.one,
+        journal.farewell == LEFT,
+        journal.scores == (SCORE,),
+    ]
+    assert kept.count(False) == (word != '"head"')
+    assert (mended.kept, mended.unknown) == (kept.count(True), 2)
+    with pytest.raises(NodeError, match="does not know any more"):
+        journal.promise(publish(attempt=2))
+    assert opened().damage is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda _: b"", "its first line is missing"),
+        (lambda data: data[:-1] + data[-1:] * 3, "line 6 does not hold"),
+        (
+            lambda data: b"\n".join(data.split(b"\n")[:-2]) + b"\n",
+            "it has not the lines that its first one names",
+        ),
+        (lambda data: data[: len(data) // 2], "does not hold"),
+        (lambda _: b"\0" * 5000, "line 1 does not hold"),
+        (lambda data: data + data, "it has not the lines that its first one names"),
+        (lambda _: b"x" * (16 * 1024 * 1024 + 1), "more than 16777216 bytes"),
+    ],
+)
+def test_any_other_damage_is_seen_too_and_can_be_mended(opened, path, change, said):
+    full_of_notes(opened)
+    path.write_bytes(change(path.read_bytes()))
+    journal = opened()
+    assert said in str(journal.damage)
+    assert list(damage_in(path.parent)) == ["aml"]
+    journal.mend()
+    assert journal.damage is None
+    assert not damage_in(path.parent)
+    assert opened().damage is None
+
+
+def test_every_changed_byte_is_seen(opened, path):
+    full_of_notes(opened)
+    data = path.read_bytes()
+    for at in range(len(data)):
+        _, wrong = decode_notes("aml", data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert wrong, f"byte {at}"
+
+
+def test_another_studys_file_is_not_believed(opened, path):
+    full_of_notes(opened)
+    path.rename(path.with_name("heart.notes"))
+    with Journal(path.parent) as journal:
+        heart = journal.of("heart")
+        heart.open()
+        assert heart.damage is not None
+        assert heart.promised(3, "publish 1 0") == ""
+
+
+def test_a_file_that_cannot_be_read_is_told_of_and_mended(opened, path, monkeypatch):
+    full_of_notes(opened)
+
+    def failing(_path, _study):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("konsil.node.journal._read", failing)
+        journal = opened()
+        assert "cannot be read: Input/output error" in str(damage_in(path.parent)["aml"])
+    assert "cannot be read: Input/output error" in str(journal.damage)
+    assert journal.mend().kept == 0
+
+
+def test_what_cannot_be_mended_stays_as_it_is(opened, path, monkeypatch):
+    full_of_notes(opened)
+    damage(path, "auc")
+    journal, broken = opened(), path.read_bytes()
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(LedgerError, match="No space left"):
+            journal.mend()
+    assert journal.damage is not None
+    assert path.read_bytes() == broken
+    assert journal.mend().kept == 3
+    with pytest.raises(NodeError, match="as it must be"):
+        journal.mend()
+
+
+def test_notes_come_back_as_they_were():
+    notes = Notes(
+        {(3, "publish 1 0"): D.one, (3, "publish 1 1"): ""}, LEFT, {3: SCORE, 4: replace(SCORE, round=4)}
+    )
+    assert decode_notes("aml", encode_notes("aml", notes)) == (notes, ())
+    assert decode_notes("aml", encode_notes("aml", Notes())) == (Notes(), ())

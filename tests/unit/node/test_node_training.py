@@ -83,11 +83,14 @@ class Runner:
             phase="running",
         )
         self.told = []
+        self.last_words = self
+        self.is_read = asyncio.Event()
+        self.is_read.set()
 
     def require_participant(self):
         pass
 
-    async def forget_farewell(self):
+    async def forget(self):
         pass
 
     async def finish(self, contribution):

@@ -49,13 +49,27 @@ def test_none_in_node_toml_means_no_proxy_whatever_the_environment_says(tmp_path
     [
         {"HTTPS_PROXY": "socks5://env:1"},
         {"HTTPS_PROXY": "https://konsil:secret@env:1"},
-        {"HTTPS_PROXY": "http://env:1", "NO_PROXY": "192.168.*"},
     ],
 )
 def test_what_cannot_be_used_of_the_environment_stops_the_node_and_says_how_to_go_on(tmp_path, environment):
     with pytest.raises(ConfigError, match=r'in the environment .*"none"') as caught:
         way_out(config(tmp_path), environment)
     assert "secret" not in str(caught.value)
+
+
+def test_what_nobody_understands_of_no_proxy_stops_no_node_and_is_told(tmp_path):
+    way = way_out(
+        config(tmp_path), ENVIRONMENT | {"NO_PROXY": "192.168.*,<local>,near.example;far.example,10.1.1.1"}
+    )
+    assert way.proxy.direct.has("192.168.1.1", 7400)
+    assert way.proxy.direct.has("10.1.1.1", 7400)
+    assert not way.proxy.direct.has("far.example", 7400)
+    assert way.unclear == (
+        "NO_PROXY in the environment has '<local>' and 1 more, which is no name, IP address or network: what it "
+        "stands for is reached through the proxy."
+    )
+    assert str(way) == "http://env.hospital:8080 (HTTPS_PROXY in the environment)"
+    assert way_out(config(tmp_path), ENVIRONMENT).unclear == ""
 
 
 def test_a_password_comes_from_its_file_and_is_read_anew_each_time(tmp_path):
@@ -183,8 +197,8 @@ def test_user_and_password_of_the_environments_url_are_used_and_not_shown(tmp_pa
         ({"proxy": "http://proxy"}, "node.proxy"),
         ({"proxy_password_file": "password"}, "node.proxy_password_file"),
         ({"no_proxy": "a.example"}, "node.no_proxy"),
-        ({"proxy": "none", "no_proxy": "192.168.*"}, "node.no_proxy"),
-        ({"proxy": SETTING, "no_proxy": "192.168.*"}, "node.no_proxy"),
+        ({"proxy": "none", "no_proxy": "<local>"}, "node.no_proxy"),
+        ({"proxy": SETTING, "no_proxy": "<local>"}, "node.no_proxy"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_key_and_without_a_password(tmp_path, node, key):
@@ -219,7 +233,7 @@ def test_a_wrong_setting_is_refused_by_its_key_and_without_a_password(tmp_path, 
             "Leave it empty, or name the proxy in `proxy`; with HTTPS_PROXY use NO_PROXY and KONSIL_PROXY_PASSWORD.",
         ),
         (
-            {"proxy": SETTING, "no_proxy": "192.168.*"},
+            {"proxy": SETTING, "no_proxy": "<local>"},
             'Write names, IP addresses, networks or "*", with commas between them.',
         ),
     ],

@@ -41,7 +41,14 @@ from konsil.core.round.keeping import finalists, to_hold, to_keep
 from konsil.core.round.knowledge import NodeRound, Retry
 from konsil.core.round.ledger_time import LedgerTime
 from konsil.core.round.machine import Step, stage, step
-from konsil.core.round.promises import Farewell, Promise, durable_before, farewell_of, promise_of
+from konsil.core.round.promises import (
+    Farewell,
+    Promise,
+    durable_before,
+    farewell_of,
+    may_have_promised,
+    promise_of,
+)
 
 __all__ = [
     "Advance",
@@ -81,6 +88,7 @@ __all__ = [
     "failed",
     "farewell_of",
     "finalists",
+    "may_have_promised",
     "promise_of",
     "stage",
     "step",

@@ -7,10 +7,14 @@ import msgspec
 from konsil.core.round.events import UpdateReady
 from konsil.core.round.knowledge import NodeRound
 from konsil.core.rules.calls import Accept, Call, Commit, Contribution, Initialise, Publish
+from konsil.core.rules.state import Study
 
 
 class Promise(msgspec.Struct, frozen=True):
-    """A digest that this node stands by. One of a kind in a round: another digest is never promised."""
+    """A digest that this node stands by. One of a kind in a round: another digest is never promised.
+
+    ``digest``: "" for one that may have been promised and is not known any more.
+    """
 
     study: str
     round: int
@@ -40,8 +44,28 @@ def promise_of(call: Call) -> Promise | None:
     would keep the member out for nothing.
     """
     if isinstance(call, Publish):
-        return Promise(call.study, call.round, f"publish {call.attempt} {call.part}", call.digest)
+        return Promise(call.study, call.round, _of_part(call.attempt, call.part), call.digest)
     return None
+
+
+def may_have_promised(me: str, study: Study) -> tuple[Promise, ...]:
+    """What a node whose journal is gone may have promised: the parts that it leads now and nobody has seen.
+
+    What was promised in an attempt that is over nobody asks for again, and what is published stands on the
+    ledger.
+    """
+    current = study.open
+    if current is None:
+        return ()
+    return tuple(
+        Promise(study.settings.name, current.number, _of_part(current.attempt, part), "")
+        for part, dealt in enumerate(current.parts)
+        if dealt.leader == me and not dealt.digest
+    )
+
+
+def _of_part(attempt: int, part: int) -> str:
+    return f"publish {attempt} {part}"
 
 
 def durable_before(call: Call) -> tuple[str, ...]:

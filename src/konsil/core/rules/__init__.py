@@ -60,6 +60,7 @@ from konsil.core.rules.pooling import check_pooling
 from konsil.core.rules.reading import readable
 from konsil.core.rules.refusing import SLUG
 from konsil.core.rules.rounds import merge_time_s, missing, next_deadline_s, weights_of
+from konsil.core.rules.scores import is_score
 from konsil.core.rules.settings import Adaptive, Best, Outer, Plateau, StudySettings, SwarmSettings
 from konsil.core.rules.signing import (
     Entry,
@@ -173,6 +174,7 @@ __all__ = [
     "genesis_digest",
     "initial_state",
     "is_over",
+    "is_score",
     "mean_of",
     "mean_score",
     "merge_time_s",

@@ -13,6 +13,7 @@ from konsil.core.rules.final import best_round, is_late
 from konsil.core.rules.refusing import participant_of, require, study_named
 from konsil.core.rules.state import ScoreRecord, State
 from konsil.core.rules.studies import put
+from konsil.errors import Refused
 
 MAX_METRICS = 32
 MAX_VALUE = 1e30
@@ -37,6 +38,15 @@ def score(state: State, caller: str, call: Score, now_s: int) -> State:
     history = (*study.history[: call.round - 1], record, *study.history[call.round :])
     after = replace(study, history=history)
     return put(state, after if late else replace(after, best=best_round(after)))
+
+
+def is_score(call: Score) -> bool:
+    """Whether the contract could take such a score at all."""
+    try:
+        _check(call)
+    except Refused:
+        return False
+    return True
 
 
 def _check(call: Score) -> None:

@@ -44,6 +44,7 @@ class Invariants:
         self._accepted: RoundRecord | None = None
         self._rounds = 0
         self._alive: dict[str, deque[int]] = {}
+        self._noted: set[tuple[str, int]] = set()
 
     # --- what members say ------------------------------------------------------------------------
 
@@ -79,7 +80,8 @@ class Invariants:
             )
 
     def _is_promised(self, name: str, call: Publish) -> None:
-        if not self._disks[name].has("journal.db", call.digest.encode()):
+        noted = self._disks[name].surely(f"journal/{STUDY}.notes") or b""
+        if call.digest.encode() not in noted:
             self._broken(
                 "a promise is written before it is said",
                 f"{name} publishes {call.digest[:8]} before the promise is on its disk",
@@ -209,6 +211,18 @@ class Invariants:
             self._broken(
                 "all hold one merge", f"{name} was handed a model of round {number} that is not {digest[:8]}"
             )
+
+    def noted(self, name: str, number: int) -> None:
+        """A member's node has acknowledged the scores of a round."""
+        self._noted.add((name, number))
+
+    def unsaid(self, study: Study, gone: frozenset[str]) -> list[str]:
+        """Scores that were acknowledged and do not stand on the ledger; whoever is ``gone`` aside."""
+        return [
+            f"{name}'s of round {number}"
+            for name, number in sorted(self._noted)
+            if name not in gone | self._liars and name not in study.history[number - 1].scores
+        ]
 
     # --- crashes ---------------------------------------------------------------------------------
 

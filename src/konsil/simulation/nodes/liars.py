@@ -87,10 +87,12 @@ def _stale_part(node: SimulatedNode) -> None:
 
 def _publish(node: SimulatedNode, instead_of: Callable[[Slice, Model], tuple[bytes, ...]]) -> None:
     async def instead(ledger: Ledger, call: Call) -> int:
+        if not isinstance(call, Publish):
+            return await ledger.submit(call)
         current, store = _merging(node), node.runners[STUDY].store
-        part = store.part(call.digest) if isinstance(call, Publish) else None
+        part = store.part(call.digest)
         base = store.model(current.base) if current is not None else None
-        if part is None or base is None or not isinstance(call, Publish):
+        if part is None or base is None:
             return await ledger.submit(call)
         chunks = instead_of(part, base)
         leaves = tuple(leaf(chunk) for chunk in chunks)

@@ -122,10 +122,11 @@ class SimulatedNode:
         """Put the parts together as ``konsil.node.daemon`` does."""
         world, folder, stack = self.world, self._disk.folder, self._stack
         try:
-            make_private_folder(folder / "merges")
+            for each in ("merges", "journal"):
+                make_private_folder(folder / each)
         except OSError as error:
             raise NodeBusy(f"The disk refuses: {error.strerror}.") from error
-        journal = stack.enter_context(Journal(folder / "journal.db"))
+        journal = stack.enter_context(Journal(folder / "journal"))
         service = Service(self.name, lambda: self.runners, lambda _digest: None)
         self.service = service
         self.transport = SimulatedTransport(self.process, self._answer, world.network)

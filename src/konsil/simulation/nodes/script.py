@@ -75,12 +75,14 @@ class Around:
     """What a training process has around it.
 
     ``door``: a line to the node, or None while that is away. ``made``: told of every update and its digest.
-    ``loaded``: told of every model that was handed over: round, digest, data. ``say``: told what happens.
+    ``loaded``: told of every model that was handed over: round, digest, data. ``noted``: told of every round
+    whose scores the node has acknowledged. ``say``: told what happens.
     """
 
     door: Callable[[], ScriptEnd | None]
     made: Callable[[str, bytes], None]
     loaded: Callable[[int, str, bytes], None]
+    noted: Callable[[int], None]
     say: Callable[[str], None]
 
 
@@ -236,6 +238,7 @@ class TrainingProcess:
             # Worse from round to round: where the best merge is wanted, it is the oldest one.
             await line.send(Scored(self._round, 10, loss=self._round + self._number / 8))
             await self._answer(line, Noted, ANSWER_S)
+            self._around.noted(self._round)
 
     async def _leave(self, line: ScriptEnd) -> None:
         if self._wish is None:

@@ -209,6 +209,7 @@ class World:
             door=lambda: self.nodes[name].visit() if name in self.nodes else None,
             made=self.invariants.made,
             loaded=loaded,
+            noted=partial(self.invariants.noted, name),
             say=self.say,
         )
         return TrainingProcess(self.loop, self.seed, name, number, self.plan.trains_s[name], around)
@@ -228,18 +229,30 @@ class World:
 
     async def _until_done(self) -> None:
         bound_s = self.plan.healed_s + BOUND_S
-        while not self.problems and not self._is_done:
-            if self.loop.time() > bound_s:
-                how = self._how_it_is()
-                self.broken(
-                    "rounds end",
-                    f"{BOUND_S:g} s after the last fault the study has not come to its end: {how}",
-                )
-                return
-            await asyncio.sleep(LOOK_S)  # the world looks on: nobody tells it
+        if not await self._until(lambda: self._is_done, bound_s):
+            how = self._how_it_is()
+            self.broken(
+                "rounds end",
+                f"{BOUND_S:g} s after the last fault the study has not come to its end: {how}",
+            )
+            return
         await asyncio.sleep(REST_S)
+        if not self.problems and not await self._until(lambda: not self._unsaid, bound_s):
+            self.broken("a noted score reaches the ledger", f"not there: {', '.join(self._unsaid)}")
         if not self.problems and self.state.studies[STUDY].phase != "finished":
             self.broken("rounds end", f"the study failed: {self.state.studies[STUDY].ended}")
+
+    async def _until(self, reached: Callable[[], bool], bound_s: float) -> bool:
+        """Wait until it is so, or something is wrong; whether that came before the bound."""
+        while not self.problems and not reached():
+            if self.loop.time() > bound_s:
+                return False
+            await asyncio.sleep(LOOK_S)  # the world looks on: nobody tells it
+        return True
+
+    @property
+    def _unsaid(self) -> list[str]:
+        return self.invariants.unsaid(self.state.studies[STUDY], frozenset(self._gone_for_good))
 
     @property
     def _is_done(self) -> bool:

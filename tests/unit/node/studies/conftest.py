@@ -136,12 +136,13 @@ class Node:
     def __init__(self, world, name, *, number=1.0, elements=1_100_000):
         self.world, self.name, self.number = world, name, number
         self.folder = world.root / name
-        (self.folder / "merges").mkdir(parents=True, exist_ok=True)
+        for folder in ("merges", "journal"):
+            (self.folder / folder).mkdir(parents=True, exist_ok=True)
         self.service = Service(name, lambda: self.runners, lambda _digest: None)
         self.transport = MemoryTransport(name, self.service.answer, world.network)
         self.service.peers = peers = Peers(self.transport)
         self.service.ledger = ledger = Ledger(world, name)
-        self.journal = Journal(self.folder / "journal.db")
+        self.journal = Journal(self.folder / "journal")
         models = Models(self.folder / "merges")
         self.site = Site(
             name,

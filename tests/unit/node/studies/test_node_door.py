@@ -183,7 +183,7 @@ async def test_an_update_that_is_not_the_studys_is_refused_and_the_script_may_go
 async def test_a_model_larger_than_the_node_takes_is_refused_before_a_byte_of_it_is_read(doors, monkeypatch):
     runner = doors.world.nodes["a"].runner
     monkeypatch.setattr(runner.merging, "max_model_bytes", 4 * SMALL)
-    monkeypatch.setattr(runner, "take_update", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr("konsil.node.training.model_of", lambda *_: pytest.fail("it was read"))
     with pytest.raises(NodeError, match="max_model_gb"):
         await doors.script("a", trains(1))
     await asyncio.sleep(0)

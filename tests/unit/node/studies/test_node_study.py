@@ -110,7 +110,7 @@ async def test_a_snapshot_is_contributed_on_after_its_node_has_restarted(worlds,
     if not heard:
         world.away.add("c")
     await third.runner.finish("snapshot")
-    left = third.journal.farewell("aml").update.digest
+    left = third.runner.journal.farewell.update.digest
     if heard:
         await world.until(lambda _: world.study.participants["c"].finished == "snapshot")
     await third.close()
@@ -121,7 +121,7 @@ async def test_a_snapshot_is_contributed_on_after_its_node_has_restarted(worlds,
     assert world.study.history[-1].roster["c"].digest == left
     kept = world.nodes["c"].folder / "merges" / "aml" / f"{left}.manifest"
     await soon(lambda: not kept.exists())
-    await soon(lambda: world.nodes["c"].journal.farewell("aml") is None)
+    await soon(lambda: world.nodes["c"].runner.journal.farewell is None)
 
 
 async def test_a_farewell_reaches_the_ledger_though_its_node_died_before_it_could(worlds):
@@ -148,7 +148,7 @@ async def test_a_training_process_that_comes_back_takes_its_farewell_back(worlds
     world = await worlds()
     runner = world.nodes["c"].runner
     await runner.finish("inactive")
-    await runner.forget_farewell()
+    await runner.last_words.forget()
     await world.nodes["c"].close()
     await world.start("c")
     assert world.nodes["c"].runner.state.finish is None
