@@ -65,7 +65,7 @@ def test_what_grows_beyond_the_history_is_a_leak(load, each_round, said):
         look = looking.Look(60 * MEGABYTE, heap, 2 * MEGABYTE, files=34, threads=13, cpu_s=1.0)
         run.looks[number] = {"m01": look}
     growth = {name: dataclasses.asdict(each) for name, each in run.growths().items()}
-    found = load.leaks({"growth": growth, "history_bytes": 2945})
+    found = load.leaks({"members": 4, "growth": growth, "history_bytes": 2945})
     assert found == ([f"m01: {said}"] if said else [])
 
 
