@@ -84,8 +84,8 @@ ALL = (
     (
         "an update is taken while the round merges",
         "core.rules.collecting",
-        "    _require_collecting(current)\n    _require_contributing(participant, caller, call.study)\n    if ",
-        "    _require_contributing(participant, caller, call.study)\n    if ",
+        "    _require_collecting(current)\n    _require_contributing(participant, caller, call.study)\n    if call.base",
+        "    _require_contributing(participant, caller, call.study)\n    if call.base",
     ),
     # --- the roster and the merge ----------------------------------------------------------------
     (

@@ -161,10 +161,10 @@ class Node:
         self.started: list = []
 
     def sees(self, event=None):
-        outcome = step(self.state, event or Looked(), self.ledger.study, self.ledger.now_s)
-        self.state, self.wake_s = outcome.state, outcome.wake_s
-        self.started += outcome.effects
-        return outcome.effects
+        now_s = self.ledger.now_s
+        self.state, effects, self.wake_s = step(self.state, event or Looked(), self.ledger.study, now_s)
+        self.started += effects
+        return effects
 
     def at(self, now_s, event=None):
         self.ledger.now_s = now_s

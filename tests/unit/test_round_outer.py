@@ -82,9 +82,8 @@ class Node:
         self.state = replace(NodeRound(me="b", study="aml"), **knows)
 
     def sees(self, event=None):
-        outcome = step(self.state, event or Looked(), self.ledger.study, BEGIN_S)
-        self.state = outcome.state
-        return tuple(effect for effect in outcome.effects if not isinstance(effect, Cancel))
+        self.state, effects, _ = step(self.state, event or Looked(), self.ledger.study, BEGIN_S)
+        return tuple(effect for effect in effects if not isinstance(effect, Cancel))
 
 
 def trains(ledger, start=OURS):

@@ -214,11 +214,10 @@ class Member:
         self.post(Looked())
 
     def post(self, event) -> None:
-        outcome = step(self.state, event, self.seen, self.world.now_s)
-        self.state = outcome.state
+        self.state, effects, wake_s = step(self.state, event, self.seen, self.world.now_s)
         if isinstance(event, Done | Failed):
             self.under_way.discard(event.effect)
-        for effect in outcome.effects:
+        for effect in effects:
             if isinstance(effect, Cancel):
                 assert effect.effect in self.under_way
                 self.under_way.discard(effect.effect)
@@ -228,9 +227,9 @@ class Member:
             self.world.later(self.doing(effect))
         assert set(self.state.doing) == self.under_way
         self.wake += 1
-        if outcome.wake_s < float("inf"):
+        if wake_s < float("inf"):
             wake, life = self.wake, self.life
-            self.world.at(outcome.wake_s, lambda: self.woken(wake, life))
+            self.world.at(wake_s, lambda: self.woken(wake, life))
 
     def woken(self, wake: int, life: int) -> None:
         if (wake, life) == (self.wake, self.life):
@@ -552,9 +551,8 @@ def test_no_order_of_events_breaks_a_machine_or_starts_an_effect_twice(moments, 
             effect = under_way.pop(0)
             names = ("a", "z") if event == "unreachable" else ()
             event = Done(effect) if event == "done" else Failed(effect, unreachable=names)  # noqa: PLW2901 - now known
-        outcome = step(state, event, study, now_s)
-        state = outcome.state
-        for effect in outcome.effects:
+        state, effects, wake_s = step(state, event, study, now_s)
+        for effect in effects:
             if isinstance(effect, Cancel):
                 under_way.remove(effect.effect)
             else:
@@ -562,9 +560,9 @@ def test_no_order_of_events_breaks_a_machine_or_starts_an_effect_twice(moments, 
                 assert isinstance(effect, Submit | Fetch | Lead | Recompute | Probe | Advance | Deliver)
                 under_way.append(effect)
         assert set(state.doing) == set(under_way)
-        assert outcome.wake_s > now_s
+        assert wake_s > now_s
         # Nothing new is wanted when nothing happened, so a node never spins.
-        assert step(state, Looked(), study, now_s).effects == ()
+        assert step(state, Looked(), study, now_s)[1] == ()
         assert replace(state) == state
 
 

@@ -207,17 +207,16 @@ class StudyRunner:
             return
         now_s = self.site.ledger_s()
         before = machine.stage(self.state, self.study)
-        outcome = machine.step(self.state, event, self.study, now_s)
-        self.state = outcome.state
+        self.state, effects, wake_s = machine.step(self.state, event, self.study, now_s)
         self._problems = {e: why for e, why in self._problems.items() if e in self.state.retries}
-        for effect in outcome.effects:
+        for effect in effects:
             self._start(effect)
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
-        if outcome.wake_s < math.inf:
+        if wake_s < math.inf:
             loop = asyncio.get_running_loop()
-            self._wake = loop.call_later(max(0.0, outcome.wake_s - now_s) + 0.001, self.post, Looked())
+            self._wake = loop.call_later(max(0.0, wake_s - now_s) + 0.001, self.post, Looked())
         after = machine.stage(self.state, self.study)
         if after != before:
             _log.info("stage", study=self.name, stage=after, round=self._round_number())

@@ -91,9 +91,8 @@ class World:
 
     def post(self, node: Node, event: Event) -> None:
         """Tell a node's machine what happened; what it wants is done by ``settle``."""
-        outcome = step(node.state, event, self.study, self.ledger.now_s)
-        node.state, node.wake_s = outcome.state, outcome.wake_s
-        self._todo.extend((node, effect) for effect in outcome.effects)
+        node.state, effects, node.wake_s = step(node.state, event, self.study, self.ledger.now_s)
+        self._todo.extend((node, effect) for effect in effects)
 
     def settle(self) -> None:
         """Carry out what nodes want, and let all look at the ledger when it has moved, until all is still."""

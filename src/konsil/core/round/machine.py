@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -17,12 +17,8 @@ CANCELLED = (Lead, Fetch, Recompute, Probe, Advance)
 """Effects that end when they are no longer wanted; what goes to the ledger or to training is on its way."""
 
 
-class Step(NamedTuple):
-    """A machine's answer: the new state, what to do now, and when to look again (unix time)."""
-
-    state: NodeRound
-    effects: tuple[Effect, ...]
-    wake_s: float
+Step = tuple[NodeRound, tuple[Effect, ...], float]
+"""A machine's answer: the new state, what to do now, and when to look again (unix time)."""
 
 
 def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
@@ -39,7 +35,7 @@ def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
     wanted, wake_s = _want(state, study, now_s)
     doing, retries = state.doing, state.retries
     if not (wanted or doing or retries):
-        return Step(state, (), wake_s)
+        return state, (), wake_s
     given_up = [effect for effect in doing if effect not in wanted and isinstance(effect, CANCELLED)]
     if given_up:
         doing = tuple(effect for effect in doing if effect not in given_up)
@@ -52,7 +48,7 @@ def step(state: NodeRound, event: Event, study: Study, now_s: float) -> Step:
     for effect, retry in retries.items():
         if now_s < retry.at_s < wake_s and effect not in state.doing:
             wake_s = retry.at_s
-    return Step(state, (*map(Cancel, given_up), *starts), wake_s)
+    return state, (*map(Cancel, given_up), *starts), wake_s
 
 
 def _want(state: NodeRound, study: Study, now_s: float) -> tuple[list[Effect], float]:

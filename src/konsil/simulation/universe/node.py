@@ -139,9 +139,8 @@ class Node:
     def post(self, event: Event) -> None:
         """Tell the machine a fact and carry out what it wants."""
         now_s = self.ledger_now_s
-        outcome = step(self.state, event, self.view, now_s)
-        self.state, wake_s = outcome.state, outcome.wake_s
-        for effect in outcome.effects:
+        self.state, effects, wake_s = step(self.state, event, self.view, now_s)
+        for effect in effects:
             self._carry_out(effect)
         if wake_s != self._wake_s:
             self._wake_s = wake_s
