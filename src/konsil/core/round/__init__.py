@@ -38,12 +38,10 @@ from konsil.core.round.events import (
     UpdateReady,
 )
 from konsil.core.round.keeping import finalists, to_hold, to_keep
-from konsil.core.round.knowledge import NodeRound, Retry
+from konsil.core.round.knowledge import Farewell, NodeRound, Promise, Retry
 from konsil.core.round.ledger_time import LedgerTime
 from konsil.core.round.machine import Step, stage, step
 from konsil.core.round.promises import (
-    Farewell,
-    Promise,
     durable_before,
     farewell_of,
     may_have_promised,

@@ -1,4 +1,4 @@
-"""What a node knows of its own part in a study; everything else stands on the ledger."""
+"""What a node knows of its own part in a study, and what of it it writes down; all else is on the ledger."""
 
 from __future__ import annotations
 
@@ -68,3 +68,25 @@ class NodeRound(msgspec.Struct, frozen=True):
 
 
 NEVER_FAILED = Retry(0.0, 0)
+
+
+class Promise(msgspec.Struct, frozen=True):
+    """A digest that this node stands by. One of a kind in a round: another digest is never promised.
+
+    ``digest``: "" for one that may have been promised and is not known any more.
+    """
+
+    study: str
+    round: int
+    kind: str
+    digest: str
+
+
+class Farewell(msgspec.Struct, frozen=True):
+    """What a training process said when it finished, which nobody says again: it goes into the journal.
+
+    ``update``: its last one, to be contributed on as a snapshot.
+    """
+
+    contribution: Contribution
+    update: UpdateReady | None = None

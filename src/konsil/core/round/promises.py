@@ -2,34 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
-
-from konsil.core.round.events import UpdateReady
-from konsil.core.round.knowledge import NodeRound
+from konsil.core.round.knowledge import Farewell, NodeRound, Promise
 from konsil.core.rules.calls import Accept, Call, Commit, Contribution, Initialise, Publish
 from konsil.core.rules.state import Study
-
-
-class Promise(msgspec.Struct, frozen=True):
-    """A digest that this node stands by. One of a kind in a round: another digest is never promised.
-
-    ``digest``: "" for one that may have been promised and is not known any more.
-    """
-
-    study: str
-    round: int
-    kind: str
-    digest: str
-
-
-class Farewell(msgspec.Struct, frozen=True):
-    """What a training process said when it finished, which nobody says again: it goes into the journal.
-
-    ``update``: its last one, to be contributed on as a snapshot.
-    """
-
-    contribution: Contribution
-    update: UpdateReady | None = None
 
 
 def farewell_of(state: NodeRound, contribution: Contribution) -> Farewell:

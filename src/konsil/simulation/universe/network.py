@@ -28,14 +28,16 @@ class Network:
     def __init__(self, plan: Plan, agenda: Agenda, chance: random.Random) -> None:
         self._agenda = agenda
         self._chance = chance
-        self.weather = plan.weather
+        weather = plan.weather
+        self._delay_s, self._loss, self._again = weather.delay_s, weather.loss, weather.again
+        self._lag_s = weather.lag_s
         self._hidden = {fault.member for fault in plan.faults if isinstance(fault, DialsOut)}
         self._partitions = [fault for fault in plan.faults if isinstance(fault, Partition)]
         self._cuts = [fault for fault in plan.faults if isinstance(fault, Cut)]
         self._halts = [fault for fault in plan.faults if isinstance(fault, LedgerHalt)]
         self.troubled = bool(self._hidden or self._partitions or self._cuts)
         self._ledger_troubled = bool(self._partitions or self._halts)
-        self.quick = self.weather.delay_s <= QUICK_S and not self.weather.loss
+        self.quick = self._delay_s <= QUICK_S and not self._loss
 
     # --- between members -------------------------------------------------------------------------
 
@@ -80,19 +82,18 @@ class Network:
 
     def delay_s(self, hops: int) -> float:
         """How long a message is on its way."""
-        weather, chance = self.weather, self._chance
-        wait_s = chance.random() * weather.delay_s * hops
-        if weather.loss and chance.random() < weather.loss:
-            wait_s += AGAIN_S * chance.random()
+        wait_s: float = self._chance.random() * self._delay_s * hops
+        if self._loss and self._chance.random() < self._loss:
+            wait_s += AGAIN_S * self._chance.random()
         return wait_s
 
     def doubled(self) -> bool:
         """Whether a message comes twice."""
-        return bool(self.weather.again) and self._chance.random() < self.weather.again
+        return bool(self._again) and self._chance.random() < self._again
 
     def lost(self) -> bool:
         """Whether an answer never comes."""
-        return bool(self.weather.loss) and self._chance.random() < self.weather.loss
+        return bool(self._loss) and self._chance.random() < self._loss
 
     def astray(self) -> bool:
         """Whether what a node had sent when it died never comes."""
@@ -118,4 +119,4 @@ class Network:
 
     def lag_s(self) -> float:
         """How long it takes until a member hears of an entry."""
-        return self._chance.random() * self.weather.lag_s
+        return self._chance.random() * self._lag_s

@@ -59,6 +59,7 @@ class World:
         self.ledger = Ledger(plan, self.agenda, self.network, self.watch.taken)
         self.ledger.moved = self._moved
         self.up: set[str] = set()
+        self._healed_s = plan.healed_s
         self.limit_s = BOUND_S
         self.longest_s = 0.0
         skews = {fault.member: fault.ahead_s for fault in plan.faults if isinstance(fault, Skew)}
@@ -161,7 +162,7 @@ class World:
     def round_begins(self) -> None:
         """A round was accepted: the next one has its time anew."""
         self.longest_s = max(self.longest_s, self.agenda.now_s - (self.limit_s - BOUND_S))
-        self.limit_s = max(self.plan.healed_s, self.agenda.now_s) + BOUND_S
+        self.limit_s = max(self._healed_s, self.agenda.now_s) + BOUND_S
 
     def end(self) -> None:
         """Let go of each other, so that memory is free at once: nobody has to look for what holds itself."""
@@ -180,7 +181,7 @@ class World:
             Violation: an invariant does not hold.
         """
         agenda, ledger, events = self.agenda, self.ledger, 0
-        self.limit_s = self.plan.healed_s + BOUND_S
+        self.limit_s = self._healed_s + BOUND_S
         while agenda.goes_on():
             if ledger.over and self._over():
                 self.watch.at_the_end()
