@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
-from konsil.core.round import Effect
+from konsil.core.round import Advance, Deliver, Effect, Fetch, Lead, Probe, Recompute, Submit
 from konsil.core.rules import Call
 from konsil.errors import KonsilError
 from konsil.simulation.universe.models import Content
@@ -52,3 +52,15 @@ class Errand:
         self.over = True
         if not self.running:
             self.work.close()
+
+
+DOING = {
+    Submit: "its call",
+    Fetch: "getting the merge",
+    Lead: "merging its part",
+    Recompute: "recomputing a chunk",
+    Probe: "looking for itself",
+    Advance: "its outer step",
+    Deliver: "handing the model over",
+}
+"""What a node is at, in the words of a story."""

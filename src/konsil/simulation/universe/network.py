@@ -61,20 +61,23 @@ class Network:
         """Whether both ways are open."""
         return self.passes(one, other) and self.passes(other, one)
 
-    def way(self, source: str, target: str, up: Collection[str]) -> tuple[str, ...]:
+    def way(
+        self, source: str, target: str, up: Collection[str], tried: Collection[str] = ()
+    ) -> tuple[str, ...]:
         """The members that a request passes through, the target last; () if there is no way.
 
         Args:
             source: who asks.
             target: who is asked.
             up: whose nodes run.
+            tried: relays that did not help.
         """
         if target not in up:
             return ()
         if not self.troubled or self.connected(source, target):
             return (target,)
         for relay in sorted(up):
-            if relay in {source, target}:
+            if relay in {source, target} or relay in tried:
                 continue
             if self.connected(source, relay) and self.connected(relay, target):
                 return relay, target

@@ -8,23 +8,16 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from konsil.core.round import (
-    Advance,
     Cancel,
-    Deliver,
     Done,
     Effect,
     Event,
     Failed,
-    Fetch,
     FinishWanted,
     Held,
-    Lead,
     LedgerTime,
     Looked,
     NodeRound,
-    Probe,
-    Recompute,
-    Submit,
     failed,
     stage,
     step,
@@ -33,10 +26,10 @@ from konsil.core.round import (
 from konsil.core.rules import Call, Study, is_over, readable
 from konsil.errors import KonsilError, PeerRefused, PeerUnreachable, UpdatesMissing
 from konsil.simulation.universe.disk import Disk
-from konsil.simulation.universe.errand import Answer, Ask, Errand, Want
+from konsil.simulation.universe.errand import DOING, Answer, Ask, Errand, Want
 from konsil.simulation.universe.ledger import BEGIN_S, STUDY
 from konsil.simulation.universe.models import Content
-from konsil.simulation.universe.work import Works
+from konsil.simulation.universe.work import Works, checked
 
 if TYPE_CHECKING:
     from konsil.simulation.universe.training import Training
@@ -190,7 +183,7 @@ class Node:
 
     def _does_not_succeed(self, errand: Errand, problem: KonsilError) -> None:
         self.world.story(
-            lambda: f"{self.name} does not succeed in {_DOING[type(errand.effect)]}: {problem.what}"
+            lambda: f"{self.name} does not succeed in {DOING[type(errand.effect)]}: {problem.what}"
         )
         self.world.watch.failed(self.name, errand.effect, problem, self)
         self._end(errand, failed(errand.effect, problem))
@@ -294,9 +287,17 @@ class Node:
             self.agenda.after(ask.away_s, self._answered, errand, place, ask, nobody)
             return
         wait_s = self.world.network.delay_s(len(way))
-        self.agenda.after(wait_s, self._arrives, errand, place, ask, way, self.agenda.now_s + CATCH_UP_S)
+        self.agenda.after(wait_s, self._arrives, errand, place, ask, way, self.agenda.now_s + CATCH_UP_S, ())
 
-    def _arrives(self, errand: Errand, place: int, ask: Ask, way: tuple[str, ...], until_s: float) -> None:
+    def _arrives(
+        self,
+        errand: Errand,
+        place: int,
+        ask: Ask,
+        way: tuple[str, ...],
+        until_s: float,
+        tried: tuple[str, ...],
+    ) -> None:
         if errand.over:
             return
         world, peer = self.world, self.world.nodes[ask.peer]
@@ -309,15 +310,32 @@ class Node:
             hung = PeerUnreachable(f"{ask.peer} does not answer.")
             self.agenda.after(HANGS_S, self._answered, errand, place, ask, hung)
         elif isinstance(answer, PeerRefused) and self.agenda.now_s < until_s:
-            self.agenda.after(RESET_S, self._arrives, errand, place, ask, way, until_s)
+            self.agenda.after(RESET_S, self._arrives, errand, place, ask, way, until_s, tried)
         else:
-            for relay in way[:-1]:
-                answer = world.nodes[relay].relayed(answer)
+            if len(way) > 1:
+                answer = world.nodes[way[0]].relayed(answer)
+                if self._asks_another_relay(errand, place, ask, answer, (*tried, way[0])):
+                    return
             if world.network.quick:
                 self._answered(errand, place, ask, answer)
             else:
                 wait_s = world.network.delay_s(len(way))
                 self.agenda.after(wait_s, self._answered, errand, place, ask, answer)
+
+    def _asks_another_relay(
+        self, errand: Errand, place: int, ask: Ask, answer: Answer, tried: tuple[str, ...]
+    ) -> bool:
+        """Where what came through a relay is no answer, or not the right one, as in ``node.pull``."""
+        way = self.world.network.way(self.name, ask.peer, self.world.up, tried)
+        if len(way) <= 1:
+            return False
+        try:
+            checked(answer, ask.digest)
+        except KonsilError:
+            wait_s = self.world.network.delay_s(2 * len(way))
+            self.agenda.after(wait_s, self._arrives, errand, place, ask, way, 0.0, tried)
+            return True
+        return False
 
     def _open(self, way: tuple[str, ...]) -> bool:
         network = self.world.network
@@ -341,7 +359,7 @@ class Node:
         if not hanging or (hanging == others and len(others) > 1):
             return  # slow is not dead, and where everybody hangs the own line is to blame
         problem = UpdatesMissing(hanging, f"{', '.join(sorted(hanging))} lets a part hang.")
-        self.world.story(lambda: f"{self.name} gives up {_DOING[type(errand.effect)]}: {problem.what}")
+        self.world.story(lambda: f"{self.name} gives up {DOING[type(errand.effect)]}: {problem.what}")
         errand.abandon()
         self._end(errand, failed(errand.effect, problem))
 
@@ -363,14 +381,3 @@ class Node:
     def relayed(self, answer: Answer) -> Answer:
         """What this node hands on of another's answer."""
         return answer
-
-
-_DOING = {
-    Submit: "its call",
-    Fetch: "getting the merge",
-    Lead: "merging its part",
-    Recompute: "recomputing a chunk",
-    Probe: "looking for itself",
-    Advance: "its outer step",
-    Deliver: "handing the model over",
-}

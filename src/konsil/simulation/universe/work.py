@@ -167,7 +167,7 @@ class Works:
             answers = yield [Ask(name, wanted[name], GRACE_S) for name in missing]
             for name, answer in zip(missing, answers, strict=True):
                 try:
-                    here[wanted[name]] = _checked(answer, wanted[name])
+                    here[wanted[name]] = checked(answer, wanted[name])
                 except KonsilError as error:
                     problems[name] = f"The update of {name}: {error.what}"
         problems |= {
@@ -222,7 +222,7 @@ class Works:
                 continue
             (answer,) = yield [Ask(holder, digest)]
             try:
-                self.node.hold(_checked(answer, digest))
+                self.node.hold(checked(answer, digest))
             except KonsilError as error:
                 problems.append(f"{holder}: {error.what}")
             else:
@@ -253,7 +253,7 @@ class Works:
                 continue
             (answer,) = yield [Ask(holder, part.digest, GRACE_S)]
             try:
-                found = _checked(answer, part.digest)
+                found = checked(answer, part.digest)
             except KonsilError as error:
                 problems.append(error.what)
                 continue
@@ -309,7 +309,7 @@ class Works:
             training.takes(effect, self.node.view, self.node.models.get(effect.digest))
 
 
-def _checked(answer: Answer, digest: str) -> Content:
+def checked(answer: Answer, digest: str) -> Content:
     """What a peer sent, if it is what the digest says.
 
     Raises:
