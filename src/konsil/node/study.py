@@ -337,7 +337,10 @@ class StudyRunner:
             return
         if self.store.stored(effect.digest) is not None:
             await self.shelf.model(effect.digest)  # a study that is over lies on disk
-        await trainee.tell(effect, self.study, self.outer.model(effect.digest))
+        model = self.outer.model(effect.digest)
+        if model is None and self.study.phase != "failed":  # the ledger moved just when this began
+            raise StudyError(f"The model {effect.digest[:12]} was let go of: there is a newer one.")
+        await trainee.tell(effect, self.study, model)
 
     # --- models --------------------------------------------------------------------------------
 

@@ -155,12 +155,13 @@ class LyingNode(Node):
 
     def _read_early(self) -> None:
         """Ask for the updates on record while the round still collects."""
-        current = self.world.ledger.study.open
+        study = self.world.ledger.study
+        current = study.open
         if current is None or current.phase != "collecting" or current.attempt > 1:
             return  # in a second attempt, those of the first have been open to readers already
         for name, commit in current.commits.items():
             peer = self.world.nodes[name]
-            if commit.digest == self.view.accepted:
+            if commit.digest == study.accepted:
                 continue  # a member that stays active commits the merge again, which all may read
             if name != self.name and peer.up and isinstance(peer.answer(self.name, commit.digest), Content):
                 raise Violation(

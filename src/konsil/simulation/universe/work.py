@@ -306,7 +306,10 @@ class Works:
         if training is not None and training.attached:
             if not self.node.quick:
                 yield 0.001
-            training.takes(effect, self.node.view, self.node.models.get(effect.digest))
+            model, view = self.node.models.get(effect.digest), self.node.view
+            if model is None and view.phase != "failed":
+                raise StudyError(f"The model {effect.digest[:8]} was let go of: there is a newer one.")
+            training.takes(effect, view, model)
 
 
 def checked(answer: Answer, digest: str) -> Content:

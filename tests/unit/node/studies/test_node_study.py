@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from konsil.core.parameters import views
-from konsil.core.round import Detached
+from konsil.core.round import Deliver, Detached
 from konsil.errors import NodeError, StudyError, UpdatesMissing
 from konsil.node.bench import Bench
 from konsil.node.pull import Puller
@@ -49,6 +49,19 @@ async def test_a_study_runs_to_its_end_and_all_hold_the_same_model(worlds):
         assert node.runner.store.model(update) is None  # of a study that is over only its model stays
     assert world.study.history[0].scores.keys() == set(NAMES)
     assert world.study.history[0].attempt == 1
+
+
+async def test_a_model_that_was_let_go_of_just_when_it_was_to_be_handed_over_is_no_end_of_the_study(worlds):
+    world = await worlds()
+    for node in world.nodes.values():
+        node.train()
+    await world.until(rounds(2))
+    node = world.nodes["c"]
+    await soon(lambda: node.runner.store.model(world.study.initial) is None)
+    seen = list(node.seen)
+    with pytest.raises(StudyError, match="newer one"):
+        await node.runner._deliver(Deliver(0, world.study.initial))
+    assert 0 not in node.seen[len(seen) :]
 
 
 def at_rest(node):
