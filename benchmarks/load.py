@@ -72,6 +72,9 @@ round; a forgotten model is the model. The wear of the heap by what is small was
 four members and up to 1.5 kB with eight in 500 rounds; in 1,200 and more it was 0.3 kB with either.
 """
 
+LEAST_GROWTH_BYTES = 1024
+"""... and in small swarms at least this much: a heap's wear does not go down with the members."""
+
 TOLERATED = 3
 """More files or threads than before that say nothing: a descriptor on its way, a pool's last threads."""
 
@@ -119,7 +122,10 @@ class Load:
             with LoopbackSwarm(root, self.names, environment=self.environment) as swarm:
                 self._start(swarm)
                 sockets = [swarm.directory(name) / "session.sock" for name in self.names]
-                with self.peak, Trainers(sockets, self.work, root / "trainers.log") as trainers:
+                with (
+                    self.peak,
+                    Trainers(sockets, self.work, root / "trainers.log", self.environment) as trainers,
+                ):
                     self._follow(swarm, trainers)
                 self._sum_up(swarm)
         finally:
@@ -212,10 +218,14 @@ def warnings_in(swarm: LoopbackSwarm) -> dict[str, int]:
     return found
 
 
+def _beyond(facts: dict[str, Any]) -> int:
+    return max(LEAST_GROWTH_BYTES, GROWTH_BYTES * int(facts["members"]))
+
+
 def leaks(facts: dict[str, Any]) -> list[str]:
     """Sentences on what grew more than it may; empty where all is flat."""
     found = []
-    beyond = GROWTH_BYTES * facts["members"]
+    beyond = _beyond(facts)
     for name, growth in facts["growth"].items():
         # A training process keeps no history.
         allowed = beyond + (0 if name.startswith("training") else facts["history_bytes"])
@@ -271,7 +281,7 @@ def print_long(facts: dict[str, Any], load: Load) -> None:
     for name, growth in facts["growth"].items():
         heap, shared = growth["heap_bytes"], growth["shared_bytes"]
         print(f"{name}: heap {heap:+.0f} bytes a round, memory files {shared:+.0f}")
-    beyond = GROWTH_BYTES * facts["members"]
+    beyond = _beyond(facts)
     found = leaks(facts) or [f"flat: nothing grows by more than the history and {beyond} bytes a round"]
     print("\n".join(found) if load.environment else "not judged: what the allocator keeps is in these heaps")
     print(

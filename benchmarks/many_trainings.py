@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -110,10 +110,15 @@ def train_all(sockets: Sequence[str], work: Work) -> None:
     sys.exit(1 if failed else 0)
 
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
 class Trainers:
     """The training processes of all members, and what they say. Use ``with``: none is left afterwards."""
 
-    def __init__(self, sockets: Sequence[Path], work: Work, log: Path) -> None:
+    def __init__(
+        self, sockets: Sequence[Path], work: Work, log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, json.dumps([str(path) for path in sockets]),
@@ -121,7 +126,7 @@ class Trainers:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, **ONE_THREAD, **(environment or {})},
             )  # fmt: skip
         assert self._process.stdout is not None
         self._pipe = self._process.stdout.fileno()

@@ -9,6 +9,7 @@ those of before. Nothing compiled is part of the package: a study runs the sourc
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib
 import os
@@ -21,6 +22,7 @@ from importlib.metadata import version
 from inspect import getmembers, isclass
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 
@@ -51,13 +53,14 @@ def stamp() -> str:
     """What a compiled copy was made from."""
     seen = hashlib.sha256()
     for file in (Path(__file__), *sorted(SOURCES.rglob("*.py"))):
-        seen.update(f"{file.name} {len(file.read_bytes())}\n".encode() + file.read_bytes())
+        name = file.relative_to(SOURCES.parent)
+        seen.update(f"{name} {len(file.read_bytes())}\n".encode() + file.read_bytes())
     return f"{seen.hexdigest()} Python {sys.version} mypyc {version('mypy')}\n"
 
 
 def require_compiler() -> None:
     """End here, with a sentence, where nothing can be compiled."""
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
     header = Path(sysconfig.get_path("include"), "Python.h")
     if shutil.which(compiler) is None:
         sys.exit(f"To compile takes a C compiler; there is no '{compiler}' here. Install one, such as gcc.")
@@ -66,15 +69,17 @@ def require_compiler() -> None:
 
 
 def build(folder: Path) -> None:
-    """Copy the package there, and compile."""
+    """Copy the package into an empty folder, and compile."""
     from mypyc.build import mypycify  # noqa: PLC0415 - takes a moment, and only a new copy needs it
     from setuptools import setup  # noqa: PLC0415 - as above
 
     files = list(modules())
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(SOURCES, folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    made_from = stamp()  # before anything is read: what changes meanwhile is compiled the next time
+    left_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(SOURCES, folder, ignore=left_out, dirs_exist_ok=True)
     os.chdir(folder)
-    options = ["--strict", "--ignore-missing-imports", "--cache-dir", "build/mypy", *files]
+    config = ["--config-file", str(SOURCES.parent / "pyproject.toml"), "--ignore-missing-imports"]
+    options = [*config, "--cache-dir", "build/mypy", *files]
     with redirect_stdout(StringIO()) as told:  # that generators within a call become lists, among others
         try:
             extensions = mypycify(options, opt_level="3", multi_file=True)
@@ -88,20 +93,37 @@ def build(folder: Path) -> None:
         script_args=["--quiet", "build_ext", "--inplace", f"--parallel={os.cpu_count() or 1}"],
     )
     shutil.rmtree("build")
-    Path(STAMP).write_text(stamp())
+    Path(STAMP).write_text(made_from)
+
+
+def replace(folder: Path) -> None:
+    """Put a new copy in the place of an old one, in two steps that a hunt under way does not notice."""
+    with TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        build(new)
+        os.chdir(folder.parent)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
 
 
 def main(folder: Path) -> None:
-    """Compile unless that was done already."""
+    """Compile unless that was done already; of two at once, one waits for the other."""
     made_from = folder / STAMP
-    if made_from.exists() and made_from.read_text() == stamp():
-        return
-    require_compiler()
-    print(f"Compiling into {folder}: half a minute to two.", file=sys.stderr)
-    build(folder.resolve())
+    if folder.exists() and not made_from.exists():
+        sys.exit(f"{folder} is there, and is no compiled copy: name another folder. Nothing was touched.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if made_from.exists() and made_from.read_text() == stamp():
+            return
+        require_compiler()
+        print(f"Compiling into {folder}: half a minute to two.", file=sys.stderr)
+        replace(folder)
 
 
 if __name__ == "__main__":
     if not sys.argv[1:]:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]).resolve())

@@ -15,6 +15,12 @@ def test_there_are_enough_planted_bugs_and_each_has_a_name_of_its_own():
     assert len({mutant.name for mutant in MUTANTS.values()}) == len(MUTANTS)
 
 
+def test_the_page_tells_of_each():
+    page = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text()
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
+    assert set(MUTANTS) <= set(rows)
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 @pytest.mark.timeout(300)
 def test_a_planted_bug_is_found(name):

@@ -32,7 +32,7 @@ def run_some(first: int, count: int, name: WorldName = "core") -> Tally:
     """The universes of so many seeds, one after the other."""
     draw, run = world(name).draw, world(name).run
     began_s = time.process_time()
-    gc.disable()  # looking all the time for what holds itself costs a tenth, and a universe ends without
+    gc.disable()  # looking all the time for what holds itself costs a tenth, and a universe leaves little
     try:
         outcomes = [run(draw(seed), None) for seed in range(first, first + count)]
     finally:

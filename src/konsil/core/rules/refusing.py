@@ -17,6 +17,8 @@ SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 def require(held: bool, code: str, what: str, *, do: str = "", **fields: object) -> None:
     """Refuse the call unless the condition holds.
 
+    What nearly every call goes through says ``if ...: raise Refused``: its sentence is made only when needed.
+
     Raises:
         Refused: with this code and these sentences and facts.
     """

@@ -24,7 +24,7 @@ from konsil.simulation.faults import (
     TrainingDies,
     once_each,
 )
-from konsil.simulation.universe.plan import LIES, ONCE, AnyFault, Plan, Slow, Weather
+from konsil.simulation.universe.plan import LIES, MERGES_WRONGLY, ONCE, AnyFault, Plan, Slow, Weather
 
 _SIZES = (2,) * 2 + (3,) * 14 + (4,) * 3 + (5,)
 _ROUNDS = (1,) * 16 + (2,) * 3 + (3,)
@@ -153,13 +153,13 @@ class _Drawing:
         return replace(self.plan, faults=once_each(self.faults, ONCE), quorum=self._quorum())
 
     def _quorum(self) -> int:
-        """Mostly a majority of the members; else up to all that stay, or fewer where nobody lies: a minority
-        that decides alone may be a liar with a merge that nobody else can have.
+        """Mostly a majority of the members; else up to all that stay or, where nobody lies or goes, fewer: a
+        minority that decides alone may lie, or be gone, with a merge that nobody else can have.
         """
         majority = self.plan.members // 2 + 1
         if self.chance.random() >= _OTHER_QUORUM:
             return majority
-        fewest = majority if any(isinstance(fault, Liar) for fault in self.faults) else 1
+        fewest = majority if self.lost else 1
         return self.chance.randint(fewest, self.plan.members - len(self.lost))
 
     def _draw(self) -> None:
@@ -275,10 +275,7 @@ class _Drawing:
             lie = _GOES_WITH.get(first, first)
         if lie == "names another Gram matrix":
             self.plan = replace(self.plan, rule="geometric_median")
-        if lie in {
-            "merges a part wrongly",
-            "merges wrongly and slips away",
-        }:  # by less it may be missed: no bug
+        if lie in MERGES_WRONGLY:  # who audits less may miss it: that is no bug
             self.plan = replace(self.plan, audit=1.0)
         if self.chance.random() < _FEW_BESIDE_A_LIAR:
             away, loses = self.chance.sample([name for name in self.plan.names if name != member], 2)

@@ -27,6 +27,7 @@ from konsil.simulation.universe.errand import Answer, Work
 from konsil.simulation.universe.ledger import STUDY
 from konsil.simulation.universe.models import Content, model_of, part_of, spoiled, whole
 from konsil.simulation.universe.node import Node
+from konsil.simulation.universe.plan import MERGES_WRONGLY
 from konsil.simulation.universe.work import Works
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class LyingWorks(Works):
 
     def led(self, part: Content, gram: str) -> tuple[Content, str]:
         """Another part than its merge gave."""
-        if self.lie in {"merges a part wrongly", "merges wrongly and slips away"} and part.chunks:
+        if self.lie in MERGES_WRONGLY and part.chunks:
             return part_of((spoiled(part.chunks[0]), *part.chunks[1:])), gram
         if self.lie == "names another Gram matrix" and gram:
             return part, gram[::-1]

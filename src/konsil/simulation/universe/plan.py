@@ -30,6 +30,8 @@ _ELSEWHERE: tuple[Lie, ...] = ("publishes what it began with",)
 LIES: tuple[Lie, ...] = tuple(lie for lie in get_args(Lie) if lie not in _ELSEWHERE)
 """Lies of this world."""
 
+MERGES_WRONGLY: tuple[Lie, ...] = ("merges a part wrongly", "merges wrongly and slips away")
+
 
 class Slow(Fault, frozen=True):
     """A member trains so many times longer than the others."""

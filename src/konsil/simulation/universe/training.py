@@ -99,12 +99,13 @@ class Training:
             return
         self.world.watch.delivered(self.node.name, effect, model)
         self.greeted = True
+        if is_over(study):
+            self.has, self.at, self.update = model, effect.round, None
+            return
         if self.has is not None and (self.at, self.has.digest) == (effect.round, model.digest):
             self.node.agenda.soon(self._hand_over)  # of a node that is back: it may have lost the update
             return
         self.has, self.at, self.update = model, effect.round, None
-        if is_over(study):
-            return
         wait_s = self.chance.uniform(2.0, 5.0) * self.slow
         self.node.agenda.after(wait_s, self._trained, effect, self.life)
 

@@ -153,7 +153,8 @@ class Watch:
         if before is None or after is None or before.dispute is None or before.dispute.leader != name:
             return
         left = before.number == after.number and name in before.commits and name not in after.commits
-        if left and after.disputes[-1].outcome != "wrong":
+        settled = after.disputes[len(before.disputes) :]
+        if left and not any(each.leader == name and each.outcome == "wrong" for each in settled):
             raise Violation("nobody slips away from a dispute", f"{name} left, and was not found out.")
 
     def _lost_what_it_replaces(self, name: str, was: Study, now: Study) -> None:
