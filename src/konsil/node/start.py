@@ -35,7 +35,7 @@ class Start:
         except BaseException as error:
             self.failed = (
                 f"Study {self._study!r} could not begin at this node: "
-                f"{error if isinstance(error, KonsilError) else repr(error)} "
+                f"{error if isinstance(error, KonsilError) else f'{error!r}.'} "
                 f"It is tried again by `konsil study mend {self._study}`, or at the node's next start."
             )
             raise
