@@ -38,7 +38,8 @@ def write_whole(
         Whether it was written: not, where a file is there that may not be replaced.
 
     Raises:
-        OSError: the disk refuses; what was there before is still there.
+        OSError: the disk refuses; what was there before is still there. Where it was the folder's fsync that
+            failed, the new file may be there already, whole.
     """
     place = path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

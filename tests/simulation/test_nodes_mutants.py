@@ -42,8 +42,8 @@ MUTANTS = {
     ),
     "promises are written without waiting for the disk": (
         "konsil.node.journal",
-        "        write_whole(self.path, [encode_notes(self.study, notes)])\n",
-        "        self.path.write_bytes(encode_notes(self.study, notes))\n",
+        "        write_whole(self.path, [data])\n",
+        "        self.path.write_bytes(data)\n",
     ),
     "training is told that scores are known before they are on disk": (
         "konsil.node.scoring",

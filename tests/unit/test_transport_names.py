@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import threading
 import time
@@ -95,6 +97,23 @@ def _link(fd):
 async def settled():
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def test_where_no_address_answers_what_each_said_is_told(resolve, monkeypatch):
+    said = {"one": errno.ECONNREFUSED, "two": errno.ENETUNREACH, "three": errno.ECONNREFUSED}
+
+    async def fails(address):
+        number = said[address[4][0]]
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sockets, "_connect_to", fails)
+    resolve(*((name, 443) for name in said))
+    with pytest.raises(OSError, match="Connection refused; Network is unreachable") as caught:
+        await sockets.connect("several.example", 443)
+    assert sockets.explain(caught.value) == "Connection refused; Network is unreachable"
+    resolve(("one", 443), ("three", 443))
+    with pytest.raises(ConnectionRefusedError):
+        await sockets.connect("several.example", 443)
 
 
 async def test_an_address_that_swallows_everything_costs_a_moment_only(resolve, listener):

@@ -169,7 +169,12 @@ def _disk(config: Config) -> Findings:
 def _journal(config: Config) -> Findings:
     from konsil.node.journal import damage_in  # noqa: PLC0415 - as in _keys
 
-    found = damage_in(config.journal_dir)
+    try:
+        found = damage_in(config.journal_dir)
+    except OSError as error:
+        what = f"{config.journal_dir} cannot be read: {error.strerror or error}"
+        yield Finding("journal", "fail", what, "Run this as the node's own user; see the folder's mode.")
+        return
     for damage in found.values():
         yield Finding("journal", "fail", damage.what, damage.do)
     if not found:

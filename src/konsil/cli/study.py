@@ -100,7 +100,7 @@ def mend(site: Site, name: str) -> None:
         told = node.ask(AskMend(name), ToldMended)
     lines = [
         f"The journal of '{name}' is mended: {told.kept} of its notes could still be read.",
-        f"  The damaged file is {told.aside}",
+        f"  The damaged file is {told.aside}" if told.aside else "  No damaged file is there any more.",
         "  If training had finished here and the ledger does not say so, let it join and finish again.",
     ]
     if told.unknown:

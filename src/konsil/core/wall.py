@@ -280,8 +280,9 @@ class ToldModel(_Word, frozen=True, tag="told_model"):
 
 
 class ToldMended(_Word, frozen=True, tag="told_mended"):
-    """``kept``: how many notes the damaged journal still had; ``aside``: where it is now; ``unknown``: parts
-    of the open attempt that this node does not publish, since it may have promised something else.
+    """``kept``: how many notes the damaged journal still had; ``aside``: where it is now, empty if what is
+    there now is whole; ``unknown``: parts of the open attempt that this node does not publish, since it may
+    have promised something else.
     """
 
     study: str

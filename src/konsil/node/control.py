@@ -109,7 +109,7 @@ class Control:
                 return Noted(await self.node.ledger.submit(ProposeAdmit(member_record(card)))), None
             case AskMend():
                 mended = await self._runner(word.study).mend()
-                return ToldMended(word.study, mended.kept, str(mended.aside), mended.unknown), None
+                return ToldMended(word.study, mended.kept, str(mended.aside or ""), mended.unknown), None
             case _:
                 raise FrameError(f"{type(word).__name__} is not for this socket.", do="Compare versions.")
 

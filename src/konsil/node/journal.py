@@ -7,6 +7,9 @@ promise where it may have promised something else.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,12 +30,13 @@ _log = structlog.get_logger(__name__)
 
 
 class Mended(NamedTuple):
-    """What came of mending. ``kept``: how many notes could still be read; ``aside``: where the file is now;
-    ``unknown``: how many promises are not made in the attempt that was open, since others may have been.
+    """What came of mending. ``kept``: how many notes could still be read; ``aside``: where the damaged file
+    is now, None if what is there now is whole, or there is none; ``unknown``: how many promises are not made
+    in the attempt that was open, since others may have been.
     """
 
     kept: int
-    aside: Path
+    aside: Path | None
     unknown: int
 
 
@@ -43,13 +47,19 @@ class Journal:
         """Use a directory that exists; nothing is read yet."""
         self.directory = directory
         self._studies: dict[str, StudyJournal] = {}
+        self._closed = False
 
     def of(self, study: str) -> StudyJournal:
         """One study's; it is to be opened first."""
-        return self._studies.setdefault(study, StudyJournal(self.directory / f"{study}{SUFFIX}", study))
+        if study not in self._studies:
+            made = self._studies[study] = StudyJournal(self.directory / f"{study}{SUFFIX}", study)
+            if self._closed:
+                made.close()
+        return self._studies[study]
 
     def close(self) -> None:
         """Write nothing from here on; whoever writes is let finish. Closing twice is harmless."""
+        self._closed = True
         for each in self._studies.values():
             each.close()
 
@@ -63,7 +73,7 @@ class Journal:
 
 
 class StudyJournal:
-    """One study's journal. Any thread may use it. ``damage``: why it must be mended first, if it must.
+    """One study's journal. Any thread may use it.
 
     Nothing is believed to be written before it is on disk; what could not be written is written with the next
     note, since the file is always written whole.
@@ -73,30 +83,42 @@ class StudyJournal:
         """Read nothing yet."""
         self.path = path
         self.study = study
-        self.damage: NodeBusy | None = None
-        self._turn = threading.Lock()
+        self._wrong: tuple[str, ...] = ()
+        self._was_read = True
+        self._turn = threading.Lock()  # held while the disk works: never to be waited for on the event loop
+        self._known = threading.Lock()  # guards the two below, for moments
         self._notes = Notes()
+        self._forgotten: dict[int, Score] = {}  # since the note that is being written was begun
         self._unknown: tuple[Promise, ...] = ()
         self._opened = self._closed = False
+
+    @property
+    def damage(self) -> NodeBusy | None:
+        """Why it must be mended first, None if it need not; anew each time, since what is raised keeps alive
+        all that it passed.
+        """
+        return damaged(self.path, self.study, self._wrong) if self._wrong else None
 
     def open(self, unknown: Iterable[Promise] = ()) -> None:
         """Read the file, or begin it. What is wrong with it stands in ``damage`` afterwards.
 
         Args:
             unknown: what this node may have promised if its file is not there, or does not say it.
+
+        Raises:
+            LedgerError: the node is stopping.
         """
         with self._turn:
+            self._require_running()
             remove_unfinished(self.path)
-            self._opened, self._unknown = True, tuple(unknown)
+            self._opened, self._unknown, self._was_read = True, tuple(unknown), True
             try:
-                self._notes, wrong = _read(self.path, self.study)
+                self._notes, self._wrong = _read(self.path, self.study)
             except FileNotFoundError:
+                self._wrong = ()
                 self._begin()
             except OSError as error:
-                self._notes, wrong = Notes(), (f"it cannot be read: {error.strerror or error}",)
-                self.damage = damaged(self.path, self.study, wrong)
-            else:
-                self.damage = damaged(self.path, self.study, wrong) if wrong else None
+                self._notes, self._wrong, self._was_read = Notes(), _unreadable(error), False
 
     def _begin(self) -> None:
         notes = Notes()
@@ -108,30 +130,67 @@ class StudyJournal:
             self._notes = notes  # the next note is written with these, or not at all
             _log.warning("a study's journal cannot be begun yet", study=self.study, why=error.strerror)
 
-    def mend(self) -> Mended:
-        """Put a damaged file aside and go on with what it still says.
+    def mend(self, unknown: Iterable[Promise] = ()) -> Mended:
+        """Read the file again; put it aside if it is damaged still, and go on with what it says.
+
+        Args:
+            unknown: what this node may have promised, as the study stands now.
 
         Raises:
-            NodeError: there is nothing to mend.
-            LedgerError: the disk refuses; nothing was changed.
+            NodeError: there is nothing to mend, or the file cannot be read.
+            LedgerError: the disk refuses, or the node is stopping; nothing was changed.
         """
         with self._turn:
-            if self.damage is None:
+            self._require_running()
+            if not self._wrong:
                 raise NodeError(
                     f"The journal of study {self.study!r} at this node is as it must be.",
                     safe="Nothing was changed.",
                 )
-            notes = self._notes.copy()
-            lacking = [each for each in self._unknown if (each.round, each.kind) not in notes.promises]
-            for promise in lacking:
+            notes, wrong = self._read_again()
+            kept = len(notes)
+            # What could not be read before, and is whole, is believed; another file in its place is not.
+            doubt = (*self._unknown, *unknown) if wrong or self._was_read else ()
+            for promise in doubt:
                 notes.add(promise)
-            try:
-                aside = _aside(self.path)
-                self._write(notes)
-            except OSError as error:
-                raise _refused_by_the_disk(f"The journal of study {self.study!r}", error) from error
-            self.damage = None
-            return Mended(len(notes) - len(lacking), aside, len(lacking))
+            self._write_mended(
+                notes, aside := _free_name(self.path) if wrong and self.path.exists() else None
+            )
+            self._wrong = ()
+            return Mended(kept, aside, len(notes) - kept)
+
+    def _read_again(self) -> tuple[Notes, tuple[str, ...]]:
+        try:
+            notes, wrong = _read(self.path, self.study)
+        except FileNotFoundError:
+            return self._notes.copy(), self._wrong
+        except OSError as error:
+            raise NodeError(
+                f"The journal of study {self.study!r} at this node, {self.path}, cannot be read: "
+                f"{error.strerror or error}.",
+                safe="Nothing was changed: what it says may well be whole.",
+                do="See the disk's health and the file's owner and mode, then try again. If it can never be "
+                "read again, move it away; then the same command goes on without it.",
+                study=self.study,
+            ) from error
+        for (number, kind), digest in self._notes.promises.items():
+            notes.promises.setdefault((number, kind), digest)
+        return notes, wrong
+
+    def _write_mended(self, notes: Notes, aside: Path | None) -> None:
+        try:
+            if aside is not None:
+                _copy(self.path, aside)
+            self._write(notes)
+        except OSError as error:
+            if aside is not None:
+                with contextlib.suppress(OSError):
+                    aside.unlink(missing_ok=True)
+            raise LedgerError(
+                f"The journal of study {self.study!r} could not be mended: {error.strerror or error}.",
+                safe="The damaged file is as it was, and the study is still stopped at this node.",
+                do="Free disk space, or see the disk's health; then mend it again.",
+            ) from error
 
     # --- promises ----------------------------------------------------------------------------------
 
@@ -208,13 +267,15 @@ class StudyJournal:
         with self._turn:
             if score.round not in self._notes.scores:
                 what = f"The scores of round {score.round} of study {self.study!r}"
-                self._change(what, lambda notes: notes.scores.setdefault(score.round, score))
+                most = MAX_BYTES // 2  # the rest is for promises, which nobody can do without
+                self._change(what, lambda notes: notes.scores.setdefault(score.round, score), most)
 
     def forget_score(self, score: Score) -> None:
         """The ledger has these scores, or will never take them. The file goes without them when next written:
-        what it says until then is said to the ledger once more, which knows it.
+        what it says until then is said to the ledger once more, which knows it. It waits for no disk.
         """
-        with self._turn:
+        with self._known:
+            self._forgotten[score.round] = score
             if self._notes.scores.get(score.round) == score:
                 del self._notes.scores[score.round]
 
@@ -225,37 +286,59 @@ class StudyJournal:
         with self._turn:
             self._closed = True
 
+    def _require_running(self) -> None:
+        if self._closed:
+            raise LedgerError("The node is stopping.", safe="Nothing was promised.", do="Start it again.")
+
     def _require_usable(self) -> None:
         if self._closed or not self._opened:  # what was not read must not be written over
             raise LedgerError("The node is stopping.", safe="Nothing was promised.", do="Start it again.")
-        if self.damage is not None:
-            raise self.damage
+        if (damage := self.damage) is not None:
+            raise damage
 
-    def _change(self, what: str, change: Callable[[Notes], object]) -> None:
+    def _change(self, what: str, change: Callable[[Notes], object], most: int = MAX_BYTES) -> None:
         self._require_usable()
-        notes = self._notes.copy()
+        with self._known:
+            notes = self._notes.copy()
+            self._forgotten.clear()
         change(notes)
         try:
-            self._write(notes)
+            self._write(notes, most)
         except OSError as error:
             raise _refused_by_the_disk(what, error) from error
 
-    def _write(self, notes: Notes) -> None:
-        write_whole(self.path, [encode_notes(self.study, notes)])
-        self._notes = notes
+    def _write(self, notes: Notes, most: int = MAX_BYTES) -> None:
+        data = encode_notes(self.study, notes)
+        if len(data) > most:  # a longer one would be taken for damage
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        write_whole(self.path, [data])
+        with self._known:
+            for number, score in self._forgotten.items():
+                if notes.scores.get(number) == score:
+                    del notes.scores[number]
+            self._notes = notes
 
 
 def damage_in(directory: Path) -> dict[str, NodeBusy]:
-    """What is wrong with the journals in a directory, by study. Reads them and changes nothing."""
+    """What is wrong with the journals in a directory, by study. Reads them and changes nothing.
+
+    Raises:
+        OSError: the directory cannot be read, which says nothing of what is in it.
+    """
     found: dict[str, NodeBusy] = {}
-    for path in sorted(directory.glob(f"*{SUFFIX}")):
+    try:
+        with os.scandir(directory) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
+    except FileNotFoundError:  # a node that has not run yet
+        return found
+    for path in (directory / name for name in names):
         study = path.name.removesuffix(SUFFIX)
         try:
             _, wrong = _read(path, study)
         except FileNotFoundError:
             continue
         except OSError as error:
-            wrong = (f"it cannot be read: {error.strerror or error}",)
+            wrong = _unreadable(error)
         if wrong:
             found[study] = damaged(path, study, wrong)
     return found
@@ -284,17 +367,21 @@ def _read(path: Path, study: str) -> tuple[Notes, tuple[str, ...]]:
     return decode_notes(study, data)
 
 
-def _aside(path: Path) -> Path:
-    """Keep a damaged file under another name, too, for whoever wants to look at it."""
+def _unreadable(error: OSError) -> tuple[str, ...]:
+    return (f"it cannot be read: {error.strerror or error}",)
+
+
+def _free_name(path: Path) -> Path:
     number = 1
-    while True:
-        aside = path.with_name(f"{path.stem}.damaged-{number}")
-        try:
-            aside.hardlink_to(path)
-        except FileExistsError:
-            number += 1
-        else:
-            return aside
+    while (aside := path.with_name(f"{path.stem}.damaged-{number}")).exists():
+        number += 1
+    return aside
+
+
+def _copy(path: Path, aside: Path) -> None:
+    """Keep a damaged file under another name, for whoever wants to see it. Not every disk has hard links."""
+    with path.open("rb") as file:
+        write_whole(aside, iter(lambda: file.read(1024 * 1024), b""))
 
 
 def _refused_by_the_disk(what: str, error: OSError) -> LedgerError:

@@ -37,15 +37,12 @@ class LastWords:
         self._farewell: Farewell | None = None
         self._forgetting: asyncio.Task[None] | None = None
 
-    async def take_up(
-        self, serve: Callable[[Model], None], post: Callable[[Event], None], has_training: Callable[[], bool]
-    ) -> None:
+    async def take_up(self, serve: Callable[[Model], None], post: Callable[[Event], None]) -> None:
         """Go on with what a training process left when it finished, in an earlier life of this node.
 
         Args:
             serve: gets the snapshot, if it is here.
             post: tells the machine a fact.
-            has_training: whether a training process has come back meanwhile.
         """
         farewell = self._farewell = self._journal.farewell
         if farewell is None or is_over(self._study()):
@@ -55,8 +52,7 @@ class LastWords:
         if update is not None and model is not None:
             serve(model)
             post(update)
-        if not has_training():
-            post(FinishWanted(farewell.contribution))
+        post(FinishWanted(farewell.contribution))
 
     async def note(self, farewell: Farewell) -> None:
         """Write down what was said; its snapshot is on disk already.

@@ -46,6 +46,7 @@ class Scoring:
             if self._is_on_record(score):
                 self._journal.forget_score(score)
             else:
+                self._noted.add(score.round)
                 self._say(score)
 
     async def take(self, score: Score) -> None:
@@ -55,19 +56,19 @@ class Scoring:
             NodeBusy: neither in time; it is to be said again.
         """
         if not self._can_be_taken(score):
-            self._post(ScoreReady(score))  # for the contract to say why not
+            self._say(score)  # for the contract to say why not
             return
         try:
             await asyncio.to_thread(self._journal.note_score, score)
         except LedgerError as error:
             _log.warning("scores cannot be written down", study=self._journal.study, why=str(error))
-            self._post(ScoreReady(score))
+            self._say(score)
             await self._settled(score, error)
         else:
+            self._noted.add(score.round)
             self._say(score)
 
     def _say(self, score: Score) -> None:
-        self._noted.add(score.round)
         if score not in self._state().scores:
             self._post(ScoreReady(score))
 

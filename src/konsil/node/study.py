@@ -48,6 +48,7 @@ from konsil.node.saving import Saving
 from konsil.node.scoring import Scoring
 from konsil.node.shelf import Shelf
 from konsil.node.site import Site
+from konsil.node.start import Start
 from konsil.node.store import Model, Store
 
 REFUSED_OFTEN = 2
@@ -89,7 +90,7 @@ class StudyRunner:
         self.last_words = LastWords(name, site, self.journal, lambda: self.study, self._needed)
         self.scoring = Scoring(site, self.journal, lambda: self.study, lambda: self.state, self.post)
         self.saving = Saving(name, site.models, self.store, lambda: self.study, self._needed, self._rest.look)
-        self.is_read = asyncio.Event()  # what is noted: before that no training process is let in
+        self.start = Start(name)
         self._closed = False
 
     @property
@@ -101,7 +102,7 @@ class StudyRunner:
     def problem(self) -> str:
         """What fails now and is tried again, in sentences; "" while all is well."""
         problems = [*self._problems.values(), self.saving.problem, self.outer.problem]
-        problems += [str(self.journal.damage)] if self.journal.damage is not None else []
+        problems.append(str(self.journal.damage or self.start.failed))
         if self.site.me in self.study.participants and self.study.phase not in {"finished", "failed"}:
             problems.append(self.site.rules.problem(self.study.settings))
         return " ".join(dict.fromkeys(problem for problem in problems if problem))
@@ -111,10 +112,10 @@ class StudyRunner:
 
         Raises:
             StudyError: it has not agreed, or was struck.
-            NodeBusy: what the node has noted of this study is damaged.
+            NodeBusy: what the node has noted of this study is damaged, or the study could not begin.
         """
-        if self.journal.damage is not None:
-            raise self.journal.damage
+        if (damage := self.journal.damage) is not None:
+            raise damage
         participant = self.study.participants.get(self.site.me)
         if participant is None:
             raise StudyError(
@@ -128,43 +129,49 @@ class StudyRunner:
                 safe="The model up to then is on every member's disk.",
                 do=f"See `konsil ledger show {self.name}`; a faulty memory module can be the cause.",
             )
+        self.start.require()
 
     async def open(self) -> None:
         """Read what is noted of this study, then begin."""
-        unknown = machine.may_have_promised(self.site.me, self.study)
-        await asyncio.to_thread(self.journal.open, unknown)
-        self.is_read.set()
-        await self._begin()
+        async with self.start.turn:
+            with self.start.attempt():
+                await asyncio.to_thread(self.journal.open, self._may_have_promised())
+                await self._begin()
+
+    def _may_have_promised(self) -> tuple[machine.Promise, ...]:
+        return machine.may_have_promised(self.site.me, self.study)
 
     async def _begin(self) -> None:
         """Take the last accepted merge from disk, if it is there, and begin; with no journal only serve."""
         if self.journal.damage is None:
             # First the snapshot: in the place of one that is not here the merge would do.
-            await self.last_words.take_up(self.serve, self.post, lambda: self.trainee is not None)
+            await self.last_words.take_up(self.serve, self._step)
         model = await self.site.models.load(self.name, self.study.accepted)
         if model is not None:
             self.serve(model)
-            self.post(Held(model.digest))
-        if self.journal.damage is not None:
-            _log.error("a study is stopped", study=self.name, why=str(self.journal.damage))
+            self._step(Held(model.digest))
+        if (damage := self.journal.damage) is not None:
+            _log.error("a study is stopped", study=self.name, why=str(damage))
             return
+        for event in self.start.begin():
+            self.post(event)
         self.heartbeats.start()
         self.scoring.take_up()
-        self.post(Looked())
-        self.last_words.look()
+        self.look()
 
     async def mend(self) -> Mended:
-        """Begin with what a damaged journal still says.
+        """Begin with what a damaged journal still says, or again where the study could not begin.
 
         Raises:
-            NodeError: it is not damaged.
-            LedgerError: the disk refuses; nothing was changed.
+            NodeError, LedgerError: there is nothing to mend, or the disk refuses; nothing was changed.
         """
-        mended = await asyncio.to_thread(self.journal.mend)
-        _log.warning(
-            "a study's journal is mended", study=self.name, kept=mended.kept, aside=str(mended.aside)
-        )
-        await self._begin()
+        async with self.start.turn:
+            mended = Mended(0, None, 0)
+            if self.journal.damage is not None or not self.start.failed:
+                mended = await asyncio.to_thread(self.journal.mend, self._may_have_promised())
+            _log.warning("a study is mended", study=self.name, kept=mended.kept, aside=str(mended.aside))
+            with self.start.attempt():
+                await self._begin()
         return mended
 
     async def finish(self, contribution: Contribution) -> None:
@@ -183,7 +190,8 @@ class StudyRunner:
         """The ledger moved."""
         self.post(Looked())
         self.shelf.look()
-        self.last_words.look()
+        if self.start.begun:
+            self.last_words.look()
 
     async def close(self) -> None:
         """Stop everything; what was promised stays in the journal."""
@@ -203,6 +211,10 @@ class StudyRunner:
 
     def post(self, event: Event) -> None:
         """Tell the machine a fact and carry out what it wants."""
+        if self.journal.damage is None and not self.start.keeps(event):
+            self._step(event)
+
+    def _step(self, event: Event) -> None:
         if self._closed or self.journal.damage is not None:
             return
         now_s = self.site.ledger_s()
@@ -384,7 +396,7 @@ class StudyRunner:
         return StudyStatus(self.name, mine.stage, mine.round, (mine, *self.heartbeats.peers), self.problem)
 
     def _progress(self) -> MemberProgress:
-        stopped = self.journal.damage is not None
+        stopped = self.journal.damage is not None or self.start.failed
         stage = "stopped" if stopped else machine.stage(self.state, self.study)
         return MemberProgress(
             self.site.me, self._round_number(), stage, self.state.progress, self.site.ledger_s()

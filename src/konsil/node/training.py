@@ -86,7 +86,7 @@ class Training:
                 do="Install the same version of Konsil for both.",
             )
         runner = self._runner(word.study)
-        await runner.is_read.wait()
+        await runner.start.is_over.wait()
         runner.require_participant()
         study = runner.study
         wanted = not study.initial and study.proposer == self.me

@@ -39,7 +39,7 @@ async def connect(host: str, port: int) -> socket.socket:
     addresses = await _resolve(host, port)
     if len(addresses) == 1:
         return await _connect_to(addresses[0])
-    last: OSError = OSError(f"{host} has no address")
+    errors = list[OSError]()
     left, dialled, pending = _by_turns(addresses), set[_Dial](), set[_Dial]()
     try:
         while left or pending:
@@ -56,12 +56,22 @@ async def connect(host: str, port: int) -> socket.socket:
                     return dial.result()
                 if not isinstance(error, OSError):
                     raise error
-                last = error
+                errors.append(error)
     finally:
         for dial in dialled:
             dial.cancel()
             dial.add_done_callback(_close_it)
-    raise last
+    raise _of_all(errors, host)
+
+
+def _of_all(errors: Sequence[OSError], host: str) -> OSError:
+    """What is told where no address answers: what each said, in order. The last alone may be the least
+    telling, such as that this machine has no IPv6.
+    """
+    said = list(dict.fromkeys(map(explain, errors)))
+    if len(said) == 1:
+        return errors[0]
+    return OSError("; ".join(said) or f"{host} has no address")
 
 
 _Dial = asyncio.Task[socket.socket]

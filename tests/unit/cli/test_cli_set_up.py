@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -212,6 +214,19 @@ def test_doctor_names_a_damaged_journal_and_the_command_that_mends_it(site):
         in found["what"]
     )
     assert "konsil study mend aml" in found["do"]
+
+
+def test_doctor_does_not_take_a_journal_folder_that_it_may_not_read_for_a_whole_one(site, monkeypatch):
+    site.found()
+
+    def closed(_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("konsil.node.journal.damage_in", closed)
+    findings = json.loads(site.run("doctor", "--json", expect=1).stdout)["findings"]
+    (found,) = [each for each in findings if each["check"] == "journal"]
+    assert found["level"] == "fail"
+    assert "cannot be read: Permission denied" in found["what"]
 
 
 def test_doctor_warns_of_what_it_does_not_understand_of_no_proxy(site, monkeypatch):

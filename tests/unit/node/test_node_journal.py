@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -14,6 +16,7 @@ from konsil.core.round import Farewell, UpdateReady, may_have_promised, promise_
 from konsil.core.rules import Accept, Commit, OpenRound, Publish, Score, Study, StudySettings, Tick
 from konsil.core.rules.state import Part
 from konsil.errors import LedgerError, NodeError
+from konsil.files import write_whole
 from konsil.node.journal import Journal, damage_in
 from konsil.node.notes import Notes, decode_notes, encode_notes
 
@@ -332,18 +335,177 @@ def test_another_studys_file_is_not_believed(opened, path):
         assert heart.promised(3, "publish 1 0") == ""
 
 
-def test_a_file_that_cannot_be_read_is_told_of_and_mended(opened, path, monkeypatch):
+def unreadable(_path, _study):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_whole_file_that_could_not_be_read_is_taken_as_it_is_once_it_can_be(opened, path, monkeypatch):
     full_of_notes(opened)
-
-    def failing(_path, _study):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
+    data = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("konsil.node.journal._read", failing)
-        journal = opened()
+        patch.setattr("konsil.node.journal._read", unreadable)
+        journal = opened(may_have_promised("lyon", study()))
         assert "cannot be read: Input/output error" in str(damage_in(path.parent)["aml"])
-    assert "cannot be read: Input/output error" in str(journal.damage)
-    assert journal.mend().kept == 0
+        assert "cannot be read: Input/output error" in str(journal.damage)
+        with pytest.raises(NodeError, match=r"cannot be read: Input/output error.*try again"):
+            journal.mend()
+        assert path.read_bytes() == data
+    assert journal.mend() == (4, None, 0)
+    assert (journal.farewell, journal.scores) == (LEFT, (SCORE,))
+    with pytest.raises(NodeError, match="would now promise 2222"):
+        journal.promise(publish(D.other))
+    assert [each.name for each in path.parent.iterdir()] == ["aml.notes"]
+
+
+def test_another_file_in_the_place_of_a_damaged_one_is_taken_and_what_was_read_still_counts(opened, path):
+    journal = opened()
+    journal.promise(publish())
+    older = path.read_bytes()
+    journal.promise(publish(part=1))
+    damage(path, "publish 1 0")
+    journal = opened(may_have_promised("lyon", study()))
+    path.write_bytes(older)
+    assert journal.mend() == (2, None, 2)
+    for part in (0, 1):
+        with pytest.raises(NodeError, match="would now promise"):
+            journal.promise(publish(D.other, part=part))
+
+
+def test_a_damaged_file_that_was_moved_away_is_not_missed(opened, path):
+    full_of_notes(opened)
+    damage(path, "publish 1 0")
+    journal = opened(may_have_promised("lyon", study()))
+    path.unlink()
+    assert journal.mend() == (3, None, 2)
+    assert opened().promised(3, "publish 1 1") == D.one
+
+
+def test_what_may_have_been_promised_since_the_file_was_read_is_in_doubt_too(opened, path):
+    opened().promise(publish(attempt=2))
+    damage(path, "publish")
+    journal = opened()  # with a copy of the ledger that stood at an earlier height
+    assert journal.mend(may_have_promised("lyon", study())).unknown == 2
+    with pytest.raises(NodeError, match="does not know any more"):
+        journal.promise(publish(D.other, attempt=2))
+
+
+def test_what_is_raised_keeps_nothing_alive_that_an_earlier_one_passed(opened, path):
+    full_of_notes(opened)
+    damage(path, "auc")
+    journal = opened()
+    raised = []
+    for _ in range(3):
+        with pytest.raises(NodeError) as caught:
+            journal.promise(publish(part=5))
+        raised.append(caught.value)
+    assert len({id(each) for each in raised}) == 3
+    assert journal.damage.__traceback__ is None
+
+
+def test_a_score_is_forgotten_while_the_disk_is_at_work_and_does_not_come_back(opened, monkeypatch):
+    journal = opened()
+    journal.note_score(SCORE)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*args):
+        begun.set()
+        assert go_on.wait(10)
+        return write_whole(*args)
+
+    monkeypatch.setattr("konsil.node.journal.write_whole", slow)
+    with ThreadPoolExecutor(2) as threads:
+        writing = threads.submit(journal.promise, publish())
+        assert begun.wait(10)
+        forgetting = threads.submit(journal.forget_score, SCORE)
+        try:
+            forgetting.result(timeout=5)
+            assert not journal.scores
+        finally:
+            go_on.set()
+        writing.result()
+    assert not journal.scores
+    assert journal.promised(3, "publish 1 0") == D.one
+
+
+def test_scores_leave_room_for_promises(opened, path, monkeypatch):
+    monkeypatch.setattr("konsil.node.journal.MAX_BYTES", 2000)
+    journal = opened()
+    refused = []
+    for number in range(1, 20):
+        try:
+            journal.note_score(replace(SCORE, round=number))
+        except LedgerError as error:
+            refused.append(str(error))
+    assert 700 < path.stat().st_size <= 1000
+    assert len(refused) + len(journal.scores) == 19
+    assert "The scores of round 19 of study 'aml' could not be written: File too large." in refused[-1]
+    journal.promise(publish())
+    assert opened().damage is None
+    assert opened().promised(3, "publish 1 0") == D.one
+
+
+def test_a_journal_that_is_closed_is_neither_mended_nor_opened(opened, path):
+    full_of_notes(opened)
+    damage(path, "auc")
+    journal, broken = opened(), path.read_bytes()
+    journal.close()
+    with pytest.raises(LedgerError, match="is stopping"):
+        journal.mend()
+    with pytest.raises(LedgerError, match="is stopping"):
+        journal.open()
+    journals = Journal(path.parent)
+    journals.close()
+    with pytest.raises(LedgerError, match="is stopping"):
+        journals.of("heart").open()
+    assert path.read_bytes() == broken
+    assert [each.name for each in path.parent.iterdir()] == ["aml.notes"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_one_without_damage(tmp_path, monkeypatch):
+    assert damage_in(tmp_path / "not here yet") == {}
+
+    def closed(_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(PermissionError):
+        damage_in(tmp_path)
+
+
+def test_a_disk_without_hard_links_can_keep_what_was_damaged(opened, path, monkeypatch):
+    full_of_notes(opened)
+    damage(path, "auc")
+    broken, journal = path.read_bytes(), opened()
+
+    def no_links(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    assert journal.mend().aside.read_bytes() == broken
+
+
+def test_tries_that_fail_leave_nothing_behind(opened, path, monkeypatch):
+    full_of_notes(opened)
+    damage(path, "auc")
+    journal = opened()
+    for failing_at in (1, 2):
+        writes = []
+
+        def fails(*args, at=failing_at, writes=writes):
+            writes.append(args)
+            return full() if len(writes) == at else write_whole(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("konsil.node.journal.write_whole", fails)
+            with pytest.raises(LedgerError, match=r"could not be mended: No space left.*still stopped"):
+                journal.mend()
+        assert len(writes) == failing_at
+    assert [each.name for each in path.parent.iterdir()] == ["aml.notes"]
+    assert journal.mend().aside.name == "aml.damaged-1"
 
 
 def test_what_cannot_be_mended_stays_as_it_is(opened, path, monkeypatch):

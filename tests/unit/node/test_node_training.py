@@ -13,6 +13,7 @@ from konsil.core.parameters import Schema
 from konsil.core.round import Attached, Detached, FinishWanted
 from konsil.core.rules import Participant, StudySettings
 from konsil.core.wall import WALL_VERSION, Failed, Join, Knock, Terms, Update
+from konsil.node.start import Start
 from konsil.node.training import Training
 
 HEADER = Schema.of({"w": np.zeros(3, np.float32)}).header
@@ -84,8 +85,8 @@ class Runner:
         )
         self.told = []
         self.last_words = self
-        self.is_read = asyncio.Event()
-        self.is_read.set()
+        self.start = Start("aml")
+        self.start.is_over.set()
 
     def require_participant(self):
         pass
