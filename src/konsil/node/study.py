@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
 import structlog
 
 from konsil.core import round as machine
-from konsil.core.parameters import Schema
 from konsil.core.round import (
     Advance,
     Cancel,
@@ -50,20 +48,13 @@ from konsil.node.shelf import Shelf
 from konsil.node.site import Site
 from konsil.node.start import Start
 from konsil.node.store import Model, Store
+from konsil.node.trainee import Trainee
 
 REFUSED_OFTEN = 2
 """A call that the contract refuses once or twice came too late or too early; one that it refuses again and
 again is a problem that people must see."""
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass
-class Trainee:
-    """The training process on the other side of the wall, as the study sees it."""
-
-    schema: Schema
-    tell: Callable[[Deliver, Study, Model | None], Awaitable[None]]
 
 
 class StudyRunner:

@@ -41,7 +41,8 @@ from konsil.core.wall import (
 from konsil.errors import ConfigError, FrameError, KonsilError, NodeBusy, SchemaMismatch, StudyError
 from konsil.node.shelf import card_for
 from konsil.node.store import Model, model_of
-from konsil.node.study import StudyRunner, Trainee
+from konsil.node.study import StudyRunner
+from konsil.node.trainee import Trainee
 from konsil.wall.door import Visitor
 from konsil.wall.frames import failure
 from konsil.wall.memory import SealedMemory, open_sealed

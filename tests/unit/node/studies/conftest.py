@@ -30,7 +30,8 @@ from konsil.node.rules import Rules
 from konsil.node.service import Service
 from konsil.node.site import Site
 from konsil.node.store import model_of
-from konsil.node.study import StudyRunner, Trainee
+from konsil.node.study import StudyRunner
+from konsil.node.trainee import Trainee
 from konsil.transport.base import PeerAddress
 from konsil.transport.memory import MemoryNetwork, MemoryTransport
 from konsil.wall.memory import seal_pieces
