@@ -73,8 +73,8 @@ def build(folder: Path) -> None:
     from mypyc.build import mypycify  # noqa: PLC0415 - takes a moment, and only a new copy needs it
     from setuptools import setup  # noqa: PLC0415 - as above
 
-    files = list(modules())
     made_from = stamp()  # before anything is read: what changes meanwhile is compiled the next time
+    files = list(modules())
     left_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(SOURCES, folder, ignore=left_out, dirs_exist_ok=True)
     os.chdir(folder)
