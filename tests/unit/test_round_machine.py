@@ -290,6 +290,9 @@ def test_only_what_the_contract_refused_is_surely_not_on_the_ledger(ledger):
     assert failed(commit, Refused("other_base", "No.")) == Failed(commit, refused=True)
     assert failed(commit, Refused("too_fast", "No.", wait_s=3)) == Failed(commit, 3.0, refused=True)
     assert failed(commit, LedgerUnreachable("No answer.")) == Failed(commit)
+    score = Submit(Score("aml", 1, 10, loss=0.5))
+    assert failed(score, Refused("too_fast", "No.", wait_s=3)) == Failed(score, 3.0, refused=True)
+    assert failed(score, Refused("too_late", "No.")) == Done(score)
 
 
 def test_a_node_that_has_lost_what_it_committed_commits_another_while_the_round_collects(ledger):

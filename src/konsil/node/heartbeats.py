@@ -37,7 +37,8 @@ class Heartbeats:
 
     def start(self) -> None:
         """Begin to tell."""
-        self._task = asyncio.create_task(self._tell())
+        if self._task is None:  # a study may have to begin more than once
+            self._task = asyncio.create_task(self._tell())
 
     def heard(self, peer: str, beat: Heartbeat) -> None:
         """A peer's heartbeat; one that takes no part in the study is not heard."""

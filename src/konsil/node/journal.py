@@ -157,7 +157,7 @@ class StudyJournal:
                 notes, aside := _free_name(self.path) if wrong and self.path.exists() else None
             )
             self._wrong = ()
-            return Mended(kept, aside, len(notes) - kept)
+            return Mended(kept, aside, sum(not digest for digest in notes.promises.values()))
 
     def _read_again(self) -> tuple[Notes, tuple[str, ...]]:
         try:
@@ -223,10 +223,6 @@ class StudyJournal:
                 do="One merge has one result: check this machine's memory. Others lead the part then.",
             )
 
-    def promised(self, round_number: int, kind: str) -> str:
-        """The digest promised, or ""."""
-        return self._notes.promises.get((round_number, kind), "")
-
     # --- what training said ------------------------------------------------------------------------
 
     @property
@@ -250,7 +246,8 @@ class StudyJournal:
 
         with self._turn:
             if farewell != self._notes.farewell:
-                self._change(f"What training said when it finished study {self.study!r}", change)
+                what = f"What training said when it finished study {self.study!r}"
+                self._change(what, change, again="let training join and finish again.")
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -296,7 +293,13 @@ class StudyJournal:
         if (damage := self.damage) is not None:
             raise damage
 
-    def _change(self, what: str, change: Callable[[Notes], object], most: int = MAX_BYTES) -> None:
+    def _change(
+        self,
+        what: str,
+        change: Callable[[Notes], object],
+        most: int = MAX_BYTES,
+        again: str = "the node tries again by itself.",
+    ) -> None:
         self._require_usable()
         with self._known:
             notes = self._notes.copy()
@@ -305,7 +308,7 @@ class StudyJournal:
         try:
             self._write(notes, most)
         except OSError as error:
-            raise _refused_by_the_disk(what, error) from error
+            raise _refused_by_the_disk(what, error, again) from error
 
     def _write(self, notes: Notes, most: int = MAX_BYTES) -> None:
         data = encode_notes(self.study, notes)
@@ -384,9 +387,9 @@ def _copy(path: Path, aside: Path) -> None:
         write_whole(aside, iter(lambda: file.read(1024 * 1024), b""))
 
 
-def _refused_by_the_disk(what: str, error: OSError) -> LedgerError:
+def _refused_by_the_disk(what: str, error: OSError, again: str) -> LedgerError:
     return LedgerError(
         f"{what} could not be written: {error.strerror or error}.",
         safe="Nothing was promised and nothing said to the ledger; accepted rounds are safe.",
-        do="Free disk space, or see the disk's health; the node tries again by itself.",
+        do=f"Free disk space, or see the disk's health; {again}",
     )

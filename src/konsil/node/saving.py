@@ -65,12 +65,14 @@ class Saving:
             try:
                 await self._models.save(self._name, model, self._needed)
             except KonsilError as error:
+                if model.digest != self._study().accepted:
+                    return  # what matters now is the next one
                 self.problem = str(error)
                 _log.warning("the accepted merge is not on disk yet", study=self._name, why=str(error))
                 await asyncio.sleep(SAVE_AGAIN_S)  # nobody tells when a full disk has room again
             else:
-                break
-        self.problem = ""
+                self.problem = ""
+                return
 
     async def make_durable(self, digest: str) -> None:
         """See that a model is on disk before anything is said that relies on it.

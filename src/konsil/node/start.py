@@ -27,7 +27,9 @@ class Start:
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
-        """Whatever is raised inside is what the study could not begin by."""
+        """Whatever is raised inside is what the study could not begin by. At a node's start it ends the node,
+        which its service manager starts again; after mending, it is told.
+        """
         self.failed = ""
         self.is_over.clear()
         try:

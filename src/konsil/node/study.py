@@ -82,6 +82,7 @@ class StudyRunner:
         self.scoring = Scoring(site, self.journal, lambda: self.study, lambda: self.state, self.post)
         self.saving = Saving(name, site.models, self.store, lambda: self.study, self._needed, self._rest.look)
         self.start = Start(name)
+        self._mended = Mended(0, None, 0)
         self._closed = False
 
     @property
@@ -157,13 +158,12 @@ class StudyRunner:
             NodeError, LedgerError: there is nothing to mend, or the disk refuses; nothing was changed.
         """
         async with self.start.turn:
-            mended = Mended(0, None, 0)
             if self.journal.damage is not None or not self.start.failed:
-                mended = await asyncio.to_thread(self.journal.mend, self._may_have_promised())
-            _log.warning("a study is mended", study=self.name, kept=mended.kept, aside=str(mended.aside))
+                self._mended = told = await asyncio.to_thread(self.journal.mend, self._may_have_promised())
+                _log.warning("a study is mended", study=self.name, kept=told.kept, aside=str(told.aside))
             with self.start.attempt():
                 await self._begin()
-        return mended
+        return self._mended
 
     async def finish(self, contribution: Contribution) -> None:
         """The training process has finished. The ledger hears of it, even if this node dies before it does.

@@ -10,14 +10,15 @@ from konsil.errors import Refused, UpdatesMissing
 def failed(effect: Effect, error: BaseException) -> Done | Failed:
     """What the machine is told of an effect that raised an error.
 
-    A refused score is done with: it came too late, or the contract will never take it. A refusal that says
-    how long to wait is believed. Whose update could not be had is to be reported.
+    A refusal that says how long to wait is believed: what was said too fast is said again. Another refused
+    score is done with: it came too late, or the contract will never take it. Whose update could not be had is
+    to be reported.
     """
     if isinstance(error, UpdatesMissing):
         return Failed(effect, unreachable=error.members)
     if not isinstance(error, Refused):
         return Failed(effect)
-    if isinstance(effect, Submit) and isinstance(effect.call, Score):
-        return Done(effect)
     wait = error.fields.get("wait_s")
+    if wait is None and isinstance(effect, Submit) and isinstance(effect.call, Score):
+        return Done(effect)
     return Failed(effect, wait_s=float(wait) if isinstance(wait, int | float) else None, refused=True)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import pytest
 
-from konsil.core.round import Promise
-from konsil.core.rules import Commit, Score
+from konsil.core.rules import Commit
 from konsil.errors import LedgerUnreachable, NodeBusy, NodeError
-from konsil.files import write_whole
 
 NAMES = ("a", "b", "c")
-MEASURED = Score("aml", 1, 7, loss=0.5)
 
 
 async def soon(reached, limit_s=20.0):
@@ -108,59 +104,11 @@ async def test_a_study_that_could_not_begin_says_so_and_is_begun_by_mending_agai
     assert runner.status().stage == "stopped"
     with pytest.raises(NodeBusy, match="konsil study mend aml"):
         runner.require_participant()
-    assert (await runner.mend()).aside is None
+    told = await runner.mend()  # what the first time found
+    assert told.kept == 2
+    assert told.aside.name == "aml.damaged-1"
     await soon(lambda: left.commits)
     assert set(left.commits) == {left.snapshot}
     assert runner.problem == ""
     with pytest.raises(NodeError, match="as it must be"):
         await runner.mend()
-
-
-async def test_the_event_loop_does_not_wait_for_the_disk_where_a_score_is_forgotten(worlds, monkeypatch):
-    world = await worlds(rounds=1000, silence_s=600)
-    for name in NAMES:
-        world.nodes[name].train()
-    world.nodes["c"].stop_after = 1
-    await world.until(lambda world: len(world.study.history) >= 1)
-    runner = world.nodes["c"].runner
-    world.away.add("c")
-    await runner.scoring.take(MEASURED)
-    begun, go_on = threading.Event(), threading.Event()
-
-    def slow(*args):
-        begun.set()
-        go_on.wait(5)
-        return write_whole(*args)
-
-    monkeypatch.setattr("konsil.node.journal.write_whole", slow)
-    promise = Promise("aml", 10**6, "publish 1 0", "1" * 64)
-    writing = asyncio.create_task(asyncio.to_thread(runner.journal.promise, promise))
-    await asyncio.to_thread(begun.wait, 10)
-    world.away.clear()
-    world.now_s += 60
-    world.move()
-    await soon(lambda: not runner.journal.scores)
-    assert not writing.done()
-    go_on.set()
-    await writing
-    assert not runner.journal.scores
-
-
-async def test_what_neither_disk_nor_ledger_takes_is_kept_once(worlds, monkeypatch):
-    world = await worlds(rounds=1000, silence_s=600)
-    for name in NAMES:
-        world.nodes[name].train()
-    world.nodes["c"].stop_after = 1
-    await world.until(lambda world: len(world.study.history) >= 1)
-    runner = world.nodes["c"].runner
-    world.away.add("c")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("konsil.node.journal.write_whole", full)
-    monkeypatch.setattr("konsil.node.scoring.SAID_S", 0.01)
-    for _ in range(5):
-        with pytest.raises(NodeBusy):
-            await runner.scoring.take(MEASURED)
-    assert runner.state.scores.count(MEASURED) == 1

@@ -6,13 +6,15 @@ import asyncio
 import errno
 import math
 import os
+import threading
 from functools import partial
 
 import pytest
 
-from konsil.core.round import NodeRound
+from konsil.core.round import NodeRound, Promise
 from konsil.core.rules import Score
-from konsil.errors import NodeBusy
+from konsil.errors import NodeBusy, Refused
+from konsil.files import write_whole
 
 NAMES = ("a", "b", "c")
 MEASURED = Score("aml", 1, 7, loss=0.5, metrics={"auc": 0.875})
@@ -41,7 +43,7 @@ def scored(world):
     return world.study.history[0].scores.get("c")
 
 
-def full(_descriptor):
+def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -99,6 +101,24 @@ async def test_what_the_contract_refuses_is_not_noted_any_more(world):
     assert scored(world).loss == 9.0
 
 
+async def test_what_was_said_too_fast_is_said_again(world):
+    runner, put, said = world.nodes["c"].runner, world.put, []
+
+    def busy(name, call):
+        if name == "c" and isinstance(call, Score):
+            said.append(call)
+            if len(said) == 1:
+                raise Refused("too_fast", "Too many calls at once.", wait_s=0.1)
+        return put(name, call)
+
+    world.put = busy
+    await runner.scoring.take(MEASURED)
+    await soon(lambda: said)
+    assert runner.journal.scores == (MEASURED,)
+    await world.until(scored, at_s=60)
+    assert len(said) == 2
+
+
 async def test_on_a_full_disk_training_is_told_once_the_ledger_has_its_scores(world, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     await world.nodes["c"].runner.scoring.take(MEASURED)
@@ -144,3 +164,40 @@ async def test_a_node_whose_journal_is_damaged_does_nothing_in_the_study_until_i
     await world.until(scored)
     assert runner.problem == ""
     runner.require_participant()
+
+
+async def test_the_event_loop_does_not_wait_for_the_disk_where_a_score_is_forgotten(world, monkeypatch):
+    runner = world.nodes["c"].runner
+    world.away.add("c")
+    await runner.scoring.take(MEASURED)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*args):
+        begun.set()
+        go_on.wait(5)
+        return write_whole(*args)
+
+    monkeypatch.setattr("konsil.node.journal.write_whole", slow)
+    promise = Promise("aml", 10**6, "publish 1 0", "1" * 64)
+    writing = asyncio.create_task(asyncio.to_thread(runner.journal.promise, promise))
+    await asyncio.to_thread(begun.wait, 10)
+    world.away.clear()
+    world.now_s += 60
+    world.move()
+    await soon(lambda: not runner.journal.scores)
+    assert not writing.done()
+    go_on.set()
+    await writing
+    assert not runner.journal.scores
+
+
+async def test_what_neither_disk_nor_ledger_takes_is_kept_once(world, monkeypatch):
+    runner = world.nodes["c"].runner
+    world.away.add("c")
+
+    monkeypatch.setattr("konsil.node.journal.write_whole", full)
+    monkeypatch.setattr("konsil.node.scoring.SAID_S", 0.01)
+    for _ in range(5):
+        with pytest.raises(NodeBusy):
+            await runner.scoring.take(MEASURED)
+    assert runner.state.scores.count(MEASURED) == 1
