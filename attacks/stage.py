@@ -43,7 +43,7 @@ from konsil.identity.authority import Authority
 from konsil.identity.ledger_key import LedgerKey
 from konsil.identity.svid import Svid
 from konsil.identity.tls import client_context
-from konsil.ledger.local.history import sign_call
+from konsil.ledger.history import sign_call
 from konsil.node.config import Config, read_config
 from konsil.wall.frames import FrameReader, words_from_node
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from konsil.core.rules import Announce, Genesis, MemberRecord
 from konsil.identity.ledger_key import LedgerKey, verify
 from konsil.ledger.local import LocalLedger
-from konsil.ledger.local import verify as verify_history
-from konsil.ledger.local.replica import Replica
+from konsil.ledger.replica import Replica
+from konsil.ledger.verify import verify as verify_history
 
 
 def make_key() -> LedgerKey:

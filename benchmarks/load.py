@@ -47,7 +47,7 @@ from typing import Any
 from konsil.core.rules import StudySettings
 from konsil.evaluation.loopback import LoopbackSwarm
 from konsil.identity.ledger_key import verify as is_signature
-from konsil.ledger.local.verify import verify
+from konsil.ledger.verify import verify
 from konsil.node.config import read_config
 from looking import Growth, Look, Peak, deep_bytes
 from many_trainings import ROUND_S, STUDY, Trainers, Work

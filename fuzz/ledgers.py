@@ -45,9 +45,9 @@ from konsil.errors import (
     Refused,
 )
 from konsil.identity.ledger_key import verify
-from konsil.ledger.local.history import follow_on, replay
-from konsil.ledger.local.journal import Journal
-from konsil.ledger.local.verify import verify as recompute
+from konsil.ledger.history import follow_on, replay
+from konsil.ledger.journal import Journal
+from konsil.ledger.verify import verify as recompute
 from konsil.node.genesis import read_genesis
 from konsil.node.journal import Journal as Notebook
 from konsil.node.notes import Notes, check_of, decode_notes, encode_notes

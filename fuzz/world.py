@@ -55,7 +55,7 @@ from konsil.core.rules import (
     settings_digest,
 )
 from konsil.identity.ledger_key import LedgerKey, verify
-from konsil.ledger.local.history import put_on, sign_call
+from konsil.ledger.history import put_on, sign_call
 
 NAMES = ("a", "b", "c", "d")
 START_S = 1_700_000_000

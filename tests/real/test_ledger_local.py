@@ -11,7 +11,8 @@ import pytest
 from konsil.core.rules import Announce, Genesis, MemberRecord, state_digest
 from konsil.identity.ledger_key import LedgerKey
 from konsil.identity.ledger_key import verify as check
-from konsil.ledger.local import LocalLedger, verify
+from konsil.ledger.local import LocalLedger
+from konsil.ledger.verify import verify
 
 pytestmark = pytest.mark.real
 

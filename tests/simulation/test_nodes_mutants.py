@@ -56,7 +56,7 @@ MUTANTS = {
         "",
     ),
     "the ledger's journal waits for the disk now and then only": (
-        "konsil.ledger.local.journal",
+        "konsil.ledger.journal",
         "PRAGMA synchronous=FULL",
         "PRAGMA synchronous=NORMAL",
     ),

@@ -24,7 +24,7 @@ def ledger() -> None:
 @click.argument("round_number", metavar="[ROUND]", type=int, required=False)
 def show(site: Site, study: str | None, round_number: int | None) -> None:
     """The history in sentences: who did what, and when. Of all, of one study, or of one round."""
-    from konsil.ledger.local.verify import read_calls  # noqa: PLC0415 - SQLite; `--help` is faster without
+    from konsil.ledger.verify import read_calls  # noqa: PLC0415 - SQLite; `--help` is faster without
 
     genesis, path = _history(site)
     shown = (
@@ -51,7 +51,7 @@ def show(site: Site, study: str | None, round_number: int | None) -> None:
 def verify(site: Site) -> None:
     """Recompute the whole history from the genesis: links, signatures, rules, states. Changes nothing."""
     from konsil.identity.ledger_key import verify as check  # noqa: PLC0415 - cryptography; as above
-    from konsil.ledger.local.verify import verify as recompute  # noqa: PLC0415 - as above
+    from konsil.ledger.verify import verify as recompute  # noqa: PLC0415 - as above
 
     genesis, path = _history(site)
     found = recompute(genesis, path, check)
@@ -83,7 +83,7 @@ def _history(site: Site) -> tuple[Any, Any]:
 
 def _verified_state(site: Site) -> State:
     from konsil.identity.ledger_key import verify as check  # noqa: PLC0415 - cryptography; as above
-    from konsil.ledger.local.verify import verify as recompute  # noqa: PLC0415 - as above
+    from konsil.ledger.verify import verify as recompute  # noqa: PLC0415 - as above
 
     return recompute(*_history(site), check).state
 

@@ -47,7 +47,7 @@ from konsil.evaluation.processes import (
 )
 from konsil.evaluation.progress import Plan, Progress
 from konsil.evaluation.result import HospitalResult, LedgerEvent, MemberTraffic, StudyResult
-from konsil.ledger.local.verify import read_calls
+from konsil.ledger.verify import read_calls
 from konsil.node.config import read_config
 from konsil.node.genesis import read_genesis
 from konsil.wall.frames import raised

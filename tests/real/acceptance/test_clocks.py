@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from konsil.core.rules import Alive
-from konsil.ledger.local.verify import read_calls
+from konsil.ledger.verify import read_calls
 from konsil.node.config import read_config
 from konsil.node.genesis import read_genesis
 

@@ -22,8 +22,8 @@ from konsil.core.rules import genesis_digest
 from konsil.core.wall import MemberProgress, StudyStatus
 from konsil.errors import PeerUnreachable
 from konsil.identity.ledger_key import LedgerKey, verify
+from konsil.ledger.history import sign_call
 from konsil.ledger.local import LocalLedger
-from konsil.ledger.local.history import sign_call
 from konsil.node.config import read_config
 from konsil.node.control import Control
 from konsil.node.directory import Cards, Directory

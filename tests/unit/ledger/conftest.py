@@ -18,8 +18,8 @@ from konsil.core.rules import (
     initial_state,
 )
 from konsil.identity.ledger_key import LedgerKey, verify
+from konsil.ledger.history import put_on, sign_call
 from konsil.ledger.local import FollowerLedger, LocalLedger
-from konsil.ledger.local.history import put_on, sign_call
 
 START_S = 1_700_000_000
 

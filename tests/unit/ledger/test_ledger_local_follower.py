@@ -16,8 +16,8 @@ from konsil.core.rules import (
     state_digest,
 )
 from konsil.errors import FrameError, LedgerError, LedgerUnreachable, PeerUnreachable, Refused
-from konsil.ledger.local import verify
-from konsil.ledger.local.journal import Journal
+from konsil.ledger.journal import Journal
+from konsil.ledger.verify import verify
 
 
 class Line:
@@ -203,7 +203,7 @@ async def test_a_nudge_ends_the_wait_for_the_operator(tmp_path, world, monkeypat
 
 
 async def test_a_late_follower_catches_up_in_bounded_pieces(tmp_path, world, monkeypatch):
-    monkeypatch.setattr("konsil.ledger.local.replica.MAX_ENTRIES_BYTES", 4096)
+    monkeypatch.setattr("konsil.ledger.replica.MAX_ENTRIES_BYTES", 4096)
     async with await world.operator(tmp_path / "o.db") as operator:
         await asyncio.gather(*(operator.submit(world.announcement(number)) for number in range(60)))
         line = Line(operator)

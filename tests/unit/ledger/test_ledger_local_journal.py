@@ -7,7 +7,7 @@ import pytest
 
 from konsil.core.rules import entry_digest
 from konsil.errors import ConfigError, JournalCorrupt, LedgerError, NodeBusy
-from konsil.ledger.local.journal import Journal
+from konsil.ledger.journal import Journal
 
 
 def _filled(path, world, count=5):

@@ -14,8 +14,9 @@ from konsil.core.rules import (
     state_digest,
 )
 from konsil.errors import ConfigError, FrameError, IdentityError, JournalCorrupt, LedgerError, Refused
-from konsil.ledger.local import LocalLedger, budget, verify
-from konsil.ledger.local.journal import Journal
+from konsil.ledger.journal import Journal
+from konsil.ledger.local import LocalLedger, budget
+from konsil.ledger.verify import verify
 
 
 async def test_a_submitted_call_stands_in_the_state_and_on_disk(tmp_path, world):

@@ -5,6 +5,5 @@ Every other member follows: it replays each entry before it believes it, and kee
 
 from konsil.ledger.local.follower import FollowerLedger, Remote
 from konsil.ledger.local.operator import LocalLedger
-from konsil.ledger.local.verify import Verified, verify
 
-__all__ = ["FollowerLedger", "LocalLedger", "Remote", "Verified", "verify"]
+__all__ = ["FollowerLedger", "LocalLedger", "Remote"]

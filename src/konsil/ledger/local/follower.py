@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol, Self
 
 from konsil.core.rules import Call, Entry, Genesis, State, decode_signed
 from konsil.errors import KonsilError, LedgerError, LedgerUnreachable, Refused, TransportError
-from konsil.ledger.local.history import Key, Verify, next_sequence, sign_call
+from konsil.ledger.history import Key, Verify, next_sequence, sign_call
 from konsil.ledger.local.operator import describe
-from konsil.ledger.local.replica import Bad, Replica, check_and_write
+from konsil.ledger.replica import Bad, Replica, check_and_write
 
 SUBMIT_S = 30.0
 """How long a call may take, other calls before it and reconnecting to the operator included."""

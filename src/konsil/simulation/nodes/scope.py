@@ -13,7 +13,7 @@ import structlog
 
 from konsil import files
 from konsil.core import digest
-from konsil.ledger.local import replica
+from konsil.ledger import replica
 from konsil.node import bench
 
 P = ParamSpec("P")

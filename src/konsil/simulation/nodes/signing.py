@@ -8,7 +8,7 @@ _KEY, _SIGNATURE = "konsil simulation: key", "konsil simulation: signature"
 
 
 class FastKey:
-    """A member's key; see ``konsil.ledger.local.history.Key``."""
+    """A member's key; see ``konsil.ledger.history.Key``."""
 
     def __init__(self, name: str) -> None:
         """The same for the same name."""

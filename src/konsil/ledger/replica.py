@@ -21,8 +21,8 @@ from konsil.core.rules import (
     genesis_digest,
 )
 from konsil.errors import KonsilError, LedgerError
-from konsil.ledger.local.history import Verify, follow_on, replay
-from konsil.ledger.local.journal import Journal
+from konsil.ledger.history import Verify, follow_on, replay
+from konsil.ledger.journal import Journal
 
 RECENT_ENTRIES = 1024
 """Entries kept in memory for peers that follow; who is further behind is served from the journal."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from konsil.core.rules import Entry, Genesis, SignedCall, State, decode_signed, genesis_digest, state_digest
-from konsil.ledger.local.history import Verify, replay_fully
-from konsil.ledger.local.journal import Journal
+from konsil.ledger.history import Verify, replay_fully
+from konsil.ledger.journal import Journal
 
 
 class Verified(NamedTuple):
