@@ -30,9 +30,10 @@ from konsil.errors import ConfigError, DigestMismatch, ParametersError
 from konsil.evaluation import tables
 from konsil.learners.base import learner_for
 from konsil.learners.shared import Shared
-from konsil.node.config import Config, MemberTable, NodeTable, read_config, read_study_file, write_config
+from konsil.node.config import Config, read_config, read_study_file, write_config
 from konsil.node.models import Models
 from konsil.node.rules import read_rule_file
+from konsil.node.tables import MemberTable, NodeTable
 from konsil.node.toml import read_settings_file
 from konsil.session.resume import LocalFile
 from konsil.wall.model_file import bare_header, check_model_file

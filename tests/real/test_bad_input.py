@@ -18,7 +18,8 @@ from konsil.core.rules import Agree, Commit, StudySettings, decode_signed
 from konsil.errors import Refused
 from konsil.identity.authority import Authority
 from konsil.identity.tls import client_context
-from konsil.node.config import IdentityTable, read_config, write_config
+from konsil.node.config import read_config, write_config
+from konsil.node.tables import IdentityTable
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from konsil.files import make_private_folder, write_whole
-from konsil.node.config import Config, MemberTable, NodeTable, read_config
+from konsil.node.config import Config, read_config
 from konsil.node.setup import make_directory
+from konsil.node.tables import MemberTable, NodeTable
 from konsil.simulation.nodes.disk import FULL, Disk
 from konsil.simulation.nodes.system import watched
 

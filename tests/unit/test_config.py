@@ -6,15 +6,8 @@ import pytest
 
 from konsil.core.rules.settings import Plateau
 from konsil.errors import ConfigError
-from konsil.node.config import (
-    Config,
-    IdentityTable,
-    MemberTable,
-    NodeTable,
-    read_config,
-    read_study_file,
-    write_config,
-)
+from konsil.node.config import Config, read_config, read_study_file, write_config
+from konsil.node.tables import IdentityTable, MemberTable, NodeTable
 
 
 def _write(tmp_path: Path, text: str) -> Path:

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from konsil.cli import NOUNS, main
 from konsil.core import messages
 from konsil.core.rules import HANDLERS, StudySettings
-from konsil.node.config import IdentityTable, MemberTable, NodeTable, read_study_file
+from konsil.node.config import read_study_file
+from konsil.node.tables import IdentityTable, MemberTable, NodeTable
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -8,14 +8,8 @@ from konsil.cli.common import Site, in_groups, verb, when
 from konsil.core.rules.calls import Announce
 from konsil.core.wall import AskCall, AskNode, Noted, ToldNode
 from konsil.errors import ConfigError
-from konsil.node.config import (
-    BUILTIN,
-    Config,
-    IdentityTable,
-    MemberTable,
-    NodeTable,
-    check_config,
-)
+from konsil.node.config import Config, check_config
+from konsil.node.tables import BUILTIN, IdentityTable, MemberTable, NodeTable
 
 DEFAULT_LISTEN = "0.0.0.0:7400"
 
@@ -57,6 +51,9 @@ def node() -> None:
     show_default=True,
     help="unix:///... of SPIRE's agent, to use its identities.",
 )
+@click.option(
+    "--witness", is_flag=True, help="It helps to keep the ledger, has a vote, and takes part in no study."
+)
 def init(
     site: Site,
     name: str,
@@ -65,12 +62,13 @@ def init(
     advertise: tuple[str, ...],
     proxy: str,
     workload_api: str,
+    witness: bool,
 ) -> None:
     """Make this member's directory: keys, config, and the public card for the others."""
     listen = "" if listen == "none" else listen
     config = Config(
         site.directory,
-        MemberTable(name, trust_domain or f"{name}.konsil"),
+        MemberTable(name, trust_domain or f"{name}.konsil", witness),
         IdentityTable(workload_api),
         NodeTable(listen, advertise, proxy=proxy),
     )

@@ -28,6 +28,7 @@ from konsil.core.rules.calls import (
     Report,
     Score,
     Tick,
+    Validate,
     Verdict,
     Vote,
 )
@@ -51,7 +52,8 @@ def of_subject(subject: ProposeAdmit | ProposeRemove | ProposeSwarmSettings | Pr
 def _subject(subject: ProposeAdmit | ProposeRemove | ProposeSwarmSettings | ProposeStudySettings) -> str:
     match subject:
         case ProposeAdmit(member=record):
-            return f"admit '{record.name}' ({record.spiffe_id}, card {record.card})"
+            who = f"'{record.name}'" + (" as a witness" if record.witness else "")
+            return f"admit {who} ({record.spiffe_id}, card {record.card})"
         case ProposeRemove(member=name, reason=reason):
             return f"remove '{name}'" + (f": {reason}" if reason else "")
         case ProposeSwarmSettings(settings=settings):
@@ -96,6 +98,9 @@ _SENTENCES: dict[type, Callable[[Any], str]] = {
     ProposeSwarmSettings: _proposes,
     ProposeStudySettings: _proposes,
     Vote: lambda call: f"votes {'yes' if call.yes else 'no'} on proposal {call.proposal}",
+    Validate: lambda call: (
+        "keeps the ledger with the others from now on" if call.on else "no longer helps to keep the ledger"
+    ),
     Announce: lambda call: f"announces its addresses: {', '.join(call.addresses) or 'none, it dials out'}",
     ProposeStudy: lambda call: f"proposes the study '{call.settings.name}'",
     Agree: lambda call: f"agrees to take part in '{call.study}' under settings {short(call.settings)}",

@@ -23,9 +23,10 @@ from konsil.core.rules import Agree, Call, Genesis, State, StudySettings, settin
 from konsil.core.wall import AskCall, AskNode, AskPropose, AskState, FromNode, ToldNode, ToldState, ToNode
 from konsil.core.wall import Failed as FailedWord
 from konsil.errors import NodeError
-from konsil.node.config import NO_PROXY, Config, MemberTable, NodeTable, read_config
+from konsil.node.config import NO_PROXY, Config, read_config
 from konsil.node.genesis import found, keep_card, read_card_file, write_genesis
 from konsil.node.setup import make_directory, write_own_card
+from konsil.node.tables import MemberTable, NodeTable
 from konsil.wall.frames import raised
 from konsil.wall.line import Line
 from konsil.wall.told_state import read_state

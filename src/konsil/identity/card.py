@@ -44,6 +44,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``bundle``: PEM of its trust domain, sorted. ``ledger_key``: Ed25519, hex. ``addresses``: "host:port".
     ``issued_s``: unix time at which ``chain`` (PEM, leaf first) was valid and both keys signed.
+    ``witness``: it helps to keep the ledger and takes part in no study.
     """
 
     version: int
@@ -51,6 +52,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spiffe_id: str
     ledger_key: str
     addresses: tuple[str, ...]
+    witness: bool
     issued_s: int
     bundle: str
     chain: str
@@ -74,6 +76,7 @@ def make_card(
     ledger_key: LedgerKey,
     addresses: Sequence[str] = (),
     *,
+    witness: bool = False,
     now_s: float | None = None,
 ) -> Card:
     """Make and sign a card.
@@ -84,6 +87,7 @@ def make_card(
         bundle: PEM of its trust domain.
         ledger_key: signs its calls.
         addresses: "host:port" where its node listens; empty if it can only dial out.
+        witness: it takes part in no study.
         now_s: unix time; by default this machine's.
 
     Raises:
@@ -96,6 +100,7 @@ def make_card(
         spiffe_id=svid.spiffe_id,
         ledger_key=ledger_key.public,
         addresses=tuple(addresses),
+        witness=witness,
         issued_s=int(time.time() if now_s is None else now_s),
         bundle=canonical_bundle(bundle).decode(),
         chain=svid.chain_pem.decode(),
@@ -190,6 +195,7 @@ def member_record(card: Card) -> MemberRecord:
         bundle=bundle_digest(card.bundle.encode()),
         card=card_digest(card),
         addresses=card.addresses,
+        witness=card.witness,
     )
 
 

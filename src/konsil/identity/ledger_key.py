@@ -61,6 +61,11 @@ class LedgerKey:
             raise _damaged(path, "its two halves do not belong together")
         return cls(_public_hex(key), key)
 
+    @property
+    def seed(self) -> bytes:
+        """The private half, 32 bytes, for an engine that votes with this key."""
+        return self._key.private_bytes_raw()
+
     def sign(self, data: bytes) -> bytes:
         """The signature over some bytes: 64 bytes."""
         return self._key.sign(data)

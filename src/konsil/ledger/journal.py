@@ -30,6 +30,9 @@ CREATE TABLE entries (
 ) STRICT;
 """
 
+_POSITION = "CREATE TABLE IF NOT EXISTS engine (position INTEGER NOT NULL) STRICT"
+"""For engines that keep blocks: the last block whose calls are in the entries. Empty where there is none."""
+
 _PRIVATE = 0o600
 _READ_ROWS = 256
 """Rows that are read at once; an entry has at most 64 KiB, so this bounds a reader's memory at 16 MiB."""
@@ -45,7 +48,8 @@ class Journal:
     """One history on disk. Used by one thread at a time; the file by one process at a time.
 
     ``height`` and ``head`` (the last entry's digest; the genesis digest when there is none) are those of
-    the last entry that is on disk for sure.
+    the last entry that is on disk for sure. ``position``: how far in its own history the engine was that gave
+    the last entries; 0 for an engine without one.
     """
 
     def __init__(self, path: Path, genesis: str, *, read_only: bool = False) -> None:
@@ -66,6 +70,7 @@ class Journal:
         self.genesis = genesis
         self.height = 0
         self.head = genesis
+        self.position = 0
         self._read_only = read_only
         self._broken = ""
         self._lock = -1 if read_only else _lock(path)
@@ -81,8 +86,12 @@ class Journal:
             self._unlock()
             raise
 
-    def append(self, entries: Sequence[Entry]) -> None:
+    def append(self, entries: Sequence[Entry], position: int = 0) -> None:
         """Write entries that follow the last one; on return they are on disk, all of them.
+
+        Args:
+            entries: they may be none.
+            position: how far the engine's own history is with them, where it has one.
 
         Raises:
             LedgerError: the disk is full or failed; none of them was written.
@@ -101,7 +110,7 @@ class Journal:
             head = entry_digest(entry)
             rows.append((entry.height, entry.time_s, entry.signed, entry.previous, entry.state, head))
         try:
-            self._write(rows, head)
+            self._write(rows, head, position)
         except _FAILED as error:
             with contextlib.suppress(sqlite3.Error):
                 self._db.rollback()
@@ -112,6 +121,7 @@ class Journal:
             raise self._cannot_write(str(error) or repr(error)) from error
         self.height += len(rows)
         self.head = head
+        self.position = position or self.position
 
     def read(self, after: int = 0) -> Iterator[Entry]:
         """Entries above a height, in order, as they stand on disk; each one's link is checked.
@@ -119,7 +129,7 @@ class Journal:
         Raises:
             JournalCorrupt: an entry is missing or was changed; the error names its height.
         """
-        height, previous = after, self._digest_at(after)
+        height, previous = after, self.digest_at(after)
         while True:
             try:
                 rows = self._db.execute(
@@ -169,6 +179,10 @@ class Journal:
                 self._db.execute("BEGIN IMMEDIATE")
                 self._db.execute("INSERT INTO meta VALUES (?, 0, ?)", (self.genesis, self.genesis))
                 self._db.commit()
+            if not self._read_only:
+                self._db.execute(_POSITION)
+                position = self._db.execute("SELECT position FROM engine").fetchone()
+                self.position = position[0] if position is not None else 0
             row = self._db.execute("SELECT genesis FROM meta").fetchone()
         except sqlite3.OperationalError as error:
             with contextlib.suppress(sqlite3.Error):
@@ -197,11 +211,16 @@ class Journal:
             raise self._corrupt(
                 self.height, f"the file cannot be read: {str(error) or repr(error)}"
             ) from error
-        self.head = self._digest_at(self.height)
+        self.head = self.digest_at(self.height)
         if (height, head) != (self.height, self.head):
             raise self._corrupt(self.height + 1, f"it and what follows up to entry {height} is missing")
 
-    def _digest_at(self, height: int) -> str:
+    def digest_at(self, height: int) -> str:
+        """The digest of an entry; at 0 that of the genesis.
+
+        Raises:
+            JournalCorrupt: it is missing, or cannot be read.
+        """
         if height == 0:
             return self.genesis
         if height == self.height and self.head:
@@ -214,10 +233,13 @@ class Journal:
             raise self._corrupt(height, "it is missing")
         return str(row[0])
 
-    def _write(self, rows: Sequence[tuple[int, int, bytes, str, str, str]], head: str) -> None:
+    def _write(self, rows: Sequence[tuple[int, int, bytes, str, str, str]], head: str, position: int) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         self._db.executemany(f"INSERT INTO entries ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", rows)  # noqa: S608 - constants only
         self._db.execute("UPDATE meta SET height = ?, head = ?", (self.height + len(rows), head))
+        if position:
+            self._db.execute("DELETE FROM engine")
+            self._db.execute("INSERT INTO engine VALUES (?)", (position,))
         self._db.commit()  # WAL with synchronous=FULL: returns once the log is on disk
 
     def _unlock(self) -> None:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
 from konsil.core.rules.settings import StudySettings
 from konsil.errors import ConfigError
 from konsil.files import BY_UMASK, write_whole
+from konsil.node.tables import BUILTIN, IdentityTable, LedgerTable, MemberTable, NodeTable
 from konsil.node.toml import read_settings_file
 from konsil.transport.proxy import Direct, parse_url
 
 CONFIG_NAME = "node.toml"
-BUILTIN = "builtin"
-"""The word in ``[identity] workload_api`` for the authority that comes with Konsil."""
-
 NO_PROXY = "none"
 """The word in ``[node] proxy`` for peers that are dialled directly, whatever the environment says.
 
@@ -35,47 +33,13 @@ _TRUST_DOMAIN = re.compile(r"[a-z0-9_-]+")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:\[\]/]+):(\d{1,5})")
 
 
-class MemberTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who the member is. ``trust_domain``: the SPIFFE trust domain; "NAME.konsil" when empty."""
-
-    name: str
-    trust_domain: str = ""
-
-
-class IdentityTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the node gets its certificates: "builtin", or the address of a SPIFFE Workload API.
-
-    ``svid_ttl_s``: how long a certificate of the built-in authority is valid, in seconds.
-    """
-
-    workload_api: str = BUILTIN
-    svid_ttl_s: Annotated[int, msgspec.Meta(ge=10, le=30 * 24 * 3600)] = 3600
-
-
-class NodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the node listens ("" for a member that only dials out), and how it writes its log.
-
-    ``max_model_gb``: the largest model of a study that this node takes, in GB (1e9 bytes); 0 for an eighth
-    of the machine's memory. ``advertise``: the addresses at which peers reach it, where they differ from
-    ``listen``. ``proxy``: through which peers are dialled; see ``konsil.node.way_out``.
-    """
-
-    listen: str = ""
-    advertise: tuple[str, ...] = ()
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["console", "json"] = "console"
-    max_model_gb: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
-    proxy: str = ""
-    proxy_password_file: str = ""
-    no_proxy: str = ""
-
-
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``node.toml`` as it is written."""
 
     member: MemberTable
     identity: IdentityTable = IdentityTable()
     node: NodeTable = NodeTable()
+    ledger: LedgerTable = LedgerTable()
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -85,6 +49,7 @@ class Config(msgspec.Struct, frozen=True):
     member: MemberTable
     identity: IdentityTable = IdentityTable()
     node: NodeTable = NodeTable()
+    ledger: LedgerTable = LedgerTable()
 
     @property
     def name(self) -> str:
@@ -125,6 +90,11 @@ class Config(msgspec.Struct, frozen=True):
     def ledger_file(self) -> Path:
         """This member's copy of the ledger's history."""
         return self.directory / "ledger.db"
+
+    @property
+    def engine_dir(self) -> Path:
+        """What the ledger's engine keeps, where it is a program of its own."""
+        return self.directory / "engine"
 
     @property
     def journal_dir(self) -> Path:
@@ -190,7 +160,7 @@ def read_config(directory: Path) -> Config:
     directory = directory.expanduser().absolute()
     file = directory / CONFIG_NAME
     parsed = read_settings_file(file, _File, missing=NO_CONFIG)
-    config = Config(directory, parsed.member, parsed.identity, parsed.node)
+    config = Config(directory, parsed.member, parsed.identity, parsed.node, parsed.ledger)
     check_config(config)
     return config
 
@@ -218,11 +188,19 @@ def write_config(config: Config) -> None:
         "[member]",
         f"name = {_quoted(config.member.name)}",
         f"trust_domain = {_quoted(config.trust_domain)}",
+        "# A witness helps to keep the ledger and takes part in no study; it stands on the card.",
+        f"witness = {_quoted(config.member.witness)}",
         "",
         "[identity]",
         '# "builtin", or the address of a SPIFFE Workload API such as "unix:///run/spire/agent.sock".',
         f"workload_api = {_quoted(config.identity.workload_api)}",
         f"svid_ttl_s = {config.identity.svid_ttl_s}",
+        "",
+        "[ledger]",
+        "# The program, where the swarm's ledger is kept by CometBFT; a path, or a name on PATH.",
+        f"cometbft = {_quoted(config.ledger.cometbft)}",
+        "# The longest way to a peer and back, in milliseconds, for its time-outs; 0 to have it measured.",
+        f"round_trip_ms = {config.ledger.round_trip_ms}",
         "",
         "[node]",
         '# "host:port"; "" for a member that only dials out.',
@@ -377,6 +355,6 @@ def _check_sockets(config: Config) -> None:
         )
 
 
-def _quoted(text: str) -> str:
-    """A text as a TOML basic string; JSON's escapes are a subset of TOML's."""
+def _quoted(text: str | bool) -> str:
+    """A text as a TOML basic string, whose escapes JSON's are a subset of; true or false alike."""
     return msgspec.json.encode(text).decode()

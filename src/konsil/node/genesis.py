@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -16,24 +17,30 @@ MAX_GENESIS_BYTES = 1024 * 1024
 """A record has a few hundred bytes; this is room for a thousand members."""
 
 
-def found(swarm: str, cards: Sequence[Card], operator: str = "") -> Genesis:
-    """The genesis of a swarm on the local engine: the same for the same cards, in whatever order.
+Engine = Literal["local", "cometbft", "ethereum"]
+
+
+def found(swarm: str, cards: Sequence[Card], operator: str = "", engine: Engine = "local") -> Genesis:
+    """The genesis of a swarm: the same for the same cards, in whatever order.
 
     Its time is that of the newest card, so that nobody's clock at the moment of founding matters.
 
     Args:
         swarm: the swarm's name.
         cards: of all founding members, checked.
-        operator: the member whose node serves the ledger; by default the first, in name order, that has
-            an address.
+        operator: the member whose node serves a local ledger; by default the first, in name order, that
+            has an address.
+        engine: what keeps the ledger.
 
     Raises:
-        ConfigError: fewer than two members, two cards with one name, identity or key, or an operator that
-            is not among them or that nobody can reach.
+        ConfigError: fewer than two members that train, two cards with one name, identity or key, an operator
+            that is not among them or that nobody can reach, or that an engine does not have.
     """
     records = sorted((member_record(card) for card in cards), key=lambda record: record.name)
-    if len(records) < 2:  # noqa: PLR2004 - a swarm of one learns alone
-        raise _cannot("a swarm needs the cards of two members or more", "Give every founding member's card.")
+    if sum(not record.witness for record in records) < 2:  # noqa: PLR2004 - a swarm of one learns alone
+        raise _cannot(
+            "a swarm needs the cards of two members or more that train", "Give every founding member's card."
+        )
     for field in ("name", "spiffe_id", "ledger_key"):
         values = [getattr(record, field) for record in records]
         twice = next((value for value in values if values.count(value) > 1), None)
@@ -42,21 +49,31 @@ def found(swarm: str, cards: Sequence[Card], operator: str = "") -> Genesis:
                 f"two cards have the same {field}, {twice}", "Give each member's card once, its newest."
             )
     reachable = [record.name for record in records if record.addresses]
-    operator = operator or (reachable[0] if reachable else "")
-    if operator not in reachable:
-        why = (
-            f"'{operator}', the operator, is not among the members that have an address"
-            if operator
-            else ("no member has an address at which the others could reach it")
+    if not reachable:
+        raise _cannot(
+            "no member has an address at which the others could reach it",
+            "Give one member an address: `konsil node init --advertise`.",
         )
-        raise _cannot(why, "Name as --operator a member whose card has an address.")
     return Genesis(
         swarm=swarm,
-        engine="local",
-        operator=operator,
+        engine=engine,
+        operator=_operator(operator, engine, reachable),
         created_s=max(card.issued_s for card in cards),
         members=tuple(records),
     )
+
+
+def _operator(named: str, engine: Engine, reachable: Sequence[str]) -> str:
+    if engine != "local":
+        if named:
+            raise _cannot(f"a ledger kept by {engine} has no operator", "Leave --operator out.")
+        return ""
+    if named and named not in reachable:
+        raise _cannot(
+            f"'{named}', the operator, is not among the members that have an address",
+            "Name as --operator a member whose card has an address.",
+        )
+    return named or reachable[0]
 
 
 def write_genesis(genesis: Genesis, path: Path) -> None:

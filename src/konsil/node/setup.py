@@ -63,7 +63,9 @@ def write_own_card(config: Config) -> tuple[Path, str]:
         svid, bundle = authority.issue(ttl_s=config.identity.svid_ttl_s), authority.bundle
     else:
         svid, bundle = asyncio.run(_from_workload_api(config.workload_api))
-    card = make_card(config.name, svid, bundle, LedgerKey.load(config.ledger_key_file), config.addresses)
+    key = LedgerKey.load(config.ledger_key_file)
+    witness = config.member.witness
+    card = make_card(config.name, svid, bundle, key, config.addresses, witness=witness)
     write_card(card, config.card_file)
     return config.card_file, card_digest(card)
 

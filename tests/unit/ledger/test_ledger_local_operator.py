@@ -14,8 +14,9 @@ from konsil.core.rules import (
     state_digest,
 )
 from konsil.errors import ConfigError, FrameError, IdentityError, JournalCorrupt, LedgerError, Refused
+from konsil.ledger import budget
 from konsil.ledger.journal import Journal
-from konsil.ledger.local import LocalLedger, budget
+from konsil.ledger.local import LocalLedger
 from konsil.ledger.verify import verify
 
 

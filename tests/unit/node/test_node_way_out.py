@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from konsil.errors import ConfigError
-from konsil.node.config import Config, MemberTable, NodeTable, check_config, read_config, write_config
+from konsil.node.config import Config, check_config, read_config, write_config
+from konsil.node.tables import MemberTable, NodeTable
 from konsil.node.way_out import way_out
 
 SETTING = "http://proxy.hospital:3128"

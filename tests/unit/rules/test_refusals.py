@@ -29,9 +29,11 @@ from konsil.core.rules import (
     Score,
     SwarmSettings,
     Tick,
+    Validate,
     Verdict,
     Vote,
     apply,
+    initial_state,
     settings_digest,
     state_digest,
 )
@@ -71,6 +73,28 @@ def accepted(s):
     return s().start().round()
 
 
+def kept_by_one(s):
+    world = kept_together(s)
+    for name in "bcd":
+        world.do(name, Validate(on=False))
+    return world
+
+
+def kept_together(s):
+    world = s()
+    world.state = initial_state(replace(s.genesis(), engine="cometbft", operator=""))
+    return world
+
+
+def with_witness(s):
+    world = s()
+    founders = s.genesis().members
+    members = (*founders[:3], replace(founders[3], witness=True))
+    world.state = initial_state(replace(s.genesis(), members=members))
+    world.do("a", ProposeStudy(world.settings))
+    return world
+
+
 def ended(s):
     return s(rounds=1).start().round()
 
@@ -103,6 +127,9 @@ def score(**changes):
 STORIES = {
     "not_a_member": lambda s: (s(), "mallory", Tick("aml")),
     "bad_call": lambda s: (accepted(s), "a", score(loss=float("nan"))),
+    "no_validators": lambda s: (s(), "a", Validate(on=True)),
+    "last_validator": lambda s: (kept_by_one(s), "a", Validate(on=False)),
+    "witness": lambda s: (with_witness(s), "d", Agree("aml", settings_digest(s().settings))),
     "bad_addresses": lambda s: (s(), "a", Announce(("no port",))),
     "bad_member": lambda s: (s(), "a", ProposeAdmit(replace(s.record("e"), spiffe_id="https://e"))),
     "identity_taken": lambda s: (s(), "a", ProposeAdmit(replace(s.record("e"), ledger_key=s.record("b").ledger_key))),

@@ -38,6 +38,7 @@ from konsil.core.rules.calls import (
     Report,
     Score,
     Tick,
+    Validate,
     Verdict,
     Vote,
 )
@@ -55,7 +56,7 @@ from konsil.core.rules.contract import (
 from konsil.core.rules.deal import deal, part_count
 from konsil.core.rules.final import FinalModel, asked_for, best_of_all, choosable, final_round, is_over
 from konsil.core.rules.matrix import MatrixRow, ScoreMatrix, metrics_of, score_matrix
-from konsil.core.rules.members import proposals_at, voters
+from konsil.core.rules.members import proposals_at, trainers, validators, voters
 from konsil.core.rules.pooling import check_pooling
 from konsil.core.rules.reading import readable
 from konsil.core.rules.refusing import SLUG
@@ -146,6 +147,7 @@ __all__ = [
     "StudySettings",
     "SwarmSettings",
     "Tick",
+    "Validate",
     "Verdict",
     "Vote",
     "agreed_start",
@@ -191,6 +193,8 @@ __all__ = [
     "signing_bytes",
     "start_of",
     "state_digest",
+    "trainers",
+    "validators",
     "voters",
     "weights_of",
 ]

@@ -139,7 +139,8 @@ def _check_names(settings: StudySettings, members: Collection[str]) -> None:
     _require(len(set(settings.members)) == len(settings.members), "`members` names a member twice.")
     strangers = sorted(set(settings.members) - set(members))
     _require(
-        not strangers, f"`members` names {', '.join(strangers)[:200]}, not an active member of the swarm."
+        not strangers,
+        f"`members` names {', '.join(strangers)[:200]}, not an active member of the swarm that may train.",
     )
     _require(
         len(settings.local) <= MAX_PATTERNS

@@ -24,6 +24,7 @@ class MemberRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``ledger_key``: Ed25519 public key, 32 bytes as hex. ``bundle`` and ``card``: BLAKE3 digests as hex.
     ``addresses``: "host:port" where its node listens; empty for a member that can only dial out.
+    ``witness``: it helps to keep the ledger and has a vote, and takes part in no study.
     """
 
     name: str
@@ -32,6 +33,7 @@ class MemberRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bundle: str
     card: str
     addresses: tuple[str, ...] = ()
+    witness: bool = False
 
 
 class _Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="call"):
@@ -77,6 +79,15 @@ class Announce(_Call, frozen=True, tag="announce"):
     """A member changes the addresses at which its node listens."""
 
     addresses: tuple[str, ...]
+
+
+class Validate(_Call, frozen=True, tag="validate"):
+    """The caller's node helps to decide on the ledger's blocks from now on (``on``), or no longer does.
+
+    A newcomer says so once its node has the whole history: one that is not there yet would count as failed.
+    """
+
+    on: bool
 
 
 # --- studies -------------------------------------------------------------------------------------
@@ -230,6 +241,6 @@ class Finish(_Call, frozen=True, tag="finish"):
 
 Call = (
     ProposeAdmit | ProposeRemove | ProposeSwarmSettings | ProposeStudySettings | Vote | Announce
-    | ProposeStudy | Agree | Initialise | Enter | Leave
+    | Validate | ProposeStudy | Agree | Initialise | Enter | Leave
     | Commit | Alive | Publish | Accept | Report | Tick | Dispute | Verdict | Score | Finish
 )  # fmt: skip

@@ -31,12 +31,21 @@ from konsil.core.rules.calls import (
     Report,
     Score,
     Tick,
+    Validate,
     Verdict,
     Vote,
 )
 from konsil.core.rules.collecting import alive, commit, tick_collecting
 from konsil.core.rules.disputes import decide, dispute, verdict
-from konsil.core.rules.members import announce, close_votes, propose, vote, why_not_a_record
+from konsil.core.rules.members import (
+    VALIDATED,
+    announce,
+    close_votes,
+    propose,
+    validate,
+    vote,
+    why_not_a_record,
+)
 from konsil.core.rules.merging import accept, publish, report, tick_merging
 from konsil.core.rules.record_digests import record_digest
 from konsil.core.rules.refusing import SLUG, require, running, study_named
@@ -73,6 +82,7 @@ def check_genesis(genesis: Genesis) -> None:
         _found(not twice, f"two members have the same {field}: {', '.join(twice)[:200]}")
     names = [record.name for record in genesis.members]
     _found(names == sorted(names), "its members are not sorted by name")
+    _found(not all(record.witness for record in genesis.members), "all of its members are witnesses")
     if genesis.engine == "local":
         _found(genesis.operator in names, f"its operator '{genesis.operator[:64]}' is not a member")
     else:
@@ -106,7 +116,10 @@ def initial_state(genesis: Genesis) -> State:
         engine=genesis.engine,
         operator=genesis.operator,
         settings=genesis.settings,
-        members={record.name: Member(record=record) for record in genesis.members},
+        members={
+            record.name: Member(record=record, validates=genesis.engine in VALIDATED)
+            for record in genesis.members
+        },
         now_s=genesis.created_s,
     )
 
@@ -167,6 +180,7 @@ HANDLERS: Final[dict[type, Handler]] = {
     ProposeStudySettings: propose,
     Vote: vote,
     Announce: announce,
+    Validate: validate,
     ProposeStudy: propose_study,
     Agree: agree,
     Initialise: initialise,

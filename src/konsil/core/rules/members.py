@@ -21,6 +21,7 @@ from konsil.core.rules.calls import (
     ProposeRemove,
     ProposeStudySettings,
     ProposeSwarmSettings,
+    Validate,
     Vote,
 )
 from konsil.core.rules.refusing import (
@@ -50,9 +51,23 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1
 _PORTS = range(1, 65536)
 
 
+VALIDATED = frozenset({"cometbft"})
+"""Engines in which members' nodes decide together on each block."""
+
+
 def active(state: State) -> tuple[str, ...]:
     """The names of the members that have a vote, sorted."""
     return tuple(sorted(name for name, member in state.members.items() if member.active))
+
+
+def trainers(state: State) -> tuple[str, ...]:
+    """The names of the members that may take part in studies, sorted: all but the witnesses."""
+    return tuple(name for name in active(state) if not state.members[name].record.witness)
+
+
+def validators(state: State) -> tuple[str, ...]:
+    """The names of the members whose nodes decide on the ledger's blocks, sorted."""
+    return tuple(name for name in active(state) if state.members[name].validates)
 
 
 def why_not_a_record(record: MemberRecord) -> str:
@@ -138,6 +153,26 @@ def announce(state: State, caller: str, call: Announce, _now_s: int) -> State:
     member = state.members[caller]
     member = replace(member, record=replace(member.record, addresses=call.addresses))
     return replace(state, members=state.members | {caller: member})
+
+
+def validate(state: State, caller: str, call: Validate, _now_s: int) -> State:
+    """Let the caller's node decide on the ledger's blocks with the others, or no longer."""
+    require(
+        state.engine in VALIDATED,
+        "no_validators",
+        f"Nobody decides on blocks of a ledger that is kept by the {state.engine} engine.",
+    )
+    member = state.members[caller]
+    if member.validates == call.on:
+        return state
+    require(
+        call.on or len(validators(state)) > 1,
+        "last_validator",
+        f"Without '{caller}' nobody would keep this ledger.",
+        do="Let another member's node validate first.",
+    )
+    changed = replace(member, validates=call.on)
+    return replace(state, members=state.members | {caller: changed})
 
 
 def voters(state: State, subject: Subject) -> frozenset[str]:
@@ -268,6 +303,12 @@ def _check_removal(state: State, name: str, reason: str) -> None:
         do="Found a new swarm with another operator, or with an engine that needs none.",
     )
     require(len(active(state)) > 1, "last_member", f"'{name}' is the last member.")
+    require(
+        validators(state) != (name,),
+        "last_validator",
+        f"'{name}' is the only one that keeps this ledger: without it there would be none.",
+        do="Let another member's node validate first.",
+    )
 
 
 def _check_change(state: State, proposer: str, subject: ProposeStudySettings) -> None:
@@ -286,7 +327,7 @@ def _check_change(state: State, proposer: str, subject: ProposeStudySettings) ->
 
 def _possible(state: State, named: Collection[str]) -> frozenset[str]:
     """Members for the check of a change: a removed one may stay named, since the list cannot be changed."""
-    return frozenset(active(state)) | frozenset(named)
+    return frozenset(trainers(state)) | frozenset(named)
 
 
 # --- removal -------------------------------------------------------------------------------------
@@ -298,7 +339,7 @@ def _remove(state: State, name: str, now_s: int) -> State:
         for key, study in state.studies.items()
         if name in study.participants and study.phase in {"proposed", "running"}
     }
-    member = replace(state.members[name], active=False)
+    member = replace(state.members[name], active=False, validates=False)
     return replace(state, members=state.members | {name: member}, studies=state.studies | studies)
 
 

@@ -41,11 +41,14 @@ class Genesis(_Value, frozen=True):
 
 
 class Member(_Value, frozen=True):
-    """A member as the contract knows it. ``sequence``: of its last call. ``active``: False once removed."""
+    """A member as the contract knows it. ``sequence``: of its last call. ``active``: False once removed.
+    ``validates``: its node is one of those that decide on the ledger's blocks, where an engine has such.
+    """
 
     record: MemberRecord
     sequence: int = 0
     active: bool = True
+    validates: bool = False
 
 
 class Proposal(_Value, frozen=True):

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from konsil.core.rules.agreement import check_study_settings, settings_digest
 from konsil.core.rules.calls import Agree, Enter, Finish, Initialise, Leave, ProposeStudy
-from konsil.core.rules.members import active
+from konsil.core.rules.members import trainers
 from konsil.core.rules.refusing import (
     not_over,
     participant_of,
@@ -41,7 +41,8 @@ def propose_study(state: State, caller: str, call: ProposeStudy, now_s: int) -> 
     """Put a study before the members; the proposer is its first participant."""
     settings = call.settings
     with refusing_settings():
-        check_study_settings(settings, active(state))
+        check_study_settings(settings, trainers(state))
+    _require_no_witness(state, caller, settings.name)
     require(
         settings.name not in state.studies,
         "name_taken",
@@ -80,9 +81,19 @@ def _require_invited(caller: str, invited: tuple[str, ...], name: str) -> None:
     )
 
 
+def _require_no_witness(state: State, caller: str, name: str) -> None:
+    require(
+        not state.members[caller].record.witness,
+        "witness",
+        f"'{caller}' is a witness of this swarm: it helps to keep the ledger, and takes no part in '{name}'.",
+        do="To train, be admitted anew with a card that is no witness's.",
+    )
+
+
 def agree(state: State, caller: str, call: Agree, _now_s: int) -> State:
     """Make the caller a participant; of a running study, too."""
     study = not_over(study_named(state, call.study))
+    _require_no_witness(state, caller, call.study)
     _require_invited(caller, study.settings.members, call.study)
     require(
         call.settings == study.settings_digest,

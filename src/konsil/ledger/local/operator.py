@@ -11,8 +11,8 @@ from typing import NamedTuple, Self
 from konsil.core.messages import MAX_ENTRIES_BYTES
 from konsil.core.rules import Call, Entry, Genesis, State, decode_signed, entry_digest
 from konsil.errors import ConfigError, KonsilError, LedgerError
+from konsil.ledger.budget import Budgets
 from konsil.ledger.history import Key, Verify, next_sequence, put_on, sign_call
-from konsil.ledger.local.budget import Budgets
 from konsil.ledger.replica import Replica, closed
 
 MAX_PENDING = 4096

@@ -1,0 +1,111 @@
+"""Which engines of other members this member's engine is connected to, and dialling those that it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import structlog
+
+from konsil.core.rules import State
+from konsil.errors import LedgerUnreachable
+from konsil.ledger.cometbft.application import key_address
+from konsil.ledger.cometbft.rpc import Rpc
+
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 10.0
+"""Between two attempts to connect the same engines while nothing new is heard: doubled up to the longest."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Mesh(Protocol):
+    """How an engine reaches the others: through ports of its own machine, which its node leads to them."""
+
+    def take_at(self, port: int) -> None:
+        """Lead what comes from peers' engines to this port of the loopback interface."""
+        ...
+
+    def ports(self) -> Mapping[str, int]:
+        """Member -> the loopback port that leads to its engine; those that can be reached now."""
+        ...
+
+    async def changed(self) -> None:
+        """Wait until a member can be reached that could not be, or a line to an engine has ended."""
+        ...
+
+
+class Peering:
+    """Keeps CometBFT connected with every member's that can be reached."""
+
+    def __init__(self, rpc: Rpc, mesh: Mesh) -> None:
+        """Nothing is dialled until ``start``."""
+        self._rpc = rpc
+        self._mesh = mesh
+        self._again = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.state: State | None = None
+        self.connected: tuple[str, ...] = ()
+
+    def start(self) -> None:
+        """Dial, and again whenever something has changed."""
+        self._task = asyncio.create_task(self._keep(), name="konsil-engine-peers")
+
+    def look(self, state: State) -> None:
+        """The members may have changed, or the engine has just been started."""
+        self.state = state
+        self._again.set()
+
+    async def close(self) -> None:
+        """Dial no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    async def _keep(self) -> None:
+        wait_s = FIRST_WAIT_S
+        while True:
+            self._again.clear()
+            whole = False
+            with contextlib.suppress(LedgerUnreachable):  # it is just starting
+                whole = await self._dial()
+            heard = await self._news(None if whole else wait_s)
+            wait_s = FIRST_WAIT_S if heard else min(2 * wait_s, LONGEST_WAIT_S)
+
+    async def _news(self, timeout_s: float | None) -> bool:
+        """Wait for a reason to look again; whether there was one before the time was up."""
+        waiting = {
+            asyncio.ensure_future(self._again.wait()),
+            asyncio.ensure_future(self._mesh.changed()),
+        }
+        try:
+            done, _ = await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waiting:
+                one.cancel()
+            await asyncio.wait(waiting)
+        return bool(done)
+
+    async def _dial(self) -> bool:
+        """Dial the engines that are missing; whether none is."""
+        if self.state is None:
+            return True
+        told = await self._rpc.ask("net_info")
+        here = {peer["node_info"]["id"] for peer in told["peers"] or ()}
+        ids = {
+            name: key_address(member.record.ledger_key).hex()
+            for name, member in self.state.members.items()
+            if member.active
+        }
+        self.connected = tuple(sorted(name for name, node in ids.items() if node in here))
+        missing = [
+            f"{ids[name]}@127.0.0.1:{port}"
+            for name, port in sorted(self._mesh.ports().items())
+            if name in ids and ids[name] not in here
+        ]
+        if missing:
+            _log.debug("dialling other members' engines", peers=len(missing))
+            await self._rpc.ask("dial_peers", peers=missing, persistent=True, private=True)
+        return not missing
