@@ -168,7 +168,7 @@ class Tunnels:
             try:
                 stream = await self._open(peer, OpenTunnel(tunnel), OPEN_S)
             except KonsilError as error:
-                self._note(peer, str(error))
+                self._note(peer, error.what)
                 return
             undo.callback(stream.abort, "The ledger's engine has closed its connection.")
             reader, writer = await asyncio.open_connection(sock=sock, limit=READ_BYTES)
@@ -187,7 +187,10 @@ class Tunnels:
         """Keep why there is no tunnel. The engine dials again and again: the log is told what is new."""
         if self._problems.get(peer, "") != problem:
             self._problems[peer] = problem
-            _log.info("a tunnel was opened" if not problem else "no tunnel", peer=peer, why=problem)
+            if problem:
+                _log.info("no tunnel to a peer's ledger engine", peer=peer, why=problem)
+            else:
+                _log.info("a tunnel to a peer's ledger engine is open", peer=peer)
 
     # --- from a peer to the own engine -------------------------------------------------------------
 
@@ -250,9 +253,7 @@ class Tunnels:
 
 def no_engine(me: str, why: str) -> PeerRefused:
     """What a peer's engine cannot be let through to."""
-    return PeerRefused(
-        "no_engine", f"'{me}' {why}.", safe="Nothing was sent.", do="It is tried again by itself."
-    )
+    return PeerRefused("no_engine", f"'{me}' {why}.", safe="Nothing was sent.")
 
 
 class _Door:

@@ -122,7 +122,7 @@ class End:
 
     def reset(self, stream: int, reason: str) -> None:  # noqa: ARG002
         """Send that it is over."""
-        self.send(lambda: self._other.stream.end(reset(self.near, reason.encode())))
+        self.send(lambda: self._other.was_reset(reason.encode()))
 
     def over(self, stream: int) -> None:
         """Nothing more comes, and nothing more is sent."""
@@ -136,6 +136,10 @@ class End:
         """The end arrives."""
         if not self.stream.over:
             self.stream.peer_finished()
+
+    def was_reset(self, reason: bytes) -> None:
+        """The other side's last word arrives."""
+        self.stream.end(reset(self.far, reason, refused=not self.stream.accepted))
 
     def take(self, data: memoryview) -> None:
         """Bytes arrive."""

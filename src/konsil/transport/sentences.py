@@ -96,16 +96,12 @@ def given_up(why: str) -> PeerUnreachable:
     return PeerUnreachable(why, safe="The connection goes on.")
 
 
-def reset(peer: str, reason: bytes) -> PeerRefused:
+def reset(peer: str, reason: bytes, *, refused: bool) -> PeerRefused:
     """Why a stream ends that the peer refused or gave up, in the peer's words."""
     words = reason.decode("utf-8", "replace")
     shown = "".join(letter if letter.isprintable() else " " for letter in words) or "It gave no reason."
-    return PeerRefused(
-        "stream_ended",
-        f"The peer '{peer}' ended a stream: {shown}",
-        safe="The connection goes on.",
-        peer=peer,
-    )
+    code, verb = ("stream_refused", "refused") if refused else ("stream_ended", "ended")
+    return PeerRefused(code, f"The peer '{peer}' {verb} a stream: {shown}", peer=peer)
 
 
 def cut_short(peer: str, reason: KonsilError) -> PeerUnreachable:

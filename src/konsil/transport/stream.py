@@ -57,6 +57,8 @@ class Stream:
     Attributes:
         peer: the member's name.
         number: the stream's number on its connection.
+        accepted: whether the side that did not open it has taken it.
+        reason: why it ended before both sides had finished, if so.
         leaving: set when the connection is made anew, as before its certificate ends. The stream goes on, but
             only for a while: whoever can, opens another one and goes on there.
     """
@@ -65,7 +67,8 @@ class Stream:
         """``opened``: by this side, which must wait for the first credit."""
         self._loop = asyncio.get_running_loop()
         self._carrier = carrier
-        self._accepted = opened
+        self._opened = opened
+        self.accepted = False
         self._credit = 0
         self._room = STREAM_WINDOW_BYTES if opened else 0
         self._unread: deque[bytearray] = deque()
@@ -90,8 +93,8 @@ class Stream:
 
     def accept(self) -> None:
         """Take a stream that the peer has opened; reading and writing does so, too."""
-        if not self._accepted and self.reason is None:
-            self._accepted = True
+        if not self.accepted and not self._opened and self.reason is None:
+            self.accepted = True
             self._credit = self._room = STREAM_WINDOW_BYTES
             self._carrier.credit(self.number, STREAM_WINDOW_BYTES)
 
@@ -175,7 +178,7 @@ class Stream:
             PeerRefused: it does not; the error has its reason.
             PeerUnreachable: the connection ended.
         """
-        while not self._credit:
+        while not self.accepted:
             if self.reason is not None:
                 raise self.reason
             await self._until_writable()
@@ -214,6 +217,7 @@ class Stream:
         """
         if self._credit + count > STREAM_WINDOW_BYTES:
             raise not_asked("A stream was granted more than its window.")
+        self.accepted = True
         self._credit += count
         _wake(self._writable)
 

@@ -26,7 +26,7 @@ async def serve(handler: StreamHandler, peer: str, message: bytes, stream: Strea
         why = "This node is stopping."
         raise
     except KonsilError as error:
-        why = str(error)
+        why = error.what
     except Exception:  # one stream's failure must not end the others
         log.exception("a stream could not be served", peer=peer)
         why = "An error of this node, see its log."
@@ -218,4 +218,4 @@ class Streams:
         stream = self._find(frame.header)
         if stream is not None:
             self._channel.queue.drop_stream(stream.number)
-            stream.end(reset(self._peer, frame.message))
+            stream.end(reset(self._peer, frame.message, refused=not stream.accepted))
