@@ -21,10 +21,10 @@ from konsil.transport.frames import (
     FrameReader,
     Header,
     Kind,
-    SendQueue,
     encode,
     parse_header,
 )
+from konsil.transport.sending import SendQueue
 
 
 class Answers:

@@ -12,8 +12,9 @@ import msgspec
 
 from konsil.errors import FrameError
 
-PROTOCOL_VERSION = 2
-"""Nodes of different versions refuse each other's greeting. 2: whoever asks for a model names its study."""
+PROTOCOL_VERSION = 3
+"""Nodes of different versions refuse each other's greeting. 2: whoever asks for a model names its study.
+3: streams beside requests."""
 
 MAX_MESSAGE_BYTES = 256 * 1024
 """The largest message: a manifest's leaves and the ledger's entries travel as raw bytes, not here."""
@@ -32,6 +33,9 @@ Stage = Annotated[str, msgspec.Meta(max_length=40, pattern=r"^[ -~]*$")]
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 """From 0 to 1."""
+
+TunnelId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+"""A tunnel's name, drawn by the member that opened it."""
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="say"):
@@ -106,6 +110,20 @@ class GetStatus(_Message, frozen=True, tag="get_status"):
     """Version, clock and what the node is doing. Answer: ``Status``."""
 
 
+# --- streams -------------------------------------------------------------------------------------
+
+
+class OpenTunnel(_Message, frozen=True, tag="open_tunnel"):
+    """What a stream is for: the bytes of a TCP connection of the ledger's engine to the peer's engine.
+
+    ``tunnel``: the opener's name for it. ``goes_on``: it is open already, and goes on in this stream, since
+    the connection that it went over is made anew.
+    """
+
+    tunnel: TunnelId
+    goes_on: bool = False
+
+
 # --- answers -------------------------------------------------------------------------------------
 
 
@@ -152,11 +170,12 @@ Answer = Hello | Bytes | Done | Accepted | Status | Failure
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+_openings: msgspec.msgpack.Decoder[OpenTunnel] = msgspec.msgpack.Decoder(OpenTunnel)
 
 T = TypeVar("T")
 
 
-def encode(message: Request | Answer) -> bytes:
+def encode(message: Request | Answer | OpenTunnel) -> bytes:
     """A message as bytes."""
     return _encoder.encode(message)
 
@@ -177,6 +196,15 @@ def decode_answer(data: bytes | memoryview) -> Answer:
         FrameError: too long, or not an answer of this protocol.
     """
     return _decode(_answers, data)
+
+
+def decode_opening(data: bytes | memoryview) -> OpenTunnel:
+    """What a peer opens a stream for.
+
+    Raises:
+        FrameError: too long, or no purpose of this protocol.
+    """
+    return _decode(_openings, data)
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes | memoryview) -> T:

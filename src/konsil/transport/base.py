@@ -1,9 +1,12 @@
-"""What a transport gives a node: requests to peers by name, answers to theirs."""
+"""What a transport gives a node: requests to peers by name, answers to theirs, and streams both ways."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from konsil.transport.stream import Stream, StreamHandler
 
 Buffer = bytes | bytearray | memoryview
 
@@ -100,4 +103,31 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """Close every connection and stop listening."""
+        ...
+
+
+class StreamTransport(Transport, Protocol):
+    """A transport that carries streams beside requests, over the same connections, whoever dialled."""
+
+    async def open_stream(self, peer: str, message: bytes, *, timeout_s: float) -> Stream:
+        """Open a stream and wait until the peer has accepted it.
+
+        Args:
+            peer: the peer's member name.
+            message: what the stream is for; at most 1 KiB.
+            timeout_s: the deadline for that, connecting included.
+
+        Raises:
+            PeerUnreachable: no connection, or it broke, or the deadline passed.
+            PeerRefused: the peer does not accept it, or too many are open; the error has the reason.
+            FrameError: the message is over its limit.
+        """
+        ...
+
+    def serve_streams(self, handler: StreamHandler | None) -> None:
+        """Hand streams that peers open to this from now on; without one they are refused."""
+        ...
+
+    def watch_links(self, told: Callable[[str, bool], None]) -> None:
+        """Call this with a peer's name whenever it is connected, and whenever it is not any more."""
         ...

@@ -16,7 +16,8 @@ from collections.abc import Callable
 import structlog
 
 from konsil.errors import FrameError, KonsilError
-from konsil.transport.frames import Frame, FrameReader, SendQueue
+from konsil.transport.frames import Frame, FrameReader
+from konsil.transport.sending import SendQueue
 from konsil.transport.sentences import ended, gone
 from konsil.transport.sockets import broken, linger
 from konsil.transport.timings import MAX_WAITING_FRAMES

@@ -1,4 +1,4 @@
-"""One connection to a peer: requests and answers both ways over frames, whoever dialled."""
+"""One connection to a peer: requests, answers and streams both ways over frames, whoever dialled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from konsil.transport.frames import (
     Kind,
     encode,
 )
+from konsil.transport.pings import Pings
 from konsil.transport.sentences import gone, handler_failed, lost, not_asked
+from konsil.transport.stream import Stream, StreamHandler
+from konsil.transport.streams import Streams
 from konsil.transport.timings import MAX_IN_FLIGHT, Timings
 from konsil.transport.watch import Watch
 
@@ -40,6 +43,7 @@ class Owner(NamedTuple):
     """
 
     handler: Handler
+    on_stream: StreamHandler
     timings: Timings
     changed: Callable[[Connection], None]
     spawn: Callable[[Coroutine[object, object, None]], asyncio.Task[None]]
@@ -64,15 +68,20 @@ class Connection:
         self._owner = owner
         self._reader = FrameReader(self._sink)
         self._channel = Channel(sock, self._reader, self._on_frame, self._on_end)
+        self._pings = Pings(self._put)
+        self._streams = Streams(
+            peer, self._channel, owner.on_stream, owner.spawn, self._close_if_done, dialled=dialled
+        )
         self._handlers: dict[Kind, Callable[[Frame], None]] = {
             Kind.HELLO: self._on_hello,
             Kind.REQUEST: self._on_request,
             Kind.ANSWER: self._on_answer,
             Kind.DATA: self._on_data,
             Kind.CANCEL: self._on_cancel,
-            Kind.PING: self._on_ping,
-            Kind.PONG: self._on_pong,
+            Kind.PING: self._pings.on_ping,
+            Kind.PONG: self._pings.on_pong,
             Kind.GOAWAY: self._on_goaway,
+            **self._streams.handlers,
         }
         self._asks: dict[int, Ask] = {}
         self._serving: dict[int, asyncio.Task[None]] = {}
@@ -81,15 +90,13 @@ class Connection:
         self._open = False
         self._peer_leaves = False
         self._finishing: asyncio.Task[None] | None = None
-        self._pings: dict[int, tuple[float, asyncio.Future[None]]] = {}
-        self._next_ping = 1
         self._timer: asyncio.TimerHandle | None = None
+        self._cutter: asyncio.TimerHandle | None = None
         self._watch = Watch(owner.timings, expires_s, time.monotonic(), time.time())
         self.peer = peer
         self.instance = ""
         self.dialled = dialled
         self.leaving = False
-        self.rtt_ms = 0.0
         self.reason: KonsilError | None = None
         self.hello: asyncio.Future[bytes] = self._loop.create_future()
 
@@ -104,6 +111,11 @@ class Connection:
     def usable(self) -> bool:
         """Whether a new request may go here."""
         return self._open and not self.leaving and not self._channel.ended
+
+    @property
+    def rtt_ms(self) -> float:
+        """How long the peer's last sign of life took there and back; 0 before the first."""
+        return self._pings.rtt_ms
 
     @property
     def bytes_in(self) -> int:
@@ -128,7 +140,7 @@ class Connection:
         """The peer is who it should be: serve its requests."""
         self._open = True
         self._channel.resume()
-        self._ask_whether_alive()
+        self._pings.ask()
 
     async def refuse(self, why: str) -> None:
         """Tell the peer why not, instead of a Hello, and close."""
@@ -138,12 +150,16 @@ class Connection:
         )
 
     def leave(self, why: str) -> None:
-        """No new requests here, either way; close when those in flight are done."""
+        """Nothing new here, either way; close when what is in flight is done. Streams are cut in the end."""
         if self.leaving or self.ended:
             return
         self.leaving = True
         self.reason = self.reason or gone(why)
         self._put(encode(Kind.GOAWAY, message=_reason(why)))
+        self._streams.leave()
+        self._cutter = self._loop.call_later(
+            self._owner.timings.stream_grace_s, self._streams.cut, "The connection is made anew."
+        )
         self._owner.changed(self)
         self._close_if_done()
 
@@ -196,27 +212,26 @@ class Connection:
         if not self.ended and not self._channel.queue.withdraw(number):
             self._put(encode(Kind.CANCEL, number))
 
+    async def open_stream(self, message: bytes) -> Stream | None:
+        """Open a stream and wait until the peer has accepted it; the deadline is the caller's.
+
+        None if this connection takes no new streams any more: nothing was sent, take another.
+
+        Raises:
+            PeerUnreachable: the connection ended.
+            PeerRefused: the peer does not accept it, or too many are open.
+            FrameError: the message is over its limit.
+        """
+        if not self.usable:
+            return None
+        if self._streams.used_up:
+            self.leave("Every stream number of this connection has been used.")
+            return None
+        return await self._streams.open(message)
+
     async def ping(self, timeout_s: float) -> bool:
         """Whether the peer answers in time."""
-        if self.ended:
-            return False
-        try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.shield(self._ask_whether_alive())
-        except (TimeoutError, KonsilError):
-            return False
-        return not self.ended
-
-    def _ask_whether_alive(self) -> asyncio.Future[None]:
-        if self._pings:
-            # One question at a time; a later one would be answered no sooner.
-            return next(iter(self._pings.values()))[1]
-        number = self._next_ping
-        self._next_ping = number % MAX_REQUEST_ID + 1
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._pings[number] = (time.monotonic(), future)
-        self._put(encode(Kind.PING, number))
-        return future
+        return not self.ended and await self._pings.answered(timeout_s) and not self.ended
 
     # --- frames ----------------------------------------------------------------------------------
 
@@ -226,6 +241,8 @@ class Connection:
             self._channel.kick()
 
     def _sink(self, header: Header) -> memoryview | None:
+        if header.kind is Kind.PIECE:
+            return self._streams.sink(header)
         ask = self._asks.get(header.request)
         if ask is None:
             self._check_number(header)
@@ -299,17 +316,6 @@ class Connection:
         self._channel.queue.drop_body(number)
         self._close_if_done()
 
-    def _on_ping(self, frame: Frame) -> None:
-        self._put(encode(Kind.PONG, frame.header.request))
-
-    def _on_pong(self, frame: Frame) -> None:
-        sent = self._pings.pop(frame.header.request, None)
-        if sent is not None:
-            since_s, future = sent
-            self.rtt_ms = (time.monotonic() - since_s) * 1e3
-            if not future.done():
-                future.set_result(None)
-
     def _on_goaway(self, frame: Frame) -> None:
         text = frame.message.decode("utf-8", "replace")
         self._peer_leaves = True
@@ -347,8 +353,8 @@ class Connection:
 
     def _close_if_done(self) -> None:
         """Both sides leave, and nothing is in flight either way."""
-        done = self.leaving and self._peer_leaves and not self._asks and not self._serving
-        if done and self._finishing is None and not self.ended:
+        busy = self._asks or self._serving or len(self._streams)
+        if self.leaving and self._peer_leaves and not busy and self._finishing is None and not self.ended:
             self._finishing = self._owner.spawn(self._finish())
 
     async def _finish(self) -> None:
@@ -359,15 +365,15 @@ class Connection:
 
     def _on_end(self, reason: KonsilError) -> None:
         self.reason = reason = self.reason or reason
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._cutter):
+            if timer is not None:
+                timer.cancel()
         fail(self.hello, reason)
         asks, self._asks = list(self._asks.values()), {}
         for ask in asks:
             fail(ask.future, lost(self.peer, reason))
-        for _, future in self._pings.values():
-            fail(future, reason)
-        self._pings.clear()
+        self._pings.end(reason)
+        self._streams.end(reason)
         serving, self._serving = list(self._serving.values()), {}
         for task in serving:
             task.cancel()
@@ -383,7 +389,7 @@ class Connection:
             self._channel.end(gone(verdict.end))
             return
         if verdict.ask and self._open:
-            self._ask_whether_alive()
+            self._pings.ask()
         if verdict.leave:
             self.leave("A certificate of this connection is about to expire; it is made anew.")
         self._timer = self._loop.call_later(verdict.again_s, self._look_after)

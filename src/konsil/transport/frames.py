@@ -1,4 +1,4 @@
-"""The wire format without any I/O: memory to fill goes out, frames come in, and the other way round.
+"""The wire format without any I/O: memory to fill goes out, frames come in.
 
 A frame is a header of 20 bytes and what it announces::
 
@@ -7,17 +7,18 @@ A frame is a header of 20 bytes and what it announces::
     1       1      kind
     2       1      flags
     3       1      zero
-    4       4      request id, big-endian; each side numbers its own requests
+    4       4      request id, big-endian; each side numbers its own requests. Of a stream its number:
+                   odd where the side that dialled has opened it, even where the other one has
     8       4      length of the message that follows
-    12      8      body: for ANSWER the length of the whole body, for DATA of the segment that follows
+    12      8      body: for ANSWER the length of the whole body, for DATA and PIECE of the segment that
+                   follows, for CREDIT how many bytes more of its stream may be sent
 
 A body travels in segments, so that a heartbeat waits for one segment and not for a whole chunk, and
-many answers share one connection fairly.
+many answers share one connection fairly. What is written into a stream travels in pieces that are no larger.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 from struct import Struct
@@ -37,7 +38,13 @@ SEGMENT_BYTES = 16 * RECORD_BYTES - HEADER_BYTES
 
 MAX_HELLO_BYTES = 16 * 1024
 MAX_REASON_BYTES = 4 * 1024
-"""Why a connection is refused or ends, in words."""
+"""Why a connection or a stream is refused or ends, in words."""
+
+MAX_OPENING_BYTES = 1024
+"""What a stream is for."""
+
+STREAM_WINDOW_BYTES = 1024 * 1024
+"""What may be on its way in a stream, or lie unread: 50 MB/s on a line of 20 ms there and back."""
 
 MAX_REQUEST_ID = 0xFFFF_FFFF
 _DISCARD_BYTES = 64 * 1024
@@ -54,6 +61,11 @@ class Kind(IntEnum):
     PING = 6
     PONG = 7
     GOAWAY = 8
+    OPEN = 9
+    PIECE = 10
+    CREDIT = 11
+    FINISH = 12
+    RESET = 13
 
 
 class Flag(IntEnum):
@@ -86,7 +98,16 @@ LIMITS: dict[int, Limit] = {
     Kind.PING: Limit(0, 0, _PLAIN),
     Kind.PONG: Limit(0, 0, _PLAIN),
     Kind.GOAWAY: Limit(MAX_REASON_BYTES, 0, _PLAIN),
+    Kind.OPEN: Limit(MAX_OPENING_BYTES, 0, _PLAIN),
+    Kind.PIECE: Limit(0, SEGMENT_BYTES, _PLAIN),
+    Kind.CREDIT: Limit(0, STREAM_WINDOW_BYTES, _PLAIN),
+    Kind.FINISH: Limit(0, 0, _PLAIN),
+    Kind.RESET: Limit(MAX_REASON_BYTES, 0, _PLAIN),
 }
+
+_NEVER_EMPTY = frozenset({Kind.DATA, Kind.PIECE, Kind.CREDIT})
+_FOLLOWED = frozenset({Kind.DATA, Kind.PIECE})
+"""Kinds whose body stands behind their header."""
 
 
 class Header(NamedTuple):
@@ -100,7 +121,7 @@ class Header(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A whole frame. A DATA frame's segment is in its sink already."""
+    """A whole frame. The segment of a DATA or PIECE frame is in its sink already."""
 
     header: Header
     message: bytes
@@ -142,8 +163,8 @@ def parse_header(data: bytes | bytearray | memoryview) -> Header:
             f"A {Kind(kind).name} frame announces {message_bytes} and {body_bytes} bytes;"
             f" the limit is {limit.message_bytes} and {limit.body_bytes}."
         )
-    if kind == Kind.DATA and not body_bytes:
-        raise _broken("A DATA frame is empty.")
+    if not body_bytes and kind in _NEVER_EMPTY:
+        raise _broken(f"A {Kind(kind).name} frame is empty.")
     return Header(Kind(kind), flags, request, message_bytes, body_bytes)
 
 
@@ -161,8 +182,8 @@ class FrameReader:
     Fill ``room`` from its start, then tell ``filled`` how many bytes there are.
 
     Args:
-        sink: where a DATA frame's segment goes: memory of exactly ``body_bytes``, or None to discard it.
-            May raise FrameError.
+        sink: where the segment of a DATA or PIECE frame goes: memory of exactly ``body_bytes``, or None to
+            discard it. May raise FrameError.
     """
 
     def __init__(self, sink: Callable[[Header], memoryview | None]) -> None:
@@ -209,7 +230,7 @@ class FrameReader:
 
     def _begin(self, header: Header) -> None:
         self._header = header
-        if header.kind is Kind.DATA:
+        if header.kind in _FOLLOWED:
             sink = self._sink(header)
             if sink is None:
                 self._discard_more(header.body_bytes)
@@ -234,103 +255,3 @@ class FrameReader:
         self.frames += 1
         self.room = memoryview(self._head)
         return Frame(header, bytes(message) if message else b"")
-
-
-class _Body:
-    """An answer's body on its way out."""
-
-    __slots__ = ("offset", "request", "view")
-
-    def __init__(self, request: int, view: memoryview) -> None:
-        self.request = request
-        self.view = view
-        self.offset = 0
-
-
-class SendQueue:
-    """What waits to be sent: whole frames first, then a segment of each body in turn."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._frames: deque[tuple[int, bytes]] = deque()
-        self._bodies: deque[_Body] = deque()
-        self._rest: memoryview | None = None
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing waits."""
-        return not self._frames and not self._bodies and self._rest is None
-
-    @property
-    def frames(self) -> int:
-        """How many whole frames wait."""
-        return len(self._frames)
-
-    @property
-    def bodies(self) -> int:
-        """How many bodies are not wholly taken yet."""
-        return len(self._bodies)
-
-    def put(self, frame: bytes, request: int = 0) -> None:
-        """Queue a whole frame; ``request`` lets an own REQUEST be withdrawn."""
-        self._frames.append((request, frame))
-
-    def put_body(self, request: int, view: memoryview) -> None:
-        """Queue a body, after its ANSWER frame. The memory is read when it is sent, never copied whole."""
-        self._bodies.append(_Body(request, view))
-
-    def withdraw(self, request: int) -> bool:
-        """Take back an own REQUEST that has not been taken yet; whether it was still here."""
-        for entry in self._frames:
-            if entry[0] == request:
-                self._frames.remove(entry)
-                return True
-        return False
-
-    def drop_body(self, request: int) -> None:
-        """Send no further segment of a body that nobody waits for."""
-        for body in self._bodies:
-            if body.request == request:
-                self._bodies.remove(body)
-                return
-
-    def clear(self) -> None:
-        """Let go of everything."""
-        self._frames.clear()
-        self._bodies.clear()
-        self._rest = None
-
-    def take(self) -> bytes | memoryview | None:
-        """The next bytes to send, in order; None when nothing waits."""
-        if self._rest is not None:
-            rest, self._rest = self._rest, None
-            return rest
-        if self._frames:
-            return self._take_frames()
-        if self._bodies:
-            return self._take_segment()
-        return None
-
-    def _take_frames(self) -> bytes:
-        """As many whole frames as fit one TLS record, and at least one."""
-        _, first = self._frames.popleft()
-        if not self._frames:
-            return first
-        pieces, total = [first], len(first)
-        while self._frames and total + len(self._frames[0][1]) <= RECORD_BYTES:
-            _, frame = self._frames.popleft()
-            pieces.append(frame)
-            total += len(frame)
-        return b"".join(pieces)
-
-    def _take_segment(self) -> bytes:
-        """A DATA header with the start of its segment: one full TLS record, not a tiny and a full one."""
-        body = self._bodies.popleft()
-        segment = body.view[body.offset : body.offset + SEGMENT_BYTES]
-        body.offset += len(segment)
-        if body.offset < len(body.view):
-            self._bodies.append(body)
-        start = RECORD_BYTES - HEADER_BYTES
-        if len(segment) > start:
-            self._rest = segment[start:]
-        return encode(Kind.DATA, body.request, body_bytes=len(segment)) + bytes(segment[:start])

@@ -20,6 +20,7 @@ class Link:
         address: how to reach and recognise it.
         problem: why there is no connection, or why the last attempt failed.
         wake: set when a connection is needed now, or was lost.
+        told: whether those who watch links were told last that there is one.
         dialler: the task that keeps the connection up, for a peer with addresses.
     """
 
@@ -31,6 +32,7 @@ class Link:
         self.address = address
         self.problem = ""
         self.wake = asyncio.Event()
+        self.told = False
         self.dialler: asyncio.Task[None] | None = None
 
     @property

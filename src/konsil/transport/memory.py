@@ -1,13 +1,13 @@
 """The transport's twin without sockets, for tests and simulations: same interface, same errors.
 
 Links can be cut, slowed, made deaf in one direction, and lost when a node closes; a member without
-addresses can only dial out, as in the directory.
+addresses can only dial out, as in the directory. Streams are in ``memory_streams.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import structlog
@@ -17,7 +17,9 @@ from konsil.errors import FrameError
 from konsil.transport.ask import Ask, flat, writable
 from konsil.transport.base import Handler, PeerAddress, PeerLink, Received, Reply
 from konsil.transport.frames import HEADER_BYTES, Kind, encode
-from konsil.transport.sentences import gone, handler_failed, lost, not_asked, too_late, unknown
+from konsil.transport.memory_streams import MemoryStreams
+from konsil.transport.sentences import gone, handler_failed, lost, no_streams, not_asked, too_late, unknown
+from konsil.transport.stream import Stream, StreamHandler
 from konsil.transport.timings import MAX_IN_FLIGHT
 
 log = structlog.get_logger("konsil.transport")
@@ -36,11 +38,13 @@ class MemoryNetwork:
         self._delays_s: dict[tuple[str, str], float] = {}
         self._trips: dict[Pair, set[asyncio.Future[None]]] = {}
         self._waiting: set[asyncio.Future[None]] = set()
+        self.streams = MemoryStreams(self.lag_s)
 
     def cut(self, one: str, other: str) -> None:
         """Break the link between two members; requests in flight fail at once."""
         self._cut.add(frozenset((one, other)))
         self.break_trips(one, other)
+        self.tell()
 
     def isolate(self, name: str) -> None:
         """Cut a member off from everybody."""
@@ -58,6 +62,10 @@ class MemoryNetwork:
         """Lose what one member sends to another, silently: requests run into their deadline."""
         self._deaf.add((sender, receiver))
 
+    def lag_s(self, sender: str, receiver: str) -> float | None:
+        """How long something takes from one member to another; None if it is lost."""
+        return None if (sender, receiver) in self._deaf else self._delays_s.get((sender, receiver), 0.0)
+
     def delay(self, sender: str, receiver: str, seconds: float) -> None:
         """Let everything from one member to another take so long."""
         self._delays_s[sender, receiver] = seconds
@@ -68,6 +76,7 @@ class MemoryNetwork:
         self._transports[transport.name] = transport
         if before is not None:
             self.break_all(transport.name)
+            self.streams.break_all(transport.name)
         self.tell()
 
     def remove(self, transport: MemoryTransport) -> None:
@@ -75,6 +84,7 @@ class MemoryNetwork:
         if self._transports.get(transport.name) is transport:
             del self._transports[transport.name]
             self.break_all(transport.name)
+            self.streams.break_all(transport.name)
 
     def find(self, one: str, other: str) -> MemoryTransport | None:
         """The other's transport if there is a link: both know each other, one can dial, nothing is cut."""
@@ -112,6 +122,7 @@ class MemoryNetwork:
         for future in self._trips.pop(frozenset((one, other)), set()):
             if not future.done():
                 future.set_result(None)
+        self.streams.break_between(one, other)
 
     def break_all(self, name: str) -> None:
         """Fail what is in flight from and to a member."""
@@ -128,14 +139,16 @@ class MemoryNetwork:
             self._waiting.discard(future)
 
     def tell(self) -> None:
-        """Wake everybody who waits for a link."""
+        """Wake everybody who waits for a link, and tell who watches them."""
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
+        for transport in list(self._transports.values()):
+            transport.look()
 
 
 class MemoryTransport:
-    """One member's end of a ``MemoryNetwork``; see ``base.Transport``.
+    """One member's end of a ``MemoryNetwork``; see ``base.StreamTransport``.
 
     Args:
         name: the member's name.
@@ -150,7 +163,10 @@ class MemoryTransport:
         self._network = network
         self._peers: dict[str, PeerAddress] = {}
         self._slots: dict[str, asyncio.Semaphore] = {}
-        self._tasks: set[asyncio.Task[Reply]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stream_handler: StreamHandler | None = None
+        self._watchers: list[Callable[[str, bool], None]] = []
+        self._linked: set[str] = set()
         self._closed = False
         self._bytes_in = 0
         self._bytes_out = 0
@@ -200,10 +216,7 @@ class MemoryTransport:
         slots = self._slots.setdefault(peer, asyncio.Semaphore(MAX_IN_FLIGHT))
         try:
             async with asyncio.timeout(timeout_s), slots:
-                while (far := self._network.find(self.name, peer)) is None:
-                    await self._network.changed()
-                    if self._closed or peer not in self._peers:
-                        raise unknown(peer, closed=self._closed)
+                far = await self._linked_to(peer)
                 connected = True
                 return await self._exchange(far, message, into, limit_bytes)
         except TimeoutError:
@@ -212,6 +225,59 @@ class MemoryTransport:
         finally:
             if into is not None:
                 into.release()  # whoever keeps the error does not keep the memory
+
+    async def _linked_to(self, peer: str) -> MemoryTransport:
+        while (far := self._network.find(self.name, peer)) is None:
+            await self._network.changed()
+            if self._closed or peer not in self._peers:
+                raise unknown(peer, closed=self._closed)
+        return far
+
+    async def open_stream(self, peer: str, message: bytes, *, timeout_s: float) -> Stream:
+        """Open a stream and wait until the peer has accepted it; see ``base.StreamTransport``.
+
+        Raises:
+            PeerUnreachable: no link, or it broke, or the deadline passed.
+            PeerRefused: the peer does not accept it; the error has its reason.
+            FrameError: the message is over its limit.
+        """
+        if self._closed or peer not in self._peers:
+            raise unknown(peer, closed=self._closed)
+        encode(Kind.OPEN, 1, message)  # for its limits
+        connected = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                far = await self._linked_to(peer)
+                connected = True
+                return await self._network.streams.open(self.name, peer, message, far.take_stream)
+        except TimeoutError:
+            address = self._peers.get(peer, PeerAddress(peer, "", ("",), b""))
+            raise too_late(address, timeout_s, problem="", connected=connected) from None
+
+    def serve_streams(self, handler: StreamHandler | None) -> None:
+        """Hand streams that peers open to this from now on; None refuses them."""
+        self._stream_handler = handler
+
+    def take_stream(self, work: Callable[[StreamHandler], Any]) -> None:
+        """Have a stream served that a peer has opened, as a task that ends with this node."""
+        self.serve(asyncio.get_running_loop().create_task(work(self._on_stream)))
+
+    async def _on_stream(self, peer: str, message: bytes, stream: Stream) -> None:
+        if self._stream_handler is None:
+            raise no_streams(self.name)
+        await self._stream_handler(peer, message, stream)
+
+    def watch_links(self, told: Callable[[str, bool], None]) -> None:
+        """Call this with a peer's name whenever it is linked, and whenever it is not any more."""
+        self._watchers.append(told)
+
+    def look(self) -> None:
+        """See which links have come and gone, and tell who watches them."""
+        before = self._linked
+        self._linked = now = {peer for peer in self._peers if self._network.find(self.name, peer)}
+        for peer in sorted(now ^ before):
+            for told in self._watchers:
+                told(peer, peer in now)
 
     def set_peers(self, peers: Iterable[PeerAddress]) -> None:
         """Take the directory as it is now; what is in flight to removed peers fails."""
@@ -265,8 +331,8 @@ class MemoryTransport:
                 task.exception()  # the asker has been told of the break already
             self._network.arrived(self.name, far.name, trip)
 
-    def serve(self, task: asyncio.Task[Reply]) -> None:
-        """Keep a request's task, to be ended when this node closes."""
+    def serve(self, task: asyncio.Task[Any]) -> None:
+        """Keep a request's or stream's task, to be ended when this node closes."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

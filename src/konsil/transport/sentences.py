@@ -76,6 +76,42 @@ def gone(why: str) -> PeerUnreachable:
     return PeerUnreachable(why, safe="Requests are safe to repeat.")
 
 
+def no_streams(own: str) -> PeerRefused:
+    """What a peer gets that opens a stream where nobody takes any."""
+    return PeerRefused("no_streams", f"'{own}' takes no streams.", do="Compare versions and ledger engines.")
+
+
+def too_many_streams(peer: str, most: int) -> PeerRefused:
+    """What happens to whoever would open one more stream than a peer takes."""
+    return PeerRefused(
+        "too_many_streams",
+        f"{most} streams to '{peer}' are open already.",
+        safe="They go on; nothing was sent.",
+        peer=peer,
+    )
+
+
+def given_up(why: str) -> PeerUnreachable:
+    """Why a stream ends that this side gave up."""
+    return PeerUnreachable(why, safe="The connection goes on.")
+
+
+def reset(peer: str, reason: bytes, *, refused: bool) -> PeerRefused:
+    """Why a stream ends that the peer refused or gave up, in the peer's words."""
+    words = reason.decode("utf-8", "replace")
+    shown = "".join(letter if letter.isprintable() else " " for letter in words) or "It gave no reason."
+    code, verb = ("stream_refused", "refused") if refused else ("stream_ended", "ended")
+    return PeerRefused(code, f"The peer '{peer}' {verb} a stream: {shown}", peer=peer)
+
+
+def cut_short(peer: str, reason: KonsilError) -> PeerUnreachable:
+    """What every stream gets when its connection ends."""
+    return PeerUnreachable(
+        f"The connection to '{peer}' ended, and its streams with it: {reason.what}",
+        do="Open another stream; the connection is made anew by itself.",
+    )
+
+
 def not_asked(what: str) -> FrameError:
     """A peer sends what it may not."""
     return FrameError(

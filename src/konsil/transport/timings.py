@@ -7,6 +7,10 @@ from dataclasses import dataclass
 MAX_IN_FLIGHT = 256
 """Requests of one side that may be open on one connection; further ones wait at the asker."""
 
+MAX_STREAMS = 16
+"""Streams of one side that may be open on one connection. A ledger's engine needs one, and one more while it
+dials anew; what lies unread is at most a window in each."""
+
 MAX_HANDSHAKES = 64
 """Connections that are being accepted; further ones wait in the listening socket's backlog."""
 
@@ -32,6 +36,7 @@ class Timings:
         backoff_wanted_s: the same while a request waits.
         yield_s: what the member with the greater name waits before it dials one that may dial it.
         renew_margin_s: before a certificate expires, for requests in flight to finish elsewhere.
+        stream_grace_s: for streams to be over once their connection is left; then they are cut.
         close_s: for the last bytes to leave when a connection is closed in order.
     """
 
@@ -45,6 +50,7 @@ class Timings:
     backoff_wanted_s: float = 1.0
     yield_s: float = 0.25
     renew_margin_s: float = 60.0
+    stream_grace_s: float = 60.0
     close_s: float = 1.0
 
     def backoff_s(self, failures: int, *, wanted: bool) -> float:

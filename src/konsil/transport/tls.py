@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
 import ssl
 import time
@@ -16,25 +15,24 @@ from konsil.errors import IdentityError, KonsilError, PeerUnreachable
 from konsil.transport.ask import writable
 from konsil.transport.base import Handler, PeerAddress, PeerLink, Received
 from konsil.transport.connection import Connection, Owner
+from konsil.transport.dialler import Dialler
 from konsil.transport.identity import Identity
 from konsil.transport.link import Link
 from konsil.transport.listener import Listener, split_address
-from konsil.transport.sentences import own_expired, too_late, two_nodes, unknown
+from konsil.transport.sentences import no_streams, own_expired, too_late, two_nodes, unknown
 from konsil.transport.sockets import connect, explain, linger, shake_hands, until_readable
+from konsil.transport.stream import Stream, StreamHandler
 from konsil.transport.timings import Timings
 from konsil.transport.tunnel import Dial
-from konsil.transport.turns import Turns
 
 log = structlog.get_logger("konsil.transport")
 
 _REFUSALS_S = 60.0
 """The same refusal again and again is logged this often."""
 
-_jitter = random.SystemRandom()
-
 
 class TlsTransport:
-    """Connections over mutual TLS 1.3; see ``base.Transport`` for what they do.
+    """Connections over mutual TLS 1.3; see ``base.StreamTransport`` for what they do.
 
     Use as ``async with``, or ``await start()`` and ``await close()``.
 
@@ -69,10 +67,12 @@ class TlsTransport:
         self._listen = listen
         self._timings = timings or Timings()
         self._open_line = dial
-        self._owner = Owner(handler, self._timings, self._changed, self._spawn)
+        self._owner = Owner(handler, self._on_stream, self._timings, self._changed, self._spawn)
+        self._dialler = Dialler(name, self._timings, self._dial_one, listens=listen is not None)
+        self._stream_handler: StreamHandler | None = None
+        self._link_watchers: list[Callable[[str, bool], None]] = []
         self._links: dict[str, Link] = {}
         self._listener: Listener | None = None
-        self._turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[Connection] = set()
         self._started = False
@@ -174,6 +174,41 @@ class TlsTransport:
             if into is not None:
                 into.release()  # whoever keeps the error does not keep the memory
 
+    async def open_stream(self, peer: str, message: bytes, *, timeout_s: float) -> Stream:
+        """Open a stream and wait until the peer has accepted it; see ``base.StreamTransport``.
+
+        Raises:
+            PeerUnreachable: no connection, or it broke, or the deadline passed.
+            PeerRefused: the peer does not accept it; the error has its reason.
+            FrameError: the message is over its limit.
+        """
+        link = self._link(peer)
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    connection = link.best() or await link.connected()
+                    stream = await connection.open_stream(message)
+                    if stream is not None:
+                        return stream
+        except TimeoutError:
+            raise too_late(
+                link.address, timeout_s, problem=link.problem, connected=connection is not None
+            ) from None
+
+    def serve_streams(self, handler: StreamHandler | None) -> None:
+        """Hand streams that peers open to this from now on; None refuses them."""
+        self._stream_handler = handler
+
+    async def _on_stream(self, peer: str, message: bytes, stream: Stream) -> None:
+        if self._stream_handler is None:
+            raise no_streams(self._name)
+        await self._stream_handler(peer, message, stream)
+
+    def watch_links(self, told: Callable[[str, bool], None]) -> None:
+        """Call this with a peer's name whenever it is connected, and whenever it is not any more."""
+        self._link_watchers.append(told)
+
     def set_peers(self, peers: Iterable[PeerAddress]) -> None:
         """Take the directory as it is now: connect to new peers, cut off removed ones."""
         wanted = {address.name: address for address in peers if address.name != self._name}
@@ -182,6 +217,7 @@ class TlsTransport:
             if link.dialler is not None:
                 link.dialler.cancel()
             link.cut(f"'{name}' is not in the directory any more.")
+            self._tell(link)
         for name, address in wanted.items():
             if name in self._links:
                 self._readdress(self._links[name], address)
@@ -214,54 +250,7 @@ class TlsTransport:
 
     def _dial_for(self, link: Link) -> None:
         if self._started and not self._closed and link.dialler is None:
-            link.dialler = self._spawn(self._keep_up(link))
-
-    async def _keep_up(self, link: Link) -> None:
-        """Have a connection to this peer as long as it is in the directory."""
-        if self._listen is not None and link.name < self._name and not link.wanted:
-            # It will dial this node at the same moment; a second connection would be made for nothing.
-            await link.rest(self._timings.yield_s)
-        failures = 0
-        while not self._closed:
-            link.wake.clear()
-            if link.best() is not None or not link.address.addresses:
-                failures = 0
-                await link.wake.wait()
-                continue
-            if await self._dial(link):
-                failures = 0
-                continue
-            failures += 1
-            await asyncio.sleep(self._timings.backoff_min_s)  # however many requests call for it
-            backoff_s = self._timings.backoff_s(failures, wanted=link.wanted)
-            await link.rest(backoff_s * _jitter.uniform(0.5, 1.0))
-
-    async def _dial(self, link: Link) -> bool:
-        """Try the peer's addresses in turn; whether there is a connection now."""
-        for address in link.address.addresses:
-            async with self._turns.of(link):
-                if link.best() is None:
-                    await self._try(link, address)
-            if link.best() is not None:
-                return True
-        return False
-
-    async def _try(self, link: Link, address: str) -> None:
-        before = link.problem
-        try:
-            async with asyncio.timeout(self._timings.handshake_s):
-                await self._dial_one(link, address)
-        except TimeoutError:
-            link.problem = f"'{link.name}' did not greet at {address} in {self._timings.handshake_s:g} s."
-        except KonsilError as error:
-            link.problem = str(error)
-        except OSError as error:
-            link.problem = f"No connection to '{link.name}' at {address}: {explain(error)}."
-        except Exception:  # a mistake of ours must not end the attempts for good
-            link.problem = f"No connection to '{link.name}' at {address}: see this node's log."
-            log.exception("dialling failed", peer=link.name, address=address)
-        if link.best() is None and link.problem != before:
-            log.info("a peer cannot be reached", peer=link.name, address=address, problem=link.problem)
+            link.dialler = self._spawn(self._dialler.keep_up(link))
 
     async def _dial_one(self, link: Link, address: str) -> None:
         if self._identity.expires_s <= time.time():
@@ -371,6 +360,7 @@ class TlsTransport:
             connection.greet(self._make_hello())
         connection.open()
         link.adopt(connection)
+        self._tell(link)
         if rival is not None:
             self._spawn(self._choose(link, rival, connection))
 
@@ -392,6 +382,15 @@ class TlsTransport:
         link = self._links.get(connection.peer)
         if link is not None:
             link.drop(connection)
+            self._tell(link)
+
+    def _tell(self, link: Link) -> None:
+        """Say if a link has just come or gone; one that is made anew while the old one lasts has not."""
+        up = bool(link.connections)
+        if up != link.told:
+            link.told = up
+            for told in self._link_watchers:
+                told(link.name, up)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
