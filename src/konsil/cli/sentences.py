@@ -33,7 +33,7 @@ from konsil.core.rules.calls import (
     Vote,
 )
 from konsil.core.rules.settings import StudySettings
-from konsil.core.rules.state import OpenRound, RoundRecord, Study
+from konsil.core.rules.state import Genesis, OpenRound, RoundRecord, Study
 
 SHORT_DIGEST = 12
 """Enough of a digest to tell two apart by eye; `--json` has all of it."""
@@ -42,6 +42,21 @@ SHORT_DIGEST = 12
 def of_call(call: Call) -> str:
     """What a member did, to follow its name: "commits its update for round 3"."""
     return one_line(_SENTENCES[type(call)](call))
+
+
+def of_keepers(genesis: Genesis) -> str:
+    """Who keeps a swarm's ledger, and how many of them may fail."""
+    if genesis.engine == "local":
+        return f"Its ledger is served by '{genesis.operator}'."
+    keepers = len(genesis.members)
+    may_fail = (keepers - 1) // 3
+    lost = (
+        f"{may_fail} of them may fail without harm."
+        if may_fail
+        else "with fewer than four, one that fails halts it. Enrol a witness: a member that keeps the ledger "
+        "and trains nothing (`konsil node init --witness`)."
+    )
+    return f"Its ledger is kept by all {keepers} members together, by {genesis.engine}: {lost}"
 
 
 def of_subject(subject: ProposeAdmit | ProposeRemove | ProposeSwarmSettings | ProposeStudySettings) -> str:

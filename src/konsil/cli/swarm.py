@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import click
 
+from konsil.cli import sentences
 from konsil.cli.common import Site, in_groups, verb, when
-from konsil.cli.sentences import of_subject
 from konsil.core.rules import genesis_digest, proposals_at, voters
 from konsil.core.rules.calls import (
     Call,
@@ -21,6 +22,8 @@ from konsil.core.rules.state import Proposal, State
 from konsil.core.wall import AskAdmit, AskCall, Noted
 from konsil.errors import ConfigError
 from konsil.node.toml import read_settings_file
+
+Engine = Literal["local", "cometbft", "ethereum"]
 
 CARD_FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -36,7 +39,14 @@ def swarm() -> None:
 @click.option(
     "--operator", default="", help="Whose node serves the ledger.  [default: the first with an address]"
 )
-def found(site: Site, name: str, cards: tuple[Path, ...], operator: str) -> None:
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "cometbft"]),
+    default="local",
+    show_default=True,
+    help="What keeps the ledger: one member's node, or all members together by CometBFT.",
+)
+def found(site: Site, name: str, cards: tuple[Path, ...], operator: str, engine: Engine) -> None:
     """Make the swarm's genesis from the cards of all founding members, this member's own included.
 
     Every member does this with the same cards; the digests must be equal.
@@ -52,7 +62,7 @@ def found(site: Site, name: str, cards: tuple[Path, ...], operator: str) -> None
             safe="Nothing was written.",
             do=f"Give {config.card_file} too. Others may only found with the newest card that you sent them.",
         )
-    made = files.found(name, read, operator)
+    made = files.found(name, read, operator, engine)
     for card in read:
         files.keep_card(card, config.cards_dir)
     files.write_genesis(made, config.genesis_file)
@@ -61,11 +71,12 @@ def found(site: Site, name: str, cards: tuple[Path, ...], operator: str) -> None
         {
             "genesis": digest,
             "file": config.genesis_file,
+            "engine": made.engine,
             "operator": made.operator,
             "created_s": made.created_s,
         },
         f"Swarm '{made.swarm}': {', '.join(record.name for record in made.members)}.\n"
-        f"Its ledger is served by '{made.operator}'.\n"
+        f"{sentences.of_keepers(made)}\n"
         f"The genesis: {config.genesis_file}\n"
         f"Its digest:  {in_groups(digest)}\n"
         "Read the digest to the other members over the telephone: it must be the same everywhere.\n"
@@ -79,8 +90,8 @@ def found(site: Site, name: str, cards: tuple[Path, ...], operator: str) -> None
 def enter(site: Site, genesis: Path, cards: tuple[Path, ...]) -> None:
     """Set this member up for a swarm that exists, with the genesis and the cards that a member sent.
 
-    The operator's card is needed; the node fetches the others that are not given. Whether this member is
-    admitted is decided by the others: `konsil swarm propose admit`.
+    The operator's card is needed, or without an operator that of any founder with an address; the node
+    fetches the others. Whether this member is admitted is decided by them: `konsil swarm propose admit`.
     """
     from konsil.identity import card as identities  # noqa: PLC0415 - as in found
     from konsil.node import genesis as files  # noqa: PLC0415 - as in found
@@ -90,9 +101,10 @@ def enter(site: Site, genesis: Path, cards: tuple[Path, ...]) -> None:
     founders = {record.card: record.name for record in made.members}
     read = [(identities.card_digest(card), card) for card in map(files.read_card_file, cards)]
     known = {founders[digest]: card for digest, card in read if digest in founders}
-    if made.operator not in known:
+    if made.operator not in known if made.operator else not any(card.addresses for card in known.values()):
+        who = f"'{made.operator}', who serves the ledger," if made.operator else "a founder with an address"
         raise ConfigError(
-            f"The card of '{made.operator}', who serves the ledger, is not among the cards.",
+            f"The card of {who} is not among the cards.",
             safe="Nothing was written.",
             do="Get the folder cards/ from any member: it lies in its node's directory.",
         )
@@ -102,7 +114,7 @@ def enter(site: Site, genesis: Path, cards: tuple[Path, ...]) -> None:
     digest = genesis_digest(made)
     site.show(
         {"genesis": digest, "file": config.genesis_file, "cards": sorted(known)},
-        f"Swarm '{made.swarm}', its ledger is served by '{made.operator}'.\n"
+        f"Swarm '{made.swarm}'. {sentences.of_keepers(made)}\n"
         f"Its digest:  {in_groups(digest)}\n"
         "Compare the digest with a member over the telephone.\n"
         "Then start the node: konsil node start. It goes in once the members have admitted this one.",
@@ -118,6 +130,8 @@ def members(site: Site) -> None:
     for name, member in sorted(state.members.items()):
         note = "" if member.active else " (removed)"
         note += " (serves the ledger)" if name == state.operator else ""
+        note += " (witness)" if member.record.witness else ""
+        note += " (keeps the ledger)" if member.validates else ""
         where = ", ".join(member.record.addresses) or "dials out only"
         lines.append(f"{name}{note}\n  {member.record.spiffe_id}, {where}\n  card {member.record.card}")
     site.show(state.members, "\n".join(lines))
@@ -200,7 +214,7 @@ def _describe(proposal: Proposal, state: State) -> str:
     yes = sorted(name for name, voted in proposal.votes.items() if voted)
     no = sorted(name for name, voted in proposal.votes.items() if not voted)
     missing = sorted(voters(state, proposal.subject) - proposal.votes.keys())
-    what = of_subject(proposal.subject)
+    what = sentences.of_subject(proposal.subject)
     lines = [
         f"{proposal.number}: {proposal.proposer} proposes to {what} [{proposal.outcome}]",
         f"  yes: {', '.join(yes) or '-'}; no: {', '.join(no) or '-'}",

@@ -17,16 +17,16 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from konsil.core.rules import Agree, Call, Genesis, State, StudySettings, settings_digest
 from konsil.core.wall import AskCall, AskNode, AskPropose, AskState, FromNode, ToldNode, ToldState, ToNode
 from konsil.core.wall import Failed as FailedWord
 from konsil.errors import NodeError
 from konsil.node.config import NO_PROXY, Config, read_config
-from konsil.node.genesis import found, keep_card, read_card_file, write_genesis
+from konsil.node.genesis import Engine, found, keep_card, read_card_file, write_genesis
 from konsil.node.setup import make_directory, write_own_card
-from konsil.node.tables import MemberTable, NodeTable
+from konsil.node.tables import LedgerTable, MemberTable, NodeTable
 from konsil.wall.frames import raised
 from konsil.wall.line import Line
 from konsil.wall.told_state import read_state
@@ -93,6 +93,16 @@ def _no_failure(answer: FromNode) -> FromNode:
     return answer
 
 
+class Kept(NamedTuple):
+    """What keeps a swarm's ledger. ``table``: the members' settings for it, such as where its program is.
+    ``witnesses``: members that take part in no study.
+    """
+
+    engine: Engine = "local"
+    table: LedgerTable = LedgerTable()
+    witnesses: tuple[str, ...] = ()
+
+
 class LoopbackSwarm:
     """Members on 127.0.0.1. Use ``with``: every process that it started has ended afterwards."""
 
@@ -106,16 +116,19 @@ class LoopbackSwarm:
         advertise: Mapping[str, str] | None = None,
         log_level: str = "info",
         environment: Mapping[str, str] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """Make every member's directory under ``root``; start nothing yet.
 
         ``advertise``: for members that peers must dial elsewhere than where they listen, that address.
+        ``kept``: what keeps the ledger; by default one of the members.
         """
         self.root = root
         self.members = tuple(members)
         self.swarm = swarm
         self.log_level = log_level
         self.environment = dict(environment or {})
+        self.kept = kept or Kept()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._held: list[socket.socket] = []
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -139,7 +152,8 @@ class LoopbackSwarm:
         listen = "" if dial_only else f"127.0.0.1:{free_port(self._held)}"
         config = Config(
             self.directory(name),
-            MemberTable(name),
+            MemberTable(name, witness=name in self.kept.witnesses),
+            ledger=self.kept.table,
             node=NodeTable(
                 listen=listen,
                 advertise=(advertise,) if advertise and listen else (),
@@ -153,7 +167,7 @@ class LoopbackSwarm:
 
     def _found(self) -> Genesis:
         cards = [read_card_file(read_config(self.directory(name)).card_file) for name in self.members]
-        genesis = found(self.swarm, cards)
+        genesis = found(self.swarm, cards, engine=self.kept.engine)
         for name in self.members:
             self.give_genesis(name, genesis)
         return genesis
@@ -272,8 +286,8 @@ class LoopbackSwarm:
         """Propose a study at one member and agree to it at all others."""
         proposer = by or self.members[0]
         self.control(proposer).ask(AskPropose(settings), fd)
-        for name in self.members:
-            if name != proposer and (not settings.members or name in settings.members):
+        for name in sorted({*self.members} - {proposer, *self.kept.witnesses}):
+            if not settings.members or name in settings.members:
                 self.wait(name, lambda state: settings.name in state.studies)
                 self.control(name).call(Agree(settings.name, settings_digest(settings)))
 

@@ -14,18 +14,13 @@ from typing import Self
 import structlog
 
 from konsil.core.messages import (
-    MAX_ENTRIES_BYTES,
     PROTOCOL_VERSION,
-    Accepted,
     Hello,
-    LedgerFollow,
-    LedgerSubmit,
     decode_request,
     encode,
 )
 from konsil.core.rules import Genesis, MemberRecord, genesis_digest
 from konsil.errors import (
-    ConfigError,
     FrameError,
     IdentityError,
     LedgerError,
@@ -34,15 +29,16 @@ from konsil.errors import (
 )
 from konsil.files import make_private_folder
 from konsil.identity.authority import Authority
-from konsil.identity.ledger_key import LedgerKey, verify
+from konsil.identity.ledger_key import LedgerKey
 from konsil.identity.source import SvidSource
 from konsil.identity.workload_api import WorkloadApi
-from konsil.ledger.local import FollowerLedger, LocalLedger
-from konsil.ledger.local.steady import SteadyClock
+from konsil.ledger.base import Ledger
+from konsil.ledger.local import LocalLedger
 from konsil.node.config import Config, read_config
 from konsil.node.control import Control
 from konsil.node.credentials import Credentials
 from konsil.node.directory import Cards, Directory
+from konsil.node.engines import open_ledger
 from konsil.node.genesis import read_genesis
 from konsil.node.journal import Journal
 from konsil.node.log import configure_log
@@ -50,7 +46,7 @@ from konsil.node.models import Models
 from konsil.node.peers import Peers
 from konsil.node.process import notify, only_one, writable
 from konsil.node.rules import Rules
-from konsil.node.service import Service, split_entries
+from konsil.node.service import Service
 from konsil.node.site import Site, default_max_model_bytes
 from konsil.node.study import StudyRunner
 from konsil.node.training import Training
@@ -69,43 +65,14 @@ WATCH_S = 60.0
 CARD_RETRY_S = 2.0
 """A member's card that nobody here has yet is asked for again after this."""
 
-ANSWER_S = 15.0
-"""How long a peer may take for a small answer."""
-
 _log = structlog.get_logger(__name__)
-
-
-class OperatorLine:
-    """The operator's ledger, reached over the peer connections."""
-
-    def __init__(self, operator: str, peers: Peers) -> None:
-        """``operator``: the member named in the genesis."""
-        self.operator = operator
-        self.peers = peers
-
-    async def submit(self, signed: bytes) -> int:
-        """Put a signed call on the ledger; its height."""
-        answer, _ = await self.peers.ask(self.operator, LedgerSubmit(signed), timeout_s=ANSWER_S)
-        if not isinstance(answer, Accepted):
-            raise FrameError(f"{self.operator} answered a call with {type(answer).__name__}.")
-        return answer.height
-
-    async def follow(self, after: int, wait_s: float) -> list[bytes]:
-        """Entries above a height."""
-        _, received = await self.peers.ask(
-            self.operator,
-            LedgerFollow(after, wait_s),
-            timeout_s=wait_s + ANSWER_S,
-            limit_bytes=MAX_ENTRIES_BYTES,
-        )
-        return split_entries(received.body)
 
 
 class Node:
     """One member's node. Use ``async with``; ``run`` then serves until it is told to stop."""
 
     transport: Transport
-    ledger: LocalLedger | FollowerLedger
+    ledger: Ledger
 
     def __init__(self, config: Config) -> None:
         """Read what is on disk; nothing is opened yet."""
@@ -156,8 +123,7 @@ class Node:
         service.peers = peers
         self.peers = peers
         self.transport = transport
-        self.ledger = await self._open_ledger(peers)
-        stack.push_async_callback(self.ledger.close)
+        self.ledger = await open_ledger(config, self.genesis, self.key, peers, transport, stack)
         service.ledger = self.ledger
         service.operator = self.ledger if isinstance(self.ledger, LocalLedger) else None
         self._require_own_card()
@@ -192,21 +158,6 @@ class Node:
             listen=self.config.node.listen or None,
             dial=dialling(self.way_out.proxy),
         )
-
-    async def _open_ledger(self, peers: Peers) -> LocalLedger | FollowerLedger:
-        config, genesis = self.config, self.genesis
-        if genesis.engine != "local":
-            raise ConfigError(
-                f"The genesis names the ledger engine {genesis.engine!r}, which this version does not run.",
-                safe="Nothing was started.",
-                do="Found the swarm with the local engine.",
-            )
-        if genesis.operator == config.name:
-            return await LocalLedger.open(
-                config.ledger_file, genesis, self.key, config.name, SteadyClock(), verify
-            )
-        line = OperatorLine(genesis.operator, peers)
-        return await FollowerLedger.open(config.ledger_file, genesis, self.key, config.name, line, verify)
 
     async def _close_runners(self) -> None:
         await asyncio.gather(*(runner.close() for runner in self.runners.values()))

@@ -56,8 +56,8 @@ class Tunnels:
     Args:
         transport: carries the tunnels.
         me: the own member name.
-        on_reachable: told a peer's name whenever a connection to it has come (again), so that the engine may
-            be told to dial at once.
+        on_reachable: told a peer's name whenever a connection to it has come (again) or a tunnel to it has
+            ended, so that the engine may be told to dial.
     """
 
     def __init__(
@@ -241,6 +241,8 @@ class Tunnels:
             await splice.run(another)
         finally:
             del self._splices[key]
+            if splice.peer in self._linked and splice.peer in self._peers:
+                self._tell_reachable(splice.peer)
             self._bytes_in[splice.peer] += splice.bytes_in
             self._bytes_out[splice.peer] += splice.bytes_out
 

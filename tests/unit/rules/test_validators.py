@@ -29,7 +29,8 @@ def together(swarm):
 def admit(world, newcomer):
     world.do("a", ProposeAdmit(newcomer))
     for name in "bc":
-        world.do(name, Vote(len(world.state.proposals), yes=True))
+        if world.state.proposals[-1].outcome == "open":
+            world.do(name, Vote(len(world.state.proposals), yes=True))
 
 
 def test_founding_members_validate_where_the_engine_has_validators(swarm, together):
@@ -54,8 +55,7 @@ def test_a_member_may_stop_validating_and_begin_again(together):
 
 def test_a_removed_member_validates_no_longer_and_not_when_it_comes_back(together):
     together.do("a", ProposeRemove("d"))
-    for name in "bc":
-        together.do(name, Vote(1, yes=True))
+    together.do("b", Vote(1, yes=True))
     assert validators(together.state) == ("a", "b", "c")
     admit(together, together.record("d"))
     assert validators(together.state) == ("a", "b", "c")

@@ -4,5 +4,6 @@ Byzantine-tolerant: less than a third of the members that validate may fail or l
 """
 
 from konsil.ledger.cometbft.ledger import CometbftLedger, Site
+from konsil.ledger.cometbft.timings import timings
 
-__all__ = ["CometbftLedger", "Site"]
+__all__ = ["CometbftLedger", "Site", "timings"]

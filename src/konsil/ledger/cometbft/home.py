@@ -42,6 +42,15 @@ class Home:
         """Whether CometBFT keeps a history here already."""
         return self.blocks.exists()
 
+    def make(self) -> None:
+        """Make the folders.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        for folder in (self.directory, self.directory / "config", self.data):
+            make_private_folder(folder)
+
     def prepare(self, genesis: Genesis, seed: bytes, port: int, timings: Timings) -> None:
         """Write everything that CometBFT reads; what it keeps itself is left as it is.
 
@@ -55,8 +64,7 @@ class Home:
             LedgerError: the disk refuses.
         """
         try:
-            for folder in (self.directory, self.directory / "config", self.data):
-                make_private_folder(folder)
+            self.make()
             own = _own_key(seed)
             self._write("config/config.toml", _toml(self._settings(port, timings)))
             self._write("config/genesis.json", _json(engine_genesis(genesis)))

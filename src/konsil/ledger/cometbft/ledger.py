@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
+import structlog
+
 from konsil.core.messages import MAX_ENTRIES_BYTES
 from konsil.core.rules import Call, Genesis, State, validators
 from konsil.errors import LedgerUnreachable
@@ -32,6 +34,12 @@ OFFER_AGAIN_S = 3.0
 
 FIRST_WAIT_S = 0.1
 """How long an engine that does not answer is left alone; doubled up to the above."""
+
+
+SLOWER = 1.5
+"""By how much the time-outs that the lines ask for must be above the present ones to be worth a restart."""
+
+_log = structlog.get_logger(__name__)
 
 
 class VotingKey(Key, Protocol):
@@ -66,7 +74,8 @@ class CometbftLedger:
         self._home = Home(site.directory)
         self._rpc = Rpc(self._home.rpc_socket)
         self._keeper = Keeper(genesis, replica, replica.verify, name, self._on_block, site.on_misbehaviour)
-        self._peering = Peering(self._rpc, site.mesh)
+        self._peering = Peering(self._rpc, site.mesh, self._fit_timings)
+        self._timings = site.timings()
         self._claims = Claims(name, key)
         self._news = asyncio.Event()
         self._offering: asyncio.Task[None] | None = None
@@ -107,10 +116,11 @@ class CometbftLedger:
     async def _start(self, program: Path, stack: AsyncExitStack) -> None:
         if self._home.has_blocks:
             self._keeper.take_up()
-        self._prepare()
+        self._home.make()
         stack.callback(self._rpc.close)
         await stack.enter_async_context(AbciServer(self._home.abci_socket, self._keeper.answer))
-        self._supervisor = Supervisor(program, self._home.directory, self._has_started)
+        self._supervisor = Supervisor(program, self._home.directory, self._prepare, self._has_started)
+        self._peering.look(self.state)
         stack.push_async_callback(self._supervisor.close)
         self._supervisor.start()
         self._peering.start()
@@ -118,13 +128,21 @@ class CometbftLedger:
 
     def _prepare(self) -> None:
         port = _free_port()
-        self._home.prepare(self._genesis, self._key.seed, port, self._site.timings())
+        self._timings = self._site.timings()
+        self._home.prepare(self._genesis, self._key.seed, port, self._timings)
         self._site.mesh.take_at(port)
 
     def _has_started(self) -> None:
         self._peering.look(self.state)
         self._offer_all = True
         self._news.set()
+
+    def _fit_timings(self) -> None:
+        """Start CometBFT again where the lines turned out to be much slower than its time-outs allow for."""
+        now = self._site.timings()
+        if now.propose > SLOWER * self._timings.propose and self._supervisor is not None:
+            _log.info("the ledger's engine gets longer time-outs", propose_ms=now.propose)
+            self._supervisor.restart()
 
     # --- the interface -----------------------------------------------------------------------------
 

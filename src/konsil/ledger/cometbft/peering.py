@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import structlog
@@ -16,13 +16,17 @@ from konsil.ledger.cometbft.rpc import Rpc
 
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
-"""Between two attempts to connect the same engines while nothing new is heard: doubled up to the longest."""
+"""Between two attempts to connect the same engines: doubled up to the longest."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Mesh(Protocol):
     """How an engine reaches the others: through ports of its own machine, which its node leads to them."""
+
+    def set_members(self, names: Iterable[str]) -> None:
+        """The active members: nobody else's engine is let through."""
+        ...
 
     def take_at(self, port: int) -> None:
         """Lead what comes from peers' engines to this port of the loopback interface."""
@@ -40,8 +44,9 @@ class Mesh(Protocol):
 class Peering:
     """Keeps CometBFT connected with every member's that can be reached."""
 
-    def __init__(self, rpc: Rpc, mesh: Mesh) -> None:
-        """Nothing is dialled until ``start``."""
+    def __init__(self, rpc: Rpc, mesh: Mesh, whole: Callable[[], None]) -> None:
+        """Nothing is dialled until ``start``. ``whole``: called when nobody who can be reached is missing."""
+        self._whole = whole
         self._rpc = rpc
         self._mesh = mesh
         self._again = asyncio.Event()
@@ -56,6 +61,7 @@ class Peering:
     def look(self, state: State) -> None:
         """The members may have changed, or the engine has just been started."""
         self.state = state
+        self._mesh.set_members(name for name, member in state.members.items() if member.active)
         self._again.set()
 
     async def close(self) -> None:
@@ -66,27 +72,34 @@ class Peering:
 
     async def _keep(self) -> None:
         wait_s = FIRST_WAIT_S
+        reachable: frozenset[str] = frozenset()
+        loop = asyncio.get_running_loop()
         while True:
             self._again.clear()
+            dialled_s = loop.time()
             whole = False
             with contextlib.suppress(LedgerUnreachable):  # it is just starting
                 whole = await self._dial()
-            heard = await self._news(None if whole else wait_s)
-            wait_s = FIRST_WAIT_S if heard else min(2 * wait_s, LONGEST_WAIT_S)
+            if whole:
+                self._whole()
+            before, reachable = reachable, frozenset(self._mesh.ports())
+            wait_s = FIRST_WAIT_S if whole or reachable - before else min(2 * wait_s, LONGEST_WAIT_S)
+            await self._news(None if whole else wait_s)
+            # What was just dialled in vain is not dialled again at once, whatever is heard of it.
+            await asyncio.sleep(dialled_s + wait_s - loop.time())
 
-    async def _news(self, timeout_s: float | None) -> bool:
-        """Wait for a reason to look again; whether there was one before the time was up."""
+    async def _news(self, timeout_s: float | None) -> None:
+        """Wait for a reason to look again, or until the time is up."""
         waiting = {
             asyncio.ensure_future(self._again.wait()),
             asyncio.ensure_future(self._mesh.changed()),
         }
         try:
-            done, _ = await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for one in waiting:
                 one.cancel()
             await asyncio.wait(waiting)
-        return bool(done)
 
     async def _dial(self) -> bool:
         """Dial the engines that are missing; whether none is."""

@@ -92,17 +92,22 @@ class Supervisor:
 
     Attributes:
         problem: why it does not run or cannot go on, in a sentence; "" while all is well.
+        last_words: the last line of its log.
         diverged: whether it stopped since its application's state is not what the others have.
     """
 
-    def __init__(self, program: Path, home: Path, started: Callable[[], None]) -> None:
-        """``started``: called each time that a process has been started."""
+    def __init__(
+        self, program: Path, home: Path, prepare: Callable[[], None], started: Callable[[], None]
+    ) -> None:
+        """``prepare``: called before each start, writes what is read there. ``started``: called after it."""
+        self._prepare = prepare
         self._program = program
         self._home = home
         self._started = started
         self._process: asyncio.subprocess.Process | None = None
         self._keeping: asyncio.Task[None] | None = None
-        self._last_words = ""
+        self._at_once = False
+        self.last_words = ""
         self.problem = ""
         self.diverged = False
 
@@ -114,6 +119,12 @@ class Supervisor:
     def process_id(self) -> int | None:
         """Of the running process."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    def restart(self) -> None:
+        """Stop it in order and start it again at once, since its settings have changed."""
+        if self._process is not None and self._process.returncode is None:
+            self._at_once = True
+            self._process.send_signal(signal.SIGTERM)
 
     async def close(self) -> None:
         """Stop it in order; kill it if that takes too long."""
@@ -128,11 +139,17 @@ class Supervisor:
         while True:
             began_s = loop.time()
             try:
+                self._prepare()
                 status = await self._run()
+            except LedgerError as error:
+                self.problem = str(error)
             except OSError as error:
                 self.problem = f"CometBFT cannot be started: {error.strerror or error}."
             else:
-                words = f" Its last words: {self._last_words}" if self._last_words else ""
+                if self._at_once:
+                    self._at_once = False
+                    continue
+                words = f" Its last words: {self.last_words}" if self.last_words else ""
                 self.problem = f"CometBFT ended with status {status} and is started again.{words}"
             _log.warning("the ledger's engine does not run", why=self.problem)
             if loop.time() - began_s > STEADY_S:
@@ -153,6 +170,7 @@ class Supervisor:
             start_new_session=True,  # Ctrl-C in a terminal is for the node, which stops it in order
         )
         _log.info("the ledger's engine has started", pid=process.pid)
+        self.problem, self.diverged = "", False
         self._started()
         try:
             await self._read(process)
@@ -177,17 +195,17 @@ class Supervisor:
         words = _words(line)
         if not words:
             return
-        self._last_words = words[:500]
-        _log.debug("the ledger's engine says", words=self._last_words)
+        self.last_words = words[:500]
+        _log.debug("the ledger's engine says", words=self.last_words)
         if _CONSENSUS_FAILED in line:
             self.diverged = any(word in line for word in _HASH_DIFFERS)
             self.problem = (
                 "This node's ledger is not what the other members have: its state differs. It signs nothing "
                 "and follows nothing until it is repaired: stop the node and run `konsil ledger repair`."
                 if self.diverged
-                else f"CometBFT cannot go on: {self._last_words}"
+                else f"CometBFT cannot go on: {self.last_words}"
             )
-            _log.error("the ledger's engine cannot go on", why=self.problem, words=self._last_words)
+            _log.error("the ledger's engine cannot go on", why=self.problem, words=self.last_words)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

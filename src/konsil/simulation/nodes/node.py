@@ -14,7 +14,7 @@ from konsil.errors import KonsilError, LedgerError, NodeBusy, Refused
 from konsil.files import make_private_folder
 from konsil.ledger.base import Ledger
 from konsil.ledger.local import FollowerLedger, LocalLedger
-from konsil.node.daemon import OperatorLine
+from konsil.node.engines import OperatorLine
 from konsil.node.journal import Journal
 from konsil.node.models import Models
 from konsil.node.peers import Peers

@@ -1,0 +1,29 @@
+"""Swarms whose ledger is kept by each of the engines in turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from konsil.evaluation.loopback import Kept, LoopbackSwarm
+from konsil.node.tables import LedgerTable
+
+
+class KeptBy:
+    """Swarms under one engine. ``witness``: a member more, where the engine has them."""
+
+    def __init__(self, site: Any, engine: str) -> None:
+        self.site = site
+        self.engine = engine
+
+    def swarm(self, *members: str, **options: Any) -> LoopbackSwarm:
+        if self.engine == "local":
+            return self.site.swarm(*members, **options)
+        kept = Kept("cometbft", LedgerTable(cometbft="/tmp/eng/bin/cometbft"), ("witness",))
+        return self.site.swarm(*members, "witness", kept=kept, **options)
+
+
+@pytest.fixture(params=["local", "cometbft"])
+def kept(request, site):
+    return KeptBy(site, request.param)
