@@ -11,7 +11,7 @@ import msgspec
 from konsil.cli import sentences
 from konsil.cli.common import Site, printable, verb, when
 from konsil.core.rules import Call, Entry, SignedCall, State, genesis_digest
-from konsil.errors import StudyError
+from konsil.errors import ConfigError, StudyError
 
 
 @click.group()
@@ -71,6 +71,36 @@ def verify(site: Site) -> None:
         f"  state:   {found.digest}\n"
         f"  calls:   {', '.join(f'{name} {count}' for name, count in found.calls.items()) or 'none'}\n"
         "Members that show the same head at this height hold the same history.",
+    )
+
+
+@verb(ledger, "repair", example="konsil ledger repair")
+def repair(site: Site) -> None:
+    """Bring this member back whose ledger is not what the others have, where CometBFT keeps it.
+
+    Stop the node first. CometBFT goes one block back; this member's copy of the history is put aside and, at
+    the next start, made anew from the blocks. Nothing that was accepted is lost, and no vote is forgotten.
+    """
+    from konsil.ledger.cometbft.repair import repair as bring_back  # noqa: PLC0415 - an extra
+    from konsil.node.genesis import read_genesis  # noqa: PLC0415 - the identities' libraries; as above
+    from konsil.node.process import only_one  # noqa: PLC0415 - as above
+
+    config = site.config()
+    genesis = read_genesis(config.genesis_file)
+    if genesis.engine != "cometbft":
+        raise ConfigError(
+            f"Nothing is repaired in this way on a ledger that is kept by the {genesis.engine} engine.",
+            safe="Nothing was changed.",
+            do="Where `konsil ledger verify` fails, move ledger.db away: it comes anew from the operator, or "
+            "the operator takes any member's copy.",
+        )
+    with only_one(config.directory):
+        done = bring_back(config.ledger.cometbft, config.engine_dir, config.ledger_file)
+    site.show(
+        {"said": done.said, "kept": done.kept},
+        f"{done.said}\n"
+        + (f"This member's copy of the history was put aside: {done.kept}\n" if done.kept else "")
+        + "Start the node: it applies all blocks again. Compare then: konsil ledger verify",
     )
 
 

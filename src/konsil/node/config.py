@@ -201,6 +201,8 @@ def write_config(config: Config) -> None:
         f"cometbft = {_quoted(config.ledger.cometbft)}",
         "# The longest way to a peer and back, in milliseconds, for its time-outs; 0 to have it measured.",
         f"round_trip_ms = {config.ledger.round_trip_ms}",
+        "# Whether this node decides on the ledger's blocks with the others.",
+        f"validate = {_quoted(config.ledger.validate)}",
         "",
         "[node]",
         '# "host:port"; "" for a member that only dials out.',

@@ -132,5 +132,6 @@ async def _open_cometbft(
     def measured_ms() -> float:
         return config.ledger.round_trip_ms or max((link.rtt_ms for link in transport.links()), default=0.0)
 
-    site = Site(config.ledger.cometbft, config.engine_dir, mesh, lambda: timings(measured_ms()))
+    table = config.ledger
+    site = Site(table.cometbft, config.engine_dir, mesh, lambda: timings(measured_ms()), table.validate)
     return await CometbftLedger.open(config.ledger_file, genesis, key, config.name, site, verify)

@@ -53,7 +53,9 @@ class LedgerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``cometbft``: the program's path; "cometbft" is looked for on PATH. ``round_trip_ms``: the longest way to
     a peer and back, in milliseconds, from which the engine's time-outs are made; 0 to have it measured.
+    ``validate``: whether this node decides on blocks with the others.
     """
 
     cometbft: str = "cometbft"
     round_trip_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0.0
+    validate: bool = True

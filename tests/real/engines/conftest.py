@@ -27,3 +27,8 @@ class KeptBy:
 @pytest.fixture(params=["local", "cometbft"])
 def kept(request, site):
     return KeptBy(site, request.param)
+
+
+@pytest.fixture
+def cometbft(site):
+    return KeptBy(site, "cometbft")

@@ -16,6 +16,7 @@ from konsil.core.rules import Call, Genesis, State, validators
 from konsil.errors import LedgerUnreachable
 from konsil.ledger.cometbft.application import Misbehaviour, Outcome
 from konsil.ledger.cometbft.claims import Claims
+from konsil.ledger.cometbft.duties import Duties
 from konsil.ledger.cometbft.home import Home
 from konsil.ledger.cometbft.keeper import Keeper
 from konsil.ledger.cometbft.peering import Mesh, Peering
@@ -52,13 +53,15 @@ class VotingKey(Key, Protocol):
 
 
 class Site(NamedTuple):
-    """What a member has for CometBFT. ``program``: name or path. ``directory``: where it keeps its own."""
+    """What a member has for CometBFT. ``program``: name or path. ``directory``: where it keeps its own.
+    ``validate``: whether its node decides on blocks with the others.
+    """
 
     program: str
     directory: Path
     mesh: Mesh
     timings: Callable[[], Timings]
-    on_misbehaviour: Callable[[Sequence[Misbehaviour]], None] = lambda _found: None
+    validate: bool = True
 
 
 class CometbftLedger:
@@ -73,10 +76,11 @@ class CometbftLedger:
         self._site = site
         self._home = Home(site.directory)
         self._rpc = Rpc(self._home.rpc_socket)
-        self._keeper = Keeper(genesis, replica, replica.verify, name, self._on_block, site.on_misbehaviour)
+        self._keeper = Keeper(genesis, replica, replica.verify, name, self._on_block, self._on_misbehaviour)
         self._peering = Peering(self._rpc, site.mesh, self._fit_timings)
         self._timings = site.timings()
         self._claims = Claims(name, key)
+        self._duties = Duties(name, site.validate, self._rpc, replica, self.submit)
         self._news = asyncio.Event()
         self._offering: asyncio.Task[None] | None = None
         self._offer_all = False
@@ -125,6 +129,8 @@ class CometbftLedger:
         self._supervisor.start()
         self._peering.start()
         stack.push_async_callback(self._peering.close)
+        self._duties.start()
+        stack.push_async_callback(self._duties.close)
 
     def _prepare(self) -> None:
         port = _free_port()
@@ -255,6 +261,9 @@ class CometbftLedger:
         if waiting and outcomes:
             self._offer_all |= any(outcome.error is not None for outcome in outcomes)
             self._news.set()
+
+    def _on_misbehaviour(self, found: Sequence[Misbehaviour]) -> None:
+        self._duties.accuse(found)
 
     def _why_slow(self) -> str:
         keepers = validators(self.state)
