@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,3 +35,9 @@ def kept(request, site):
 @pytest.fixture
 def cometbft(site):
     return KeptBy(site, "cometbft")
+
+
+@pytest.fixture
+def double_vote() -> Callable[..., dict[str, Any]]:
+    """Makes proof that a validator signed two votes."""
+    return runpy.run_path(str(Path(__file__).with_name("double_votes.py")))["double_vote"]

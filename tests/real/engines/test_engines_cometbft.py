@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -9,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from konsil.core.rules import Announce, state_digest, validators
+from konsil.core.rules import Announce, Vote, state_digest, validators
+from konsil.identity.ledger_key import LedgerKey
+from konsil.ledger.cometbft.application import chain_id, key_address
+from konsil.ledger.cometbft.rpc import Rpc
+from konsil.node.config import read_config
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 
@@ -89,3 +94,37 @@ def test_a_member_stops_deciding_on_blocks_and_begins_again_as_its_settings_say(
     file.write_text(text)
     swarm.start(["lyon"])
     swarm.wait("bonn", lambda state: "lyon" in validators(state))
+
+
+def test_proof_of_two_votes_is_put_before_the_members_once(cometbft, double_vote):
+    swarm = cometbft.swarm(*MEMBERS)
+    swarm.start()
+    for number in range(2):
+        announce(swarm, "bonn", number + 1)
+    config = read_config(swarm.directory("bonn"))
+    rpc = Rpc(config.engine_dir / "rpc.sock")
+    key = LedgerKey.load(read_config(swarm.directory("lyon")).ledger_key_file)
+
+    async def put_before_them() -> None:
+        header = (await rpc.ask("block", height="2"))["block"]["header"]
+        known = (await rpc.ask("validators", height="2"))["validators"]
+        index = next(
+            n for n, one in enumerate(known) if one["address"] == key_address(key.public).hex().upper()
+        )
+        proof = double_vote(key, chain_id(swarm.genesis), header, len(known), index)
+        await rpc.ask("broadcast_evidence", evidence=proof)
+
+    asyncio.run(put_before_them())
+    rpc.close()
+    announce(swarm, "bonn", 3)
+    state = swarm.wait("koeln", lambda state: state.proposals)
+    accused = state.proposals[0]
+    assert accused.subject.member == "lyon"
+    assert "signed two different votes at height 2" in accused.subject.reason
+    assert accused.proposer == "berlin"
+    swarm.control("bonn").call(Vote(1, yes=True))
+    swarm.control("koeln").call(Vote(1, yes=True))
+    state = swarm.wait("witness", lambda state: not state.members["lyon"].active)
+    assert validators(state) == ("berlin", "bonn", "koeln", "witness")
+    announce(swarm, "bonn", 4)
+    assert len(swarm.control("bonn").state().proposals) == 1
