@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from konsil import __version__
-from konsil.cli import doctor_proxy
+from konsil.cli import doctor_ledger, doctor_proxy
 from konsil.cli.common import Node, Site, printable, verb, when
 from konsil.core.rules import State, genesis_digest
 from konsil.core.wall import AskNode, AskPeers, ToldNode, ToldPeers
@@ -155,6 +155,9 @@ def _genesis(config: Config) -> Findings:
         return
     genesis = read_genesis(config.genesis_file)
     yield Finding("genesis", "ok", f"swarm '{genesis.swarm}', digest {genesis_digest(genesis)}")
+    said = doctor_ledger.engine(config, genesis)
+    if said is not None:
+        yield Finding("engine", said.level, said.what, said.do)
 
 
 def _disk(config: Config) -> Findings:
@@ -292,22 +295,8 @@ def _peers(config: Config, state: State, told: ToldPeers, own: ToldNode, cut: fr
         else:
             yield Finding(peer.member, "ok", f"konsil {peer.version}, {ahead}, ledger height {peer.height}")
     reached = {peer.member for peer in told.peers if not peer.problem} | {own.member}
-    if state.operator not in reached:
-        yield Finding(
-            "ledger",
-            "fail",
-            f"'{state.operator}', who serves the ledger, does not answer: nothing new is taken.",
-            _SEE_PROXY
-            if state.operator in cut
-            else "Ask them whether their node runs, and whether a firewall stands between.",
-        )
-    elif max(told.height, own.height) < max(heights):
-        behind = max(heights) - told.height
-        yield Finding(
-            "ledger", "warn", f"height {told.height}, {behind} below the highest.", "Try again in a second."
-        )
-    else:
-        yield Finding("ledger", "ok", f"height {told.height}, as high as that of every peer that answers")
+    said = doctor_ledger.ledger(state, max(told.height, own.height), heights, reached, cut)
+    yield Finding("ledger", said.level, said.what, said.do)
 
 
 def _model(state: State, path: Path) -> Findings:
