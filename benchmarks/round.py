@@ -7,6 +7,7 @@ element of every tensor each round and the whole model at the end; a timing coun
 
     benchmarks/round.py [MB ...]          default: 1 10 100 400
     benchmarks/round.py --outer adam      the same with an optimiser over rounds; the values are then its own
+    benchmarks/round.py --engine cometbft [--program COMETBFT]      the members keep the ledger together
     benchmarks/round.py --device cuda     the model is a PyTorch module there: four processes on one device
 
 Nodes and training scripts are processes of their own, with mutual TLS, ledger, journal and audit on.
@@ -34,7 +35,8 @@ from typing import Any
 from konsil.core.outer import advance, first, layout_of
 from konsil.core.parameters import Schema, Tensor
 from konsil.core.rules import Outer, StudySettings
-from konsil.evaluation.loopback import LoopbackSwarm
+from konsil.evaluation.loopback import Kept, LoopbackSwarm
+from konsil.node.tables import LedgerTable
 
 MEMBERS = ("a", "b", "c", "d")
 TENSORS = 10
@@ -117,6 +119,14 @@ def pss_bytes(pid: int) -> int:
     return 0
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started: a node's engine."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 class Memory(threading.Thread):
     """Samples the summed PSS of some processes."""
 
@@ -129,7 +139,8 @@ class Memory(threading.Thread):
     def run(self) -> None:
         """Sample until told to stop."""
         while not self.over.wait(0.2):
-            self.peak_bytes = max(self.peak_bytes, sum(pss_bytes(pid) for pid in list(self.pids)))
+            pids = [pid for parent in list(self.pids) for pid in (parent, *children(parent))]
+            self.peak_bytes = max(self.peak_bytes, sum(pss_bytes(pid) for pid in pids))
 
 
 def measure(megabytes: float, options: argparse.Namespace) -> dict[str, object]:
@@ -137,7 +148,8 @@ def measure(megabytes: float, options: argparse.Namespace) -> dict[str, object]:
     root = Path(tempfile.mkdtemp(prefix="konsil-"))
     memory = Memory()
     try:
-        with LoopbackSwarm(root, MEMBERS, log_level="warning") as swarm:
+        kept = Kept(options.engine, LedgerTable(cometbft=options.program))
+        with LoopbackSwarm(root, MEMBERS, log_level="warning", kept=kept) as swarm:
             memory.start()
             began_s = time.time()
             swarm.start(wait=False)
@@ -204,6 +216,8 @@ def main() -> None:
     parser.add_argument("--audit", type=float, default=0.05, help="fraction of others' chunks recomputed")
     parser.add_argument("--outer", choices=("adam", "yogi"), default="", help="an optimiser over rounds")
     parser.add_argument("--device", default="", help="a PyTorch module there, for example cuda")
+    parser.add_argument("--engine", choices=("local", "cometbft"), default="local", help="keeps the ledger")
+    parser.add_argument("--program", default="cometbft", help="CometBFT, where it is not on PATH")
     parser.add_argument("--logs", action="store_true", help="print the end of the nodes' logs")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

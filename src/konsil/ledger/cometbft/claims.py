@@ -15,11 +15,17 @@ from msgspec.structs import replace
 
 from konsil.core.rules import Announce, Call, State, apply, decode_signed
 from konsil.errors import KonsilError, LedgerUnreachable, Refused
+from konsil.ledger.budget import Budgets
 from konsil.ledger.cometbft.application import SEQUENCE_WINDOW, Outcome
 from konsil.ledger.history import Key, next_sequence, sign_call
 
 WRONG_SEQUENCE = ("replayed", "sequence_gap")
 """The contract's words for a call whose number is not its member's next one."""
+
+
+OWN_COST = 9
+"""Eighths of its length that an own call costs here. The other members count too, from other moments on: a call
+that some of them do not take into their pools comes late into a block."""
 
 
 class Claim(NamedTuple):
@@ -41,6 +47,7 @@ class Claims:
         self._name = name
         self._key = key
         self._pending: dict[int, Claim] = {}  # in the order of their numbers
+        self._budgets = Budgets()
 
     @property
     def waiting(self) -> list[Claim]:
@@ -57,6 +64,7 @@ class Claims:
 
         Raises:
             Refused: the rules refuse it after the state here and the calls that are on their way.
+            Refused: "too_fast", with the seconds until there is room again.
             LedgerUnreachable: too many are on their way.
             IdentityError: the ledger knows the member by another key.
         """
@@ -105,8 +113,10 @@ class Claims:
         return replace(state, members=state.members | {self._name: numbered})
 
     def _sign(self, state: State, sequence: int, call: Call) -> Claim:
+        loop = asyncio.get_running_loop()
         signed = sign_call(state.genesis, self._key, self._name, sequence, call)
-        claim = Claim(sequence, call, signed, asyncio.get_running_loop().create_future())
+        self._budgets.pay(self._name, len(signed) * OWN_COST // 8, loop.time())
+        claim = Claim(sequence, call, signed, loop.create_future())
         self._pending[sequence] = claim
         return claim
 
