@@ -24,8 +24,8 @@ WRONG_SEQUENCE = ("replayed", "sequence_gap")
 
 
 OWN_COST = 9
-"""Eighths of its length that an own call costs here. The other members count too, from other moments on: a call
-that some of them do not take into their pools comes late into a block."""
+"""Eighths of its length that an own call costs here. The other members count too, from other moments on, and
+what some of them do not take into their pools comes late into a block."""
 
 
 class Claim(NamedTuple):
@@ -80,7 +80,11 @@ class Claims:
         first = next_sequence(state, self._name, self._key)
         sequence = max([first - 1, *self._pending]) + 1
         apply(self._after(state, first, now_s), self._name, sequence, call, now_s)
-        return self._sign(state, sequence, call)
+        claim = self._sign(state, sequence, call)
+        cost = len(claim.signed) * OWN_COST // 8
+        self._budgets.pay(self._name, cost, asyncio.get_running_loop().time())
+        self._pending[sequence] = claim
+        return claim
 
     def decided(self, state: State, outcomes: Sequence[Outcome]) -> None:
         """Tell the calls that wait what a block made of them. ``state``: after the block."""
@@ -113,12 +117,8 @@ class Claims:
         return replace(state, members=state.members | {self._name: numbered})
 
     def _sign(self, state: State, sequence: int, call: Call) -> Claim:
-        loop = asyncio.get_running_loop()
         signed = sign_call(state.genesis, self._key, self._name, sequence, call)
-        self._budgets.pay(self._name, len(signed) * OWN_COST // 8, loop.time())
-        claim = Claim(sequence, call, signed, loop.create_future())
-        self._pending[sequence] = claim
-        return claim
+        return Claim(sequence, call, signed, asyncio.get_running_loop().create_future())
 
     def _settle(self, claim: Claim, result: int | KonsilError | None) -> None:
         del self._pending[claim.sequence]
@@ -137,8 +137,8 @@ class Claims:
             return
         following = member.sequence + 1
         if following < min(self._pending):
-            self._sign(state, following, Announce(member.record.addresses))
-            self._pending = dict(sorted(self._pending.items()))
+            filler = self._sign(state, following, Announce(member.record.addresses))
+            self._pending = {following: filler} | self._pending
 
 
 def _is_final(error: KonsilError | None) -> bool:
