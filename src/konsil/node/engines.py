@@ -119,7 +119,8 @@ async def _open_cometbft(
     config: Config, genesis: Genesis, key: LedgerKey, transport: TlsTransport, stack: AsyncExitStack
 ) -> Ledger:
     try:
-        from konsil.ledger.cometbft import CometbftLedger, Site, timings  # noqa: PLC0415 - an extra
+        from konsil.ledger.cometbft.ledger import CometbftLedger, Site  # noqa: PLC0415 - an extra
+        from konsil.ledger.cometbft.timings import timings  # noqa: PLC0415 - as above
     except ImportError as error:
         raise ConfigError(
             f"This swarm's ledger is kept by CometBFT, for which a library is missing: {error.name}.",
