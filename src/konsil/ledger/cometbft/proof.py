@@ -1,8 +1,8 @@
 """Proof that the members agreed on a history: a block's header with the votes of those who keep the ledger.
 
-The header names the application's hash, which is the digest of the last entry, so one header with the votes of
-more than two thirds stands for the whole history. It can be checked anywhere, with no engine at hand; what is
-hashed and signed is laid down in CometBFT 0.38's ``spec/core/data_structures.md``.
+The header names the application's hash, which is the digest of the last entry, so one header with the votes
+of more than two thirds stands for the whole history. It can be checked anywhere, with no engine at hand; what
+is hashed and signed is laid down in CometBFT 0.38's ``spec/core/data_structures.md``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -24,26 +24,30 @@ _PRECOMMIT = 2
 _BASE = "1970-01-01T00:00:00+00:00"
 
 
+Whole = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+"""A number that CometBFT can have written."""
+
+
 class Signed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One validator's vote for the block. ``key``: its ledger key, hex; ``signature``: hex; ``time``: as it
     was signed, in nanoseconds of unix time.
     """
 
     key: str
-    time: int
+    time: Whole
     signature: str
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A block's header. Digests are hex, SHA-256; ``time`` is in nanoseconds of unix time."""
 
-    version_block: int
-    version_app: int
+    version_block: Whole
+    version_app: Whole
     chain: str
-    height: int
-    time: int
+    height: Whole
+    time: Whole
     last_block: str
-    last_parts: int
+    last_parts: Whole
     last_parts_digest: str
     last_commit: str
     data: str
@@ -62,8 +66,8 @@ class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     header: Header
-    round: int
-    parts: int
+    round: Whole
+    parts: Whole
     parts_digest: str
     validators: tuple[str, ...]
     votes: tuple[Signed, ...]
