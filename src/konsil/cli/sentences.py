@@ -25,6 +25,7 @@ from konsil.core.rules.calls import (
     ProposeStudySettings,
     ProposeSwarmSettings,
     Publish,
+    Renew,
     Report,
     Score,
     Tick,
@@ -117,6 +118,7 @@ _SENTENCES: dict[type, Callable[[Any], str]] = {
         "keeps the ledger with the others from now on" if call.on else "no longer helps to keep the ledger"
     ),
     Announce: lambda call: f"announces its addresses: {', '.join(call.addresses) or 'none, it dials out'}",
+    Renew: lambda call: f"has another trust bundle, {short(call.bundle)}, on its card {short(call.card)}",
     ProposeStudy: lambda call: f"proposes the study '{call.settings.name}'",
     Agree: lambda call: f"agrees to take part in '{call.study}' under settings {short(call.settings)}",
     Initialise: _initialises,

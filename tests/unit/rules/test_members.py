@@ -15,6 +15,7 @@ from konsil.core.rules import (
     ProposeStudy,
     ProposeStudySettings,
     ProposeSwarmSettings,
+    Renew,
     SwarmSettings,
     Tick,
     Vote,
@@ -204,3 +205,49 @@ def test_studies_that_nobody_took_up_shut_their_proposer_out_for_a_month_only(sw
     another = ProposeStudy(replace(world.settings, name="another"))
     assert world.refused("a", another, after_s=24 * 3600).code == "too_many_studies"
     world.do("a", another, after_s=29 * 24 * 3600)
+
+
+def test_a_member_puts_another_trust_bundle_on_record_and_stays_who_it_is(swarm):
+    world = swarm().start().commit("ab")
+    before, study = world.state.members["b"].record, world.study
+    world.do("b", Renew(swarm.digest("new bundle"), swarm.digest("new card")), after_s=5)
+    member = world.state.members["b"]
+    assert member.record == replace(before, bundle=swarm.digest("new bundle"), card=swarm.digest("new card"))
+    assert (member.renewed_s, member.renewals, member.active) == (world.now_s, 1, True)
+    assert world.study == study, "no round is touched"
+
+
+def test_a_renewal_that_is_said_twice_counts_once(swarm):
+    world = swarm()
+    for _ in range(20):
+        world.do("b", Renew(swarm.digest("new bundle"), swarm.digest("new card")), after_s=1)
+    assert world.state.members["b"].renewals == 1
+
+
+def test_renewals_are_bounded_and_the_bound_is_given_back_with_time(swarm):
+    world = swarm()
+    calls = [Renew(swarm.digest(f"bundle {number}"), swarm.digest(f"card {number}")) for number in range(20)]
+    for call in calls[:16]:
+        world.do("b", call)
+    assert world.refused("b", calls[16], after_s=599).code == "too_many_renewals"
+    world.do("b", calls[16], after_s=1)
+    assert world.refused("b", calls[17]).code == "too_many_renewals"
+    world.do("c", calls[18])  # others have a bound of their own
+    world.do("b", calls[17], after_s=100_000)
+    assert world.state.members["b"].renewals == 1
+
+
+@pytest.mark.parametrize("call", [Renew("no digest", "a" * 64), Renew("a" * 64, "no digest"), Renew("", "")])
+def test_a_renewal_names_digests(swarm, call):
+    assert swarm().refused("b", call).code == "bad_digest"
+
+
+def test_a_member_that_was_removed_renews_nothing_and_is_admitted_with_its_own_card(swarm):
+    world = swarm()
+    world.do("b", Renew(swarm.digest("new bundle"), swarm.digest("new card")))
+    remove(world, "b", "ac")
+    assert world.refused("b", Renew(swarm.digest("x"), swarm.digest("y"))).code == "not_a_member"
+    world.do("a", ProposeAdmit(world.record("b")))
+    world.do("c", Vote(2, yes=True))
+    assert world.state.members["b"].record == world.record("b")
+    assert world.state.members["b"].renewals == 0

@@ -25,6 +25,7 @@ from konsil.core.rules import (
     ProposeStudySettings,
     ProposeSwarmSettings,
     Publish,
+    Renew,
     Report,
     Score,
     SwarmSettings,
@@ -119,6 +120,13 @@ def flooded_with_studies(s):
     return world
 
 
+def renewed(s, times=1):
+    world = s()
+    for number in range(times):
+        world.do("b", Renew(s.digest(f"bundle {number}"), s.digest(f"card {number}")))
+    return world
+
+
 def score(**changes):
     return replace(Score("aml", 1, 5, 0.5), **changes)
 
@@ -131,6 +139,9 @@ STORIES = {
     "last_validator": lambda s: (kept_by_one(s), "a", Validate(on=False)),
     "witness": lambda s: (with_witness(s), "d", Agree("aml", settings_digest(s().settings))),
     "bad_addresses": lambda s: (s(), "a", Announce(("no port",))),
+    "same_card": lambda s: ((w := renewed(s)), "b", Renew(X, w.state.members["b"].record.card)),
+    "card_taken": lambda s: (s(), "b", Renew(X, s.record("c").card)),
+    "too_many_renewals": lambda s: (renewed(s, 16), "b", Renew(X, X)),
     "bad_member": lambda s: (s(), "a", ProposeAdmit(replace(s.record("e"), spiffe_id="https://e"))),
     "identity_taken": lambda s: (s(), "a", ProposeAdmit(replace(s.record("e"), ledger_key=s.record("b").ledger_key))),
     "name_taken": lambda s: (s(), "a", ProposeAdmit(s.record("b"))),

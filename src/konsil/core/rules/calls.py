@@ -90,6 +90,16 @@ class Validate(_Call, frozen=True, tag="validate"):
     on: bool
 
 
+class Renew(_Call, frozen=True, tag="renew"):
+    """A member's trust bundle has changed: the digest of the new one, and of its new card that holds it.
+
+    Name, SPIFFE ID and ledger key stay. Peers fetch the card, and trust the new bundle in the old one's place.
+    """
+
+    bundle: str
+    card: str
+
+
 # --- studies -------------------------------------------------------------------------------------
 
 
@@ -241,6 +251,6 @@ class Finish(_Call, frozen=True, tag="finish"):
 
 Call = (
     ProposeAdmit | ProposeRemove | ProposeSwarmSettings | ProposeStudySettings | Vote | Announce
-    | Validate | ProposeStudy | Agree | Initialise | Enter | Leave
+    | Validate | Renew | ProposeStudy | Agree | Initialise | Enter | Leave
     | Commit | Alive | Publish | Accept | Report | Tick | Dispute | Verdict | Score | Finish
 )  # fmt: skip

@@ -43,12 +43,17 @@ class Genesis(_Value, frozen=True):
 class Member(_Value, frozen=True):
     """A member as the contract knows it. ``sequence``: of its last call. ``active``: False once removed.
     ``validates``: its node is one of those that decide on the ledger's blocks, where an engine has such.
+
+    ``renewed_s``: when it put its present card on the ledger by itself; 0 if it was admitted with it.
+    ``renewals``: how many such changes count against it at that time.
     """
 
     record: MemberRecord
     sequence: int = 0
     active: bool = True
     validates: bool = False
+    renewed_s: int = 0
+    renewals: int = 0
 
 
 class Proposal(_Value, frozen=True):
