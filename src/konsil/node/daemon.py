@@ -31,6 +31,7 @@ from konsil.files import make_private_folder
 from konsil.identity.authority import Authority
 from konsil.identity.ledger_key import LedgerKey
 from konsil.identity.source import SvidSource
+from konsil.identity.tls import HasSvid
 from konsil.identity.workload_api import WorkloadApi
 from konsil.ledger.base import Ledger
 from konsil.ledger.local import LocalLedger
@@ -45,6 +46,7 @@ from konsil.node.log import configure_log
 from konsil.node.models import Models
 from konsil.node.peers import Peers
 from konsil.node.process import notify, only_one, writable
+from konsil.node.renewal import Renewal
 from konsil.node.rules import Rules
 from konsil.node.service import Service
 from konsil.node.site import Site, default_max_model_bytes
@@ -89,6 +91,7 @@ class Node:
         self._lacking_cards = False
         self._fetching: asyncio.Task[None] | None = None
         self._source: SvidSource | None = None
+        self._renewal: Renewal | None = None
         self._stack = AsyncExitStack()
 
     # --- life ----------------------------------------------------------------------------------
@@ -118,13 +121,17 @@ class Node:
         await source.wait_ready(IDENTITY_S)
         self._source = source
         service = Service(config.name, lambda: self.runners, self.directory.cards.bytes_of)
-        transport = self._make_transport(service, source)
+        renewal = self._renewal = Renewal(config, self.key, source, self.directory.cards)
+        transport = self._make_transport(service, renewal)
         peers = Peers(transport)
         service.peers = peers
         self.peers = peers
         self.transport = transport
         self.ledger = await open_ledger(config, self.genesis, self.key, peers, transport, stack)
         service.ledger = self.ledger
+        self.ledger = await self._open_ledger(peers)
+        stack.push_async_callback(self.ledger.close)
+        service.ledger = renewal.ledger = self.ledger
         service.operator = self.ledger if isinstance(self.ledger, LocalLedger) else None
         self._require_own_card()
         self._set_peers()
@@ -143,15 +150,16 @@ class Node:
         )
         stack.push_async_callback(self._close_runners)
         stack.push_async_callback(self._stop_fetching)
+        await stack.enter_async_context(renewal)
         await self._refresh()
         training = Training(config.name, lambda: self.runners)
         await stack.enter_async_context(Door(config.session_socket, training.serve, mode=0o660))
         await stack.enter_async_context(Door(config.control_socket, Control(self).serve))
 
-    def _make_transport(self, service: Service, source: SvidSource) -> TlsTransport:
+    def _make_transport(self, service: Service, identity: HasSvid) -> TlsTransport:
         return TlsTransport(
             self.config.name,
-            identity=Credentials(source),
+            identity=Credentials(identity),
             make_hello=self._make_hello,
             check_hello=self._check_hello,
             handler=service.answer,
@@ -186,6 +194,8 @@ class Node:
     # --- following the ledger ------------------------------------------------------------------
 
     async def _refresh(self) -> None:
+        if self._renewal is not None:
+            self._renewal.look()
         lacking = self._set_peers()
         self._lacking_cards = bool(lacking)
         if lacking and (self._fetching is None or self._fetching.done()):
@@ -279,7 +289,7 @@ class Node:
         found += [
             f"study {name}: {runner.problem}" for name, runner in self.runners.items() if runner.problem
         ]
-        for part in (self._source, self.ledger):
+        for part in (self._source, self._renewal, self.ledger):
             problem = getattr(part, "problem", "")
             if problem:
                 found.append(str(problem))

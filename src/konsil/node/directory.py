@@ -10,13 +10,22 @@ import structlog
 
 from konsil.core.digest import is_digest
 from konsil.core.messages import MAX_CARD_BYTES, GetCard
-from konsil.core.rules import MemberRecord, State
+from konsil.core.rules import Member, MemberRecord, State
 from konsil.errors import IdentityError, KonsilError
 from konsil.identity.card import Card, card_digest, check_record, read_card, write_card
+from konsil.identity.verify import canonical_bundle
 from konsil.node.peers import Peers
 from konsil.transport.base import PeerAddress
 
 CARD_TIMEOUT_S = 10.0
+
+OLD_BUNDLE_S = 3600
+"""So long after a member has renewed its card is its old one still good where the new one could not be had: a
+line that was cut at that moment must not part the two for good, and a root that was given up must not be
+trusted for long. In ledger time."""
+
+Who = tuple[str, str, str]
+"""A member's name, SPIFFE ID and ledger key: what its cards have in common."""
 
 _log = structlog.get_logger(__name__)
 
@@ -27,6 +36,34 @@ class Cards:
     def __init__(self, directory: Path) -> None:
         """Use a directory that exists."""
         self.directory = directory
+        self._seen_ns = -1
+        self._files: dict[str, Card | None] = {}
+        self._kin: dict[Who, tuple[Card, ...]] = {}
+
+    def kin(self) -> dict[Who, tuple[Card, ...]]:
+        """The cards that are here of each member, oldest first: who has renewed its card has several.
+
+        Each file is read and checked once; the folder is looked at again only when a file came or went.
+        """
+        changed_ns = self.directory.stat().st_mtime_ns
+        if changed_ns == self._seen_ns:
+            return self._kin
+        names = {path.name for path in self.directory.glob("*.json") if is_digest(path.stem)}
+        self._files = {name: self._files[name] if name in self._files else self._read(name) for name in names}
+        found: dict[Who, list[Card]] = {}
+        for card in self._files.values():
+            if card is not None:
+                found.setdefault((card.name, card.spiffe_id, card.ledger_key), []).append(card)
+        self._kin = {who: tuple(sorted(cards, key=lambda c: c.issued_s)) for who, cards in found.items()}
+        self._seen_ns = changed_ns
+        return self._kin
+
+    def _read(self, name: str) -> Card | None:
+        try:
+            card = read_card((self.directory / name).read_bytes())
+        except (OSError, IdentityError):
+            return None
+        return card if f"{card_digest(card)}.json" == name else None
 
     def bytes_of(self, digest: str) -> bytes | None:
         """A card's bytes, as peers ask for them."""
@@ -64,26 +101,40 @@ class Directory:
         """``me``: is no peer of its own."""
         self.me = me
         self.cards = cards
-        self._peers: dict[MemberRecord, PeerAddress] = {}
+        self._peers: dict[tuple[MemberRecord, str], PeerAddress] = {}
 
     def peers(self, state: State) -> tuple[list[PeerAddress], list[MemberRecord]]:
         """Every other active member as a peer; and those whose card is still to be fetched.
 
+        Who has just renewed its card is both: it is known by its old one until the new one is here.
         A card is read and checked once for each record: this is asked at every move of the ledger.
         """
         known, self._peers = self._peers, {}
+        kin = self.cards.kin()
+        old: list[PeerAddress] = []
         lacking: list[MemberRecord] = []
         for name, member in state.members.items():
             if name == self.me or not member.active:
                 continue
-            peer = known.get(member.record) or self._peer(member.record)
-            if peer is None:
-                lacking.append(member.record)
-            else:
-                self._peers[member.record] = peer
-        return list(self._peers.values()), lacking
+            record = member.record
+            own = kin.get((record.name, record.spiffe_id, record.ledger_key), ())
+            newest = own[-1] if own else None
+            key = record, newest.svid_signature if newest else ""
+            peer = known.get(key) or self._peer(record, newest)
+            if peer is not None:
+                self._peers[key] = peer
+                continue
+            lacking.append(record)
+            if newest is not None and _may_use_its_old_card(member, state.now_s):
+                old.append(_address(record, newest.bundle))
+        return [*self._peers.values(), *old], lacking
 
-    def _peer(self, record: MemberRecord) -> PeerAddress | None:
+    def _peer(self, record: MemberRecord, newest: Card | None) -> PeerAddress | None:
+        """A member as its card on the ledger says; None if that is not here.
+
+        A newer card beside it was put there by hand (`konsil swarm enter`): this copy of the ledger may be
+        behind, so far that nobody could be reached any more by what it holds. The ledger key signed it.
+        """
         try:
             card = self.cards.get(record)
         except IdentityError as error:
@@ -91,7 +142,8 @@ class Directory:
             return None
         if card is None:
             return None
-        return PeerAddress(record.name, record.spiffe_id, record.addresses, card.bundle.encode())
+        newer = newest is not None and newest.issued_s > card.issued_s
+        return _address(record, card.bundle + newest.bundle if newest and newer else card.bundle)
 
     async def fetch(self, records: Iterable[MemberRecord], peers: Peers) -> bool:
         """Fetch cards from connected peers; whether any came."""
@@ -99,7 +151,8 @@ class Directory:
         return any(came)
 
     async def _fetch_one(self, record: MemberRecord, peers: Peers) -> bool:
-        for peer in peers.connected():
+        # Who has renewed its card has it first.
+        for peer in sorted(peers.connected(), key=lambda peer: peer != record.name):
             try:
                 _, received = await peers.ask(
                     peer, GetCard(record.card), timeout_s=CARD_TIMEOUT_S, limit_bytes=MAX_CARD_BYTES
@@ -113,6 +166,15 @@ class Directory:
             _log.info("card fetched", member=record.name, peer=peer)
             return True
         return False
+
+
+def _may_use_its_old_card(member: Member, now_s: int) -> bool:
+    return bool(member.renewed_s) and now_s < member.renewed_s + OLD_BUNDLE_S
+
+
+def _address(record: MemberRecord, bundle: str) -> PeerAddress:
+    trusted = canonical_bundle(bundle.encode())
+    return PeerAddress(record.name, record.spiffe_id, record.addresses, trusted)
 
 
 def by_spiffe_id(peers: Mapping[str, PeerAddress]) -> dict[str, bytes]:

@@ -93,7 +93,7 @@ class Validate(_Call, frozen=True, tag="validate"):
 class Renew(_Call, frozen=True, tag="renew"):
     """A member's trust bundle has changed: the digest of the new one, and of its new card that holds it.
 
-    Name, SPIFFE ID and ledger key stay. Peers fetch the card, and trust the new bundle in the old one's place.
+    Name, SPIFFE ID and ledger key stay. Peers fetch the card, and trust the new bundle in place of the old.
     """
 
     bundle: str

@@ -50,8 +50,8 @@ alone decides on its settings alone, and at once; but every vote stays on the le
 
 MAX_RENEWALS = 16
 RENEWAL_S = 600
-"""A member may renew its card so often at once, and then once in this time: an authority that changes its root
-every hour, adding the new one and later taking the old one away, is far below. Everybody fetches each card."""
+"""A member may renew its card so often at once, and then once in this time: an authority that changes its
+root every hour, adding the new one and taking the old one away, stays far below. All fetch each card."""
 
 _SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]{1,255}){1,8}")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
@@ -191,7 +191,7 @@ def renew(state: State, caller: str, call: Renew, now_s: int) -> State:
         require(
             call.bundle == member.record.bundle,
             "same_card",
-            f"The card of '{caller}' on the ledger holds another trust bundle: a new bundle takes a new card.",
+            f"The card of '{caller}' on the ledger holds another bundle: a new bundle takes a new card.",
         )
         return state
     for name, other in state.members.items():
