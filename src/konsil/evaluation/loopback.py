@@ -25,6 +25,8 @@ from konsil.core.wall import Failed as FailedWord
 from konsil.errors import NodeError
 from konsil.node.config import NO_PROXY, Config, read_config
 from konsil.node.genesis import Engine, found, keep_card, read_card_file, write_genesis
+from konsil.node.config import BUILTIN, NO_PROXY, Config, IdentityTable, MemberTable, NodeTable, read_config
+from konsil.node.genesis import found, keep_card, read_card_file, write_genesis
 from konsil.node.setup import make_directory, write_own_card
 from konsil.node.tables import LedgerTable, MemberTable, NodeTable
 from konsil.wall.frames import raised
@@ -117,11 +119,13 @@ class LoopbackSwarm:
         log_level: str = "info",
         environment: Mapping[str, str] | None = None,
         kept: Kept | None = None,
+        workload_apis: Mapping[str, str] | None = None,
     ) -> None:
         """Make every member's directory under ``root``; start nothing yet.
 
         ``advertise``: for members that peers must dial elsewhere than where they listen, that address.
         ``kept``: what keeps the ledger; by default one of the members.
+        ``workload_apis``: for members whose identities come from a running SPIRE, its socket's address.
         """
         self.root = root
         self.members = tuple(members)
@@ -129,6 +133,7 @@ class LoopbackSwarm:
         self.log_level = log_level
         self.environment = dict(environment or {})
         self.kept = kept or Kept()
+        self._workload_apis = dict(workload_apis or {})
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._held: list[socket.socket] = []
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -154,6 +159,8 @@ class LoopbackSwarm:
             self.directory(name),
             MemberTable(name, witness=name in self.kept.witnesses),
             ledger=self.kept.table,
+            MemberTable(name),
+            IdentityTable(self._workload_apis.get(name, BUILTIN)),
             node=NodeTable(
                 listen=listen,
                 advertise=(advertise,) if advertise and listen else (),

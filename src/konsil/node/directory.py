@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,6 +25,12 @@ OLD_BUNDLE_S = 3600
 line that was cut at that moment must not part the two for good, and a root that was given up must not be
 trusted for long. In ledger time."""
 
+SETTLED_NS = 1_000_000_000
+"""A folder's time moves in steps of milliseconds: what comes within the step in which it was looked at leaves
+no trace there. So a folder that changed so recently is looked at again."""
+
+UNSEEN = -1
+
 Who = tuple[str, str, str]
 """A member's name, SPIFFE ID and ledger key: what its cards have in common."""
 
@@ -36,7 +43,7 @@ class Cards:
     def __init__(self, directory: Path) -> None:
         """Use a directory that exists."""
         self.directory = directory
-        self._seen_ns = -1
+        self._seen_ns = UNSEEN
         self._files: dict[str, Card | None] = {}
         self._kin: dict[Who, tuple[Card, ...]] = {}
 
@@ -55,7 +62,7 @@ class Cards:
             if card is not None:
                 found.setdefault((card.name, card.spiffe_id, card.ledger_key), []).append(card)
         self._kin = {who: tuple(sorted(cards, key=lambda c: c.issued_s)) for who, cards in found.items()}
-        self._seen_ns = changed_ns
+        self._seen_ns = changed_ns if abs(time.time_ns() - changed_ns) > SETTLED_NS else UNSEEN
         return self._kin
 
     def _read(self, name: str) -> Card | None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -14,10 +15,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from msgspec.structs import replace
 
+from konsil.core.rules import ProposeStudySettings, StudySettings, Vote
 from konsil.identity.source import SvidSource
+from konsil.node.config import read_config
 
 READY_S = 30.0
+MEMBERS = ("bonn", "lyon")
+SETTINGS = StudySettings(
+    name="aml",
+    min_members=2,
+    quorum=2,
+    rounds=100_000,
+    every_steps=1,
+    weighting="equal",
+    silence_s=10,
+    merge_s=10,
+    audit_fraction=0.5,
+)
 
 SERVER = """
 server {{
@@ -168,3 +185,72 @@ def make_spire(engine_binary: Callable[[str], Path]) -> Iterator[Callable[[str],
         for spire in made:
             spire.close()
         shutil.rmtree(root)
+
+
+class Hospitals:
+    """The swarm, the study that runs in it, and each member's SPIRE."""
+
+    def __init__(self, site, make_spire, ttl_s):
+        self.spires = {name: make_spire(f"{name}.example") for name in MEMBERS}
+        for spire in self.spires.values():
+            spire.register(ttl_s)
+        addresses = {name: spire.workload_api for name, spire in self.spires.items()}
+        self.swarm = site.swarm(*MEMBERS, workload_apis=addresses)
+        self.swarm.start()
+        self.swarm.propose(SETTINGS)
+        self.trainers = [
+            site.train(self.swarm, "aml", name, number, "--pause", "0.2")
+            for number, name in enumerate(MEMBERS, start=1)
+        ]
+        self.rounds(3)
+
+    def wait(self, reached, timeout_s=60):
+        """Look again at each move of the ledger, of which there are several a second."""
+        return self.swarm.wait("lyon", lambda _state: reached(), timeout_s)
+
+    def rounds(self, more):
+        """Until so many more rounds are accepted."""
+        done = self.study("lyon").history
+        number = (done[-1].number if done else 0) + more
+        self.swarm.wait("lyon", lambda state: len(state.studies["aml"].history) >= number)
+
+    def go_on_for(self, seconds):
+        """Rounds for so long, by the ledger's time."""
+        until_s = self.swarm.control("lyon").state().now_s + seconds
+        self.swarm.wait("lyon", lambda state: state.now_s >= until_s)
+
+    def study(self, name):
+        return self.swarm.control(name).state().studies["aml"]
+
+    def certificate(self, name):
+        """What the node of a member shows to whoever connects."""
+        host, _, port = read_config(self.swarm.directory(name)).node.listen.rpartition(":")
+        return x509.load_pem_x509_certificate(ssl.get_server_certificate((host, int(port))).encode())
+
+    def another_certificate(self, *names):
+        """Wait until these members' nodes show others than now."""
+        before = {name: self.certificate(name) for name in names}
+        self.wait(lambda: all(self.certificate(name) != shown for name, shown in before.items()))
+
+    def finish(self):
+        """End the study by a vote; every round had both, at the first attempt, and none took long."""
+        last = self.study("bonn").open.number + 2
+        self.swarm.control("bonn").call(ProposeStudySettings(replace(SETTINGS, rounds=last)))
+        self.swarm.wait("lyon", lambda state: bool(state.proposals))
+        self.swarm.control("lyon").call(Vote(1, yes=True))
+        for trainer in self.trainers:
+            assert trainer.end()[-1]["event"] == "ended"
+        study = self.study("lyon")
+        assert study.phase == "finished"
+        for record in study.history:
+            assert (set(record.roster), record.attempt, record.absent) == (set(MEMBERS), 1, {})
+        took_s = [record.accepted_s - record.opened_s for record in study.history]
+        assert max(took_s) <= 5, took_s
+        self.swarm.require_running()
+        return study
+
+
+@pytest.fixture
+def hospitals_with(site, make_spire):
+    """A function that founds the swarm, with certificates of this life."""
+    return lambda ttl_s: Hospitals(site, make_spire, ttl_s)

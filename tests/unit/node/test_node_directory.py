@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
 
-from konsil.core.rules import Genesis, initial_state
+from konsil.core.rules import Genesis, Renew, apply, initial_state
 from konsil.errors import IdentityError
 from konsil.identity.authority import Authority
-from konsil.identity.card import card_digest, make_card, member_record, write_card
+from konsil.identity.card import card_digest, encode_card, make_card, member_record, read_card, write_card
 from konsil.identity.ledger_key import LedgerKey
-from konsil.node.directory import Cards, Directory
+from konsil.identity.verify import canonical_bundle
+from konsil.node.directory import OLD_BUNDLE_S, Cards, Directory
 
 
 class Site:
@@ -21,12 +23,15 @@ class Site:
     def __init__(self, root) -> None:
         self.cards = {}
         self.bytes = {}
-        for name in "abc":
-            place = root / name
+        self.keys = {}
+        self.places = {name: root / name for name in "abc"}
+        for name, place in self.places.items():
             place.mkdir()
             authority = Authority.create(place, f"{name}.example")
-            key = LedgerKey.create(place / "ledger.pem")
-            card = make_card(name, authority.issue(), authority.bundle, key, (f"{name}.example:7400",))
+            self.keys[name] = LedgerKey.create(place / "ledger.pem")
+            card = make_card(
+                name, authority.issue(), authority.bundle, self.keys[name], (f"{name}.example:7400",)
+            )
             write_card(card, place / "card.json")
             self.cards[name] = card
             self.bytes[name] = (place / "card.json").read_bytes()
@@ -40,6 +45,23 @@ class Site:
         for name in names:
             self.held.put(self.bytes[name])
         return self
+
+    def newer(self, name, key=None, after_s=1):
+        """The bytes of another card of a member, with another authority."""
+        place = self.places[name] / f"after {after_s}"
+        place.mkdir()
+        authority, issued_s = Authority.create(place, f"{name}.example"), self.cards[name].issued_s + after_s
+        svid = authority.issue(now_s=issued_s)
+        return encode_card(make_card(name, svid, authority.bundle, key or self.keys[name], now_s=issued_s))
+
+    def renew(self, name, data, now_s=1_000_100):
+        """Put a card on the ledger by its member's call."""
+        record = member_record(read_card(data))
+        self.state = apply(self.state, name, 1, Renew(record.bundle, record.card), now_s)
+
+    def bundle(self, name):
+        """What is trusted of a member; None if it is no peer."""
+        return next((peer.bundle for peer in self.directory.peers(self.state)[0] if peer.name == name), None)
 
     def file(self, name):
         return self.held.directory / f"{card_digest(self.cards[name])}.json"
@@ -151,3 +173,65 @@ def test_a_false_card_is_not_kept(site):
     with pytest.raises(IdentityError):
         site.held.put(site.bytes["b"].replace(b"7400", b"7401"))
     assert list(site.held.directory.iterdir()) == []
+
+
+async def test_who_renews_its_card_stays_a_peer_and_is_trusted_by_the_new_one_once_that_is_here(site):
+    site.keep("b", "c")
+    old, data = site.bundle("b"), site.newer("b")
+    site.renew("b", data)
+    assert site.names() == (["c", "b"], ["b"])
+    assert site.bundle("b") == old
+    peers = PeersWith(c=IdentityError("not here"), b=data)
+    assert await site.directory.fetch([site.record("b")], peers)
+    assert peers.asked == ["b"], "who renews its card has it first"
+    assert site.names() == (["b", "c"], [])
+    assert site.bundle("b") == read_card(data).bundle.encode()
+    assert old not in site.bundle("b"), "the old root is trusted no longer"
+
+
+def test_an_old_card_is_not_good_for_long_where_the_new_one_is_not_to_be_had(site):
+    site.keep("b", "c").renew("b", site.newer("b"))
+    site.state = replace(site.state, now_s=1_000_100 + OLD_BUNDLE_S - 1)
+    assert site.names() == (["c", "b"], ["b"])
+    site.state = replace(site.state, now_s=1_000_100 + OLD_BUNDLE_S)
+    assert site.names() == (["c"], ["b"])
+
+
+def test_an_old_card_of_another_ledger_key_is_good_for_nothing(site):
+    site.keep("b", "c")
+    other = replace(site.record("b"), ledger_key="d" * 64, card="e" * 64)
+    member = replace(site.state.members["b"], record=other, renewed_s=1_000_100)
+    site.state = replace(site.state, members=site.state.members | {"b": member})
+    assert site.names() == (["c"], ["b"])
+
+
+def test_a_newer_card_that_was_put_here_by_hand_is_trusted_beside_the_one_on_the_ledger(site):
+    site.keep("b", "c")
+    old, data = site.bundle("b"), site.newer("b")
+    site.held.put(data)
+    new = read_card(data).bundle.encode()
+    assert site.bundle("b") == canonical_bundle(old + new)
+    site.renew("b", data)
+    assert site.bundle("b") == new
+
+
+def test_a_card_that_comes_while_the_folder_is_looked_at_is_seen(site):
+    site.keep("b", "c").names()
+    before_ns = site.held.directory.stat().st_mtime_ns
+    data = site.newer("b")
+    site.held.put(data)
+    os.utime(site.held.directory, ns=(before_ns, before_ns))  # as where both fell into one step of its time
+    assert site.bundle("b") == canonical_bundle((read_card(data).bundle + site.cards["b"].bundle).encode())
+
+
+@pytest.mark.parametrize("case", ["another key", "older", "as old", "no card"])
+def test_what_else_is_in_the_folder_is_trusted_by_nobody(site, case, tmp_path):
+    site.keep("b", "c")
+    old = site.bundle("b")
+    if case == "another key":
+        site.held.put(site.newer("b", LedgerKey.create(tmp_path / "other.pem")))
+    elif "old" in case:
+        site.held.put(site.newer("b", after_s=-1 if case == "older" else 0))
+    else:
+        (site.held.directory / f"{'a' * 64}.json").write_bytes(site.newer("b"))
+    assert site.bundle("b") == old
