@@ -19,7 +19,7 @@ from konsil.core.rules.calls import (
 )
 from konsil.core.rules.settings import SwarmSettings
 from konsil.core.rules.state import Proposal, State
-from konsil.core.wall import AskAdmit, AskCall, Noted
+from konsil.core.wall import AskAdmit, AskCall, AskTrust, Noted
 from konsil.errors import ConfigError
 from konsil.node.toml import read_settings_file
 
@@ -99,17 +99,25 @@ def enter(site: Site, genesis: Path, cards: tuple[Path, ...]) -> None:
     config = site.config()
     made = files.read_genesis(genesis)
     founders = {record.card: record.name for record in made.members}
+    keys = {(record.name, record.spiffe_id, record.ledger_key) for record in made.members}
     read = [(identities.card_digest(card), card) for card in map(files.read_card_file, cards)]
     known = {founders[digest]: card for digest, card in read if digest in founders}
     if made.operator not in known if made.operator else not any(card.addresses for card in known.values()):
         who = f"'{made.operator}', who serves the ledger," if made.operator else "a founder with an address"
+    known = {founders[digest] for digest, _ in read if digest in founders}
+    if made.operator not in known:
         raise ConfigError(
             f"The card of {who} is not among the cards.",
             safe="Nothing was written.",
             do="Get the folder cards/ from any member: it lies in its node's directory.",
         )
-    for card in known.values():
-        files.keep_card(card, config.cards_dir)
+    for _, card in read:
+        if (
+            card.name,
+            card.spiffe_id,
+            card.ledger_key,
+        ) in keys:  # newer ones too: the ledger comes from there
+            files.keep_card(card, config.cards_dir)
     files.write_genesis(made, config.genesis_file)
     digest = genesis_digest(made)
     site.show(
@@ -135,6 +143,26 @@ def members(site: Site) -> None:
         where = ", ".join(member.record.addresses) or "dials out only"
         lines.append(f"{name}{note}\n  {member.record.spiffe_id}, {where}\n  card {member.record.card}")
     site.show(state.members, "\n".join(lines))
+
+
+@verb(swarm, "card", example="konsil swarm card rennes.card.json")
+@click.argument("cards", type=CARD_FILE, nargs=-1, required=True)
+def card(site: Site, cards: tuple[Path, ...]) -> None:
+    """Take members' newer cards by hand: where an authority changed while a node was away for long.
+
+    Usually a node puts its new card on the ledger by itself, and the others fetch it. Two that do not know
+    each other any more, since one was away meanwhile, find back by the card that the other's node has written.
+    """
+    from konsil.node import genesis as files  # noqa: PLC0415 - as in found
+
+    with site.node() as node:
+        for path in cards:
+            read = files.read_card_file(path)  # a good error here is better than one from the node
+            node.ask(AskTrust(path.read_bytes()), Noted)
+            site.show(
+                {"member": read.name, "bundle": read.bundle, "issued_s": read.issued_s},
+                f"'{read.name}' is known by its card of {when(read.issued_s)} from now on.",
+            )
 
 
 @swarm.group()

@@ -256,6 +256,12 @@ class AskAdmit(_Word, frozen=True, tag="ask_admit"):
     card: bytes
 
 
+class AskTrust(_Word, frozen=True, tag="ask_trust"):
+    """Know a member by this newer card too, beside the one on this copy of the ledger. Answer: ``Noted``."""
+
+    card: bytes
+
+
 class AskMend(_Word, frozen=True, tag="ask_mend"):
     """Go on with a study whose journal at this node is damaged. Answer: ``ToldMended``."""
 
@@ -364,7 +370,7 @@ class ToldNode(_Word, frozen=True, tag="told_node"):
 
 ToNode = (
     Knock | Join | Progress | Update | Scored | Wanted | Finished | Goodbye
-    | AskState | AskCall | AskNode | AskPeers | AskModel | AskPropose | AskAdmit | AskMend
+    | AskState | AskCall | AskNode | AskPeers | AskModel | AskPropose | AskAdmit | AskTrust | AskMend
 )  # fmt: skip
 FromNode = (
     Terms | Joined | Merged | Final | Waiting | Failed | Noted

@@ -32,6 +32,7 @@ from konsil.core.wall import (
     AskPeers,
     AskPropose,
     AskState,
+    AskTrust,
     FromNode,
     Noted,
     PeerStatus,
@@ -104,14 +105,19 @@ class Control:
                 return await self._model(word)
             case AskPropose():
                 return Noted(await self._propose(word, fd)), None
-            case AskAdmit():
-                card = await asyncio.to_thread(self.node.directory.cards.put, word.card)
-                return Noted(await self.node.ledger.submit(ProposeAdmit(member_record(card)))), None
+            case AskAdmit() | AskTrust():
+                return Noted(await self._take_card(word)), None
             case AskMend():
                 mended = await self._runner(word.study).mend()
                 return ToldMended(word.study, mended.kept, str(mended.aside or ""), mended.unknown), None
             case _:
                 raise FrameError(f"{type(word).__name__} is not for this socket.", do="Compare versions.")
+
+    async def _take_card(self, word: AskAdmit | AskTrust) -> int:
+        if isinstance(word, AskTrust):
+            return await self.node.trust(word.card)
+        card = await asyncio.to_thread(self.node.directory.cards.put, word.card)
+        return await self.node.ledger.submit(ProposeAdmit(member_record(card)))
 
     def _runner(self, study: str) -> StudyRunner:
         runner = self.node.runners.get(study)

@@ -225,6 +225,16 @@ class Node:
         self.transport.set_peers(found)
         return lacking
 
+    async def trust(self, card: bytes) -> int:
+        """Know a member by this newer card of it, from now on; the ledger's height here.
+
+        Raises:
+            IdentityError: it is none, or not a newer one of a member.
+        """
+        await asyncio.to_thread(self.directory.trust, card, self.ledger.state)
+        self._set_peers()
+        return self.ledger.state.height
+
     async def runner(self, study: str, timeout_s: float) -> StudyRunner:
         """The runner of a study, once it has appeared here.
 

@@ -152,6 +152,31 @@ class Directory:
         newer = newest is not None and newest.issued_s > card.issued_s
         return _address(record, card.bundle + newest.bundle if newest and newer else card.bundle)
 
+    def trust(self, data: bytes, state: State) -> None:
+        """Keep a member's newer card that somebody brought here by hand.
+
+        Raises:
+            IdentityError: it is no card, of no other member by these keys, or not newer than the one on the
+                ledger.
+        """
+        card = read_card(data)
+        member = state.members.get(card.name)
+        record = member.record if member is not None and member.active else None
+        same = record is not None and (record.spiffe_id, record.ledger_key) == (
+            card.spiffe_id,
+            card.ledger_key,
+        )
+        if record is None or not same or card.name == self.me:
+            raise _not_taken(
+                card, f"the ledger knows no other member {card.name!r} by its SPIFFE ID and ledger key"
+            )
+        if record.card == card_digest(card):
+            return
+        known = self.cards.get(record)
+        if known is not None and card.issued_s <= known.issued_s:
+            raise _not_taken(card, "it is not newer than the one on the ledger")
+        self.cards.put(data)
+
     async def fetch(self, records: Iterable[MemberRecord], peers: Peers) -> bool:
         """Fetch cards from connected peers; whether any came."""
         came = [await self._fetch_one(record, peers) for record in records]
@@ -177,6 +202,15 @@ class Directory:
 
 def _may_use_its_old_card(member: Member, now_s: int) -> bool:
     return bool(member.renewed_s) and now_s < member.renewed_s + OLD_BUNDLE_S
+
+
+def _not_taken(card: Card, why: str) -> IdentityError:
+    return IdentityError(
+        f"The card of {card.name!r} is not taken: {why}.",
+        safe="Nothing was changed.",
+        do="Ask the member for NAME.card.json in its node's directory, as it is now.",
+        member=card.name,
+    )
 
 
 def _address(record: MemberRecord, bundle: str) -> PeerAddress:

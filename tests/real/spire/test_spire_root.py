@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from konsil.core.messages import PROTOCOL_VERSION, GetStatus, Hello, encode
 from konsil.core.rules import genesis_digest
+from konsil.core.wall import AskTrust
 from konsil.errors import KonsilError
 from konsil.identity.source import SvidSource
 from konsil.identity.verify import bundle_digest
@@ -75,6 +77,40 @@ def test_a_root_that_signs_as_soon_as_it_is_there_costs_no_round(hospitals_with,
     swarm.wait(other, lambda state: state.members[member].record.card != before)
     hospitals.rounds(10)
     hospitals.finish()
+
+
+def test_a_node_that_was_away_while_its_root_changed_comes_back_by_a_card_that_people_mail(hospitals_with):
+    hospitals = hospitals_with(TTL_S)
+    swarm, spire = hospitals.swarm, hospitals.spires["lyon"]
+    old, before = spire.authority("show")["active"], record(swarm, "bonn")
+    swarm.stop("lyon")
+    new = spire.authority("prepare")["prepared_authority"]
+    spire.authority("activate", "-authorityID", new)
+    spire.authority("taint", "-authorityID", old)
+    asyncio.run(another_than(spire, before.bundle))
+    swarm.start(["lyon"])
+
+    control, card = swarm.control("bonn"), read_config(swarm.directory("lyon")).card_file
+    until_s = time.monotonic() + 30
+    while bundle_digest(read_card_file(card).bundle.encode()) == before.bundle:
+        assert time.monotonic() < until_s, swarm.log_tail("lyon")
+        time.sleep(0.1)
+    assert record(swarm, "bonn") == before
+    assert not any(peer.connected for peer in control.node().peers)
+    control.ask(AskTrust(card.read_bytes()))
+    swarm.wait("bonn", lambda state: state.members["lyon"].record.bundle != before.bundle)
+    hospitals.rounds(3)
+    for trainer in hospitals.trainers:
+        trainer.close()
+
+
+async def another_than(spire, bundle):
+    """Until SPIRE gives out another bundle than this, and a certificate that it signs."""
+    async with SvidSource.open(spire.workload_api) as source:
+        await source.wait_ready(30)
+        async with asyncio.timeout(30):
+            while bundle_digest(source.bundle) == bundle:
+                await source.changed(source.generation, 30)
 
 
 def record(swarm, at):

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
+from konsil.identity.authority import Authority
+from konsil.identity.card import card_digest, make_card, write_card
+from konsil.identity.ledger_key import LedgerKey
 from konsil.node.config import read_config
 
 
@@ -26,3 +32,26 @@ def test_without_the_operators_card_there_is_nobody_to_connect_to(site):
     )
     assert "The card of 'lyon', who serves the ledger, is not among the cards." in result.stderr
     assert not read_config(site.root / "rennes").genesis_file.exists()
+
+
+def test_newer_cards_of_founders_are_kept_too_and_those_of_strangers_are_not(site):
+    site.found()
+    site.init("rennes")
+    lyon, rennes = read_config(site.root / "lyon"), read_config(site.root / "rennes")
+    cards = [str(path) for path in lyon.cards_dir.glob("*.json")]
+    authority = Authority.create(site.root / "next", lyon.trust_domain)
+    now_s = time.time() + 60
+    newer = make_card(
+        "lyon",
+        authority.issue(now_s=now_s),
+        authority.bundle,
+        LedgerKey.load(lyon.ledger_key_file),
+        now_s=now_s,
+    )
+    path = site.root / "newer.json"
+    write_card(newer, path)
+    site.run(
+        "swarm", "enter", str(lyon.genesis_file), str(path), site.card("rennes"), *cards, member="rennes"
+    )
+    kept = {path.stem for path in rennes.cards_dir.iterdir()}
+    assert kept == {Path(card).stem for card in cards} | {card_digest(newer)}

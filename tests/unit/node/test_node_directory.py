@@ -224,6 +224,43 @@ def test_a_card_that_comes_while_the_folder_is_looked_at_is_seen(site):
     assert site.bundle("b") == canonical_bundle((read_card(data).bundle + site.cards["b"].bundle).encode())
 
 
+def test_a_newer_card_is_taken_by_hand(site):
+    site.keep("b", "c")
+    data = site.newer("b")
+    site.directory.trust(data, site.state)
+    assert read_card(data) in site.held.kin()[("b", "spiffe://b.example/node", site.keys["b"].public)]
+    site.directory.trust(site.bytes["b"], site.state)  # the one on the ledger: nothing to do
+    assert len(list(site.held.directory.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("case", "why"),
+    [
+        ("another key", "knows no other member 'b'"),
+        ("older", "not newer"),
+        ("as old", "not newer"),
+        ("own", "knows no other member 'a'"),
+        ("removed", "knows no other member 'b'"),
+        ("changed", "does not fit"),
+    ],
+)
+def test_another_card_is_not_taken_by_hand(site, tmp_path, case, why):
+    site.keep("b", "c")
+    name, key = ("a" if case == "own" else "b"), None
+    if case == "another key":
+        key = LedgerKey.create(tmp_path / "other.pem")
+    if case == "removed":
+        gone = replace(site.state.members["b"], active=False)
+        site.state = replace(site.state, members=site.state.members | {"b": gone})
+    data = site.newer(name, key, after_s={"older": -1, "as old": 0}.get(case, 1))
+    if case == "changed":
+        at = data.index(b'"ledger_signature": "') + 25
+        data = data[:at] + (b"0" if data[at : at + 1] != b"0" else b"1") + data[at + 1 :]
+    with pytest.raises(IdentityError, match=why):
+        site.directory.trust(data, site.state)
+    assert len(list(site.held.directory.iterdir())) == 2
+
+
 @pytest.mark.parametrize("case", ["another key", "older", "as old", "no card"])
 def test_what_else_is_in_the_folder_is_trusted_by_nobody(site, case, tmp_path):
     site.keep("b", "c")
