@@ -166,6 +166,12 @@ class Contract(RuleBasedStateMachine):
     def leave(self, name: str) -> None:
         self.do(name, Leave("aml"))
 
+    @rule(name=names, which=st.integers(0, 3), other=names)
+    def renew(self, name: str, which: int, other: str) -> None:
+        """Now and then by another member's card, which is not its own to give."""
+        card = _digest((name, which, "new card")) if which else self.state.members[other].record.card
+        self.do(name, Renew(_digest((name, which, "new bundle")), card))
+
     @precondition(is_open)
     @rule(name=names, which=st.integers(0, 1))
     def commit(self, name: str, which: int) -> None:
@@ -234,6 +240,18 @@ class Contract(RuleBasedStateMachine):
                 self.do(voter, Vote(len(self.state.proposals), yes=True))
 
     # --- what must always hold -------------------------------------------------------------------
+
+    @invariant()
+    def whoever_has_another_card_is_still_who_was_admitted(self) -> None:
+        records = {name: member.record for name, member in self.state.members.items()}
+        for name, record in records.items():
+            was = _record(name)
+            assert (record.name, record.spiffe_id, record.ledger_key) == (
+                was.name,
+                was.spiffe_id,
+                was.ledger_key,
+            )
+        assert len({record.card for record in records.values()}) == len(NAMES)
 
     @invariant()
     def accepted_history_never_changes(self) -> None:

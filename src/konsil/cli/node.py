@@ -6,7 +6,7 @@ import click
 
 from konsil.cli.common import Site, in_groups, verb, when
 from konsil.core.rules.calls import Announce
-from konsil.core.wall import AskCall, AskNode, Noted, ToldNode
+from konsil.core.wall import AskCall, AskNode, AskRoot, Noted, ToldNode
 from konsil.errors import ConfigError
 from konsil.node.config import Config, check_config
 from konsil.node.tables import BUILTIN, IdentityTable, MemberTable, NodeTable
@@ -162,3 +162,41 @@ def _announce(site: Site, config: Config) -> int | None:
         if member is None:
             return None
         return running.ask(AskCall(Announce(config.addresses)), Noted).height
+
+
+@node.group()
+def root() -> None:
+    """Give the built-in authority another root: prepare, activate, retire. The node must run."""
+
+
+@verb(root, "prepare", example="konsil node root prepare")
+def prepare(site: Site) -> None:
+    """Make the next root. Peers trust it beside the present one once they have this member's new card."""
+    _step(
+        site,
+        AskRoot("prepare"),
+        "The new root is made, and its card goes onto the ledger by itself.",
+        "activate",
+    )
+
+
+@verb(root, "activate", example="konsil node root activate")
+def activate(site: Site) -> None:
+    """Sign by the new root from now on. The key of the one before is destroyed."""
+    _step(site, AskRoot("activate"), "Certificates are signed by the new root.", "retire")
+
+
+@verb(root, "retire", example="konsil node root retire")
+def retire(site: Site) -> None:
+    """Give the former root up: nobody trusts it once the ledger has this member's card without it."""
+    _step(site, AskRoot("retire"), "The former root is given up, which goes onto the ledger by itself.", "")
+
+
+def _step(site: Site, word: AskRoot, done: str, then: str) -> None:
+    with site.node() as running:
+        height = running.ask(word, Noted).height
+    following = f"\nNext, when all peers have been here since: konsil node root {then}" if then else ""
+    site.show(
+        {"step": word.step, "height": height, "next": then},
+        f"{done}\nBack up {site.config().keys_dir} again.{following}",
+    )

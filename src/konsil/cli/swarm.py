@@ -151,7 +151,7 @@ def card(site: Site, cards: tuple[Path, ...]) -> None:
     """Take members' newer cards by hand: where an authority changed while a node was away for long.
 
     Usually a node puts its new card on the ledger by itself, and the others fetch it. Two that do not know
-    each other any more, since one was away meanwhile, find back by the card that the other's node has written.
+    each other any more, since one was away meanwhile, find back by a card that the other's node has written.
     """
     from konsil.node import genesis as files  # noqa: PLC0415 - as in found
 

@@ -31,6 +31,8 @@ Finished as the first: it answers it again.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from konsil.core.rules.calls import Call, Contribution
@@ -262,6 +264,12 @@ class AskTrust(_Word, frozen=True, tag="ask_trust"):
     card: bytes
 
 
+class AskRoot(_Word, frozen=True, tag="ask_root"):
+    """Take the next step of a change of the built-in authority's root. Answer: ``Noted``."""
+
+    step: Literal["prepare", "activate", "retire"]
+
+
 class AskMend(_Word, frozen=True, tag="ask_mend"):
     """Go on with a study whose journal at this node is damaged. Answer: ``ToldMended``."""
 
@@ -370,7 +378,8 @@ class ToldNode(_Word, frozen=True, tag="told_node"):
 
 ToNode = (
     Knock | Join | Progress | Update | Scored | Wanted | Finished | Goodbye
-    | AskState | AskCall | AskNode | AskPeers | AskModel | AskPropose | AskAdmit | AskTrust | AskMend
+    | AskState | AskCall | AskNode | AskPeers | AskModel | AskPropose | AskMend
+    | AskAdmit | AskTrust | AskRoot
 )  # fmt: skip
 FromNode = (
     Terms | Joined | Merged | Final | Waiting | Failed | Noted

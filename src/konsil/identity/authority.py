@@ -24,8 +24,14 @@ from konsil.identity.svid import BAD_CERTIFICATE, Svid, is_key_of, unix_s, uri_n
 AUTHORITY_FILE = "authority.pem"
 """One file for key and certificate: it is there whole, or not at all."""
 
+NEXT_FILE = "authority.next.pem"
+"""The authority that is to follow, key and certificate: in the bundle, and signs nothing yet."""
+
+FORMER_FILE = "authority.former.pem"
+"""The certificate of the authority before this one, while it is still in the bundle. Its key is gone."""
+
 AUTHORITY_DAYS = 3653
-"""Ten years: the bundle's digest stands on the ledger, so a new authority is a vote."""
+"""Ten years: so long that nobody is surprised by the end of a root, which `konsil node root` changes."""
 
 BACKDATE_S = 300
 """Peers whose clocks are up to this late accept a fresh SVID; `konsil doctor` warns long before."""
@@ -38,7 +44,9 @@ _MAX_FILE_BYTES = 16 * 1024
 
 @dataclass(frozen=True)
 class Authority:
-    """The authority of one trust domain. ``bundle``: its certificate as PEM, for the member's card."""
+    """The authority of one trust domain. ``bundle``: what peers are to trust, as PEM, for the member's card:
+    its certificate and, while the root changes, that of the one after or before it.
+    """
 
     trust_domain: str
     bundle: bytes
@@ -46,8 +54,8 @@ class Authority:
     _key: ec.EllipticCurvePrivateKey = field(repr=False)
 
     @classmethod
-    def create(cls, directory: Path, trust_domain: str) -> Authority:
-        """Make a new authority and keep it in a folder.
+    def create(cls, directory: Path, trust_domain: str, file: str = AUTHORITY_FILE) -> Authority:
+        """Make a new authority and keep it in a folder, in a file of this name.
 
         Raises:
             IdentityError: not a trust domain's name, or there is an authority in this folder already.
@@ -60,7 +68,7 @@ class Authority:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         public = certificate.public_bytes(serialization.Encoding.PEM)
-        write_private(directory / AUTHORITY_FILE, private + public)
+        write_private(directory / file, private + public)
         return cls(trust_domain, public, certificate, key)
 
     @classmethod
@@ -80,12 +88,25 @@ class Authority:
         if not isinstance(key, ec.EllipticCurvePrivateKey) or not is_key_of(certificate, key):
             raise _damaged(path, "its key is not that of its certificate")
         trust_domain = SpiffeId.parse(uri_name(certificate)).trust_domain
-        return cls(trust_domain, certificate.public_bytes(serialization.Encoding.PEM), certificate, key)
+        trusted = {certificate.public_bytes(serialization.Encoding.PEM): None} | dict.fromkeys(
+            _certificate_in(directory / name, trust_domain)
+            for name in (NEXT_FILE, FORMER_FILE)
+            if (directory / name).exists()
+        )
+        return cls(trust_domain, b"".join(trusted), certificate, key)
 
     @property
-    def certificate_der(self) -> bytes:
-        """The authority's certificate."""
-        return self._certificate.public_bytes(serialization.Encoding.DER)
+    def certificate(self) -> bytes:
+        """The certificate that belongs to the key which signs now, as PEM."""
+        return self._certificate.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def bundle_der(self) -> bytes:
+        """The bundle's certificates, one behind the other."""
+        return b"".join(
+            each.public_bytes(serialization.Encoding.DER)
+            for each in x509.load_pem_x509_certificates(self.bundle)
+        )
 
     def issue(self, path: str = "/node", ttl_s: float = 3600, now_s: float | None = None) -> Svid:
         """A fresh SVID with a fresh key.
@@ -113,7 +134,7 @@ class Authority:
             raise IdentityError(
                 f"The authority of {self.trust_domain} has ended: it was valid until {end:%Y-%m-%d}.",
                 safe="Nothing was issued.",
-                do="Make a new authority; the other members must vote its card in.",
+                do="Make new keys with `konsil node init`; the others must vote the new card in.",
             )
         if end <= start:
             raise IdentityError(
@@ -154,6 +175,18 @@ class Authority:
             )
             .sign(self._key, hashes.SHA256())
         )
+
+
+def _certificate_in(path: Path, trust_domain: str) -> bytes:
+    """The certificate of a root that comes or goes, as PEM."""
+    try:
+        certificate = x509.load_pem_x509_certificate(read_private(path, _MAX_FILE_BYTES))
+        named = uri_name(certificate)
+    except BAD_CERTIFICATE as error:
+        raise _damaged(path, "it is cut off or was changed") from error
+    if named != f"spiffe://{trust_domain}":
+        raise _damaged(path, f"it is of {named[:200]!r}")
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _sign_own(key: ec.EllipticCurvePrivateKey, trust_domain: str) -> x509.Certificate:

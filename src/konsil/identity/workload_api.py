@@ -125,6 +125,19 @@ class WorkloadApi:
             if _inode(self._socket_path) == self._inode:
                 self._socket_path.unlink()
 
+    def use(self, authority: Authority) -> None:
+        """Issue by this authority from now on, to everyone at once.
+
+        Raises:
+            IdentityError: it cannot issue; the one before it goes on.
+        """
+        before, self._authority = self._authority, authority
+        try:
+            self._renew()
+        except IdentityError:
+            self._authority = before
+            raise
+
     async def _listen(self) -> None:
         """Make the socket where nobody else can reach it, and only then give it its name.
 
@@ -178,16 +191,14 @@ class WorkloadApi:
                 spiffe_id=svid.spiffe_id,
                 chain=b"".join(svid.chain_der),
                 key=svid.key_der,
-                bundle=self._authority.certificate_der,
+                bundle=self._authority.bundle_der,
             )
             yield encode_svids((wire,))
 
     async def _fetch_bundles(self, _request: bytes, context: Any) -> AsyncIterator[bytes]:
         await _check_header(context)
         async for _ in self._svids(context):
-            yield encode_bundles(
-                {f"spiffe://{self._authority.trust_domain}": self._authority.certificate_der}
-            )
+            yield encode_bundles({f"spiffe://{self._authority.trust_domain}": self._authority.bundle_der})
 
     async def _svids(self, context: Any) -> AsyncIterator[Svid]:
         """The SVID now, and each that follows, until this API closes or the stream's reader goes."""

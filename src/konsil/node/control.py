@@ -31,6 +31,7 @@ from konsil.core.wall import (
     AskNode,
     AskPeers,
     AskPropose,
+    AskRoot,
     AskState,
     AskTrust,
     FromNode,
@@ -105,17 +106,20 @@ class Control:
                 return await self._model(word)
             case AskPropose():
                 return Noted(await self._propose(word, fd)), None
-            case AskAdmit() | AskTrust():
-                return Noted(await self._take_card(word)), None
+            case AskAdmit() | AskTrust() | AskRoot():
+                return Noted(await self._about_identities(word)), None
             case AskMend():
                 mended = await self._runner(word.study).mend()
                 return ToldMended(word.study, mended.kept, str(mended.aside or ""), mended.unknown), None
             case _:
                 raise FrameError(f"{type(word).__name__} is not for this socket.", do="Compare versions.")
 
-    async def _take_card(self, word: AskAdmit | AskTrust) -> int:
+    async def _about_identities(self, word: AskAdmit | AskTrust | AskRoot) -> int:
         if isinstance(word, AskTrust):
             return await self.node.trust(word.card)
+        if isinstance(word, AskRoot):
+            await self.node.roots.step(word.step)
+            return self.node.ledger.state.height
         card = await asyncio.to_thread(self.node.directory.cards.put, word.card)
         return await self.node.ledger.submit(ProposeAdmit(member_record(card)))
 

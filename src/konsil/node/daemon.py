@@ -47,6 +47,7 @@ from konsil.node.models import Models
 from konsil.node.peers import Peers
 from konsil.node.process import notify, only_one, writable
 from konsil.node.renewal import Renewal
+from konsil.node.roots import Roots
 from konsil.node.rules import Rules
 from konsil.node.service import Service
 from konsil.node.site import Site, default_max_model_bytes
@@ -112,16 +113,17 @@ class Node:
             for folder in (config.cards_dir, config.merges_dir, config.rules_dir, config.journal_dir):
                 make_private_folder(folder)
         journal = stack.enter_context(Journal(config.journal_dir))
+        api = None
         if config.builtin_identity:
             authority = Authority.load(config.keys_dir)
-            await stack.enter_async_context(
-                WorkloadApi(authority, config.workload_socket, config.identity.svid_ttl_s)
-            )
+            api = WorkloadApi(authority, config.workload_socket, config.identity.svid_ttl_s)
+            await stack.enter_async_context(api)
         source = await stack.enter_async_context(SvidSource.open(config.workload_api))
         await source.wait_ready(IDENTITY_S)
         self._source = source
         service = Service(config.name, lambda: self.runners, self.directory.cards.bytes_of)
         renewal = self._renewal = Renewal(config, self.key, source, self.directory.cards)
+        self.roots = Roots(config.keys_dir, api, renewal)
         transport = self._make_transport(service, renewal)
         peers = Peers(transport)
         service.peers = peers

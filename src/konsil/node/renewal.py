@@ -155,6 +155,12 @@ class Renewal:
         height = await ledger.submit(Renew(new.bundle, new.card))
         _log.info("the ledger has this member's new trust bundle", card=new.card, height=height)
 
+    @property
+    def announced(self) -> bool:
+        """Whether the ledger has the present bundle."""
+        record = self._record()
+        return record is not None and self._bundle_digest() == record.bundle
+
     def _bundle_digest(self) -> str:
         """The present bundle's digest: asked at every move of the ledger, made once for each bundle."""
         bundle = self._source.bundle

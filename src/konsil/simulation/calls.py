@@ -18,6 +18,7 @@ from konsil.core.rules import (
     Leave,
     ProposeStudy,
     Publish,
+    Renew,
     Report,
     Score,
     Tick,
@@ -46,6 +47,7 @@ _WORDS: dict[type, Callable[[Any], str]] = {
     Agree: lambda _call: "agrees to the study",
     Enter: lambda _call: "is ready to train",
     Leave: lambda _call: "leaves",
+    Renew: lambda call: f"has another card, {call.card[:8]}",
 }
 
 
