@@ -31,6 +31,7 @@ from konsil.core.rules import (
     ProposeRemove,
     ProposeStudy,
     Publish,
+    Renew,
     Report,
     SignedCall,
     State,
