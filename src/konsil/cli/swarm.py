@@ -104,19 +104,14 @@ def enter(site: Site, genesis: Path, cards: tuple[Path, ...]) -> None:
     known = {founders[digest]: card for digest, card in read if digest in founders}
     if made.operator not in known if made.operator else not any(card.addresses for card in known.values()):
         who = f"'{made.operator}', who serves the ledger," if made.operator else "a founder with an address"
-    known = {founders[digest] for digest, _ in read if digest in founders}
-    if made.operator not in known:
         raise ConfigError(
             f"The card of {who} is not among the cards.",
             safe="Nothing was written.",
             do="Get the folder cards/ from any member: it lies in its node's directory.",
         )
     for _, card in read:
-        if (
-            card.name,
-            card.spiffe_id,
-            card.ledger_key,
-        ) in keys:  # newer ones too: the ledger comes from there
+        # Newer ones too: by these the ledger is reached, where an authority has changed since.
+        if (card.name, card.spiffe_id, card.ledger_key) in keys:
             files.keep_card(card, config.cards_dir)
     files.write_genesis(made, config.genesis_file)
     digest = genesis_digest(made)

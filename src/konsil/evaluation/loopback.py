@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import NamedTuple, Self
 
 from konsil.core.rules import Agree, Call, Genesis, State, StudySettings, settings_digest
@@ -25,10 +25,8 @@ from konsil.core.wall import Failed as FailedWord
 from konsil.errors import NodeError
 from konsil.node.config import NO_PROXY, Config, read_config
 from konsil.node.genesis import Engine, found, keep_card, read_card_file, write_genesis
-from konsil.node.config import BUILTIN, NO_PROXY, Config, IdentityTable, MemberTable, NodeTable, read_config
-from konsil.node.genesis import found, keep_card, read_card_file, write_genesis
 from konsil.node.setup import make_directory, write_own_card
-from konsil.node.tables import LedgerTable, MemberTable, NodeTable
+from konsil.node.tables import BUILTIN, IdentityTable, LedgerTable, MemberTable, NodeTable
 from konsil.wall.frames import raised
 from konsil.wall.line import Line
 from konsil.wall.told_state import read_state
@@ -106,7 +104,13 @@ class Kept(NamedTuple):
 
 
 class LoopbackSwarm:
-    """Members on 127.0.0.1. Use ``with``: every process that it started has ended afterwards."""
+    """Members on 127.0.0.1. Use ``with``: every process that it started has ended afterwards.
+
+    ``workload_apis``: for members whose identities come from a running SPIRE, its socket's address; to be set
+    in a subclass.
+    """
+
+    workload_apis: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -119,13 +123,11 @@ class LoopbackSwarm:
         log_level: str = "info",
         environment: Mapping[str, str] | None = None,
         kept: Kept | None = None,
-        workload_apis: Mapping[str, str] | None = None,
     ) -> None:
         """Make every member's directory under ``root``; start nothing yet.
 
         ``advertise``: for members that peers must dial elsewhere than where they listen, that address.
         ``kept``: what keeps the ledger; by default one of the members.
-        ``workload_apis``: for members whose identities come from a running SPIRE, its socket's address.
         """
         self.root = root
         self.members = tuple(members)
@@ -133,7 +135,6 @@ class LoopbackSwarm:
         self.log_level = log_level
         self.environment = dict(environment or {})
         self.kept = kept or Kept()
-        self._workload_apis = dict(workload_apis or {})
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._held: list[socket.socket] = []
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -158,9 +159,8 @@ class LoopbackSwarm:
         config = Config(
             self.directory(name),
             MemberTable(name, witness=name in self.kept.witnesses),
+            IdentityTable(self.workload_apis.get(name, BUILTIN)),
             ledger=self.kept.table,
-            MemberTable(name),
-            IdentityTable(self._workload_apis.get(name, BUILTIN)),
             node=NodeTable(
                 listen=listen,
                 advertise=(advertise,) if advertise and listen else (),

@@ -130,9 +130,6 @@ class Node:
         self.peers = peers
         self.transport = transport
         self.ledger = await open_ledger(config, self.genesis, self.key, peers, transport, stack)
-        service.ledger = self.ledger
-        self.ledger = await self._open_ledger(peers)
-        stack.push_async_callback(self.ledger.close)
         service.ledger = renewal.ledger = self.ledger
         service.operator = self.ledger if isinstance(self.ledger, LocalLedger) else None
         self._require_own_card()

@@ -178,7 +178,15 @@ class Renewal:
             return before
         # Of two cards the later is the newer, also where this machine's clock was put back in between.
         now_s = max(self._clock(), before.issued_s + 1 if before is not None else 0)
-        card = make_card(self._config.name, self._source, bundle, self._key, record.addresses, now_s=now_s)
+        card = make_card(
+            self._config.name,
+            self._source,
+            bundle,
+            self._key,
+            record.addresses,
+            now_s=now_s,
+            witness=record.witness,
+        )
         self._cards.put(encode_card(card))
         write_card(card, self._config.card_file)
         return card

@@ -19,6 +19,7 @@ from cryptography import x509
 from msgspec.structs import replace
 
 from konsil.core.rules import ProposeStudySettings, StudySettings, Vote
+from konsil.evaluation.loopback import LoopbackSwarm
 from konsil.identity.source import SvidSource
 from konsil.node.config import read_config
 
@@ -187,6 +188,14 @@ def make_spire(engine_binary: Callable[[str], Path]) -> Iterator[Callable[[str],
         shutil.rmtree(root)
 
 
+class SpireSwarm(LoopbackSwarm):
+    """Members on this machine whose nodes get their identities from these Workload APIs."""
+
+    def __init__(self, root, workload_apis):
+        self.workload_apis = workload_apis
+        super().__init__(root, tuple(workload_apis))
+
+
 class Hospitals:
     """The swarm, the study that runs in it, and each member's SPIRE."""
 
@@ -195,7 +204,8 @@ class Hospitals:
         for spire in self.spires.values():
             spire.register(ttl_s)
         addresses = {name: spire.workload_api for name, spire in self.spires.items()}
-        self.swarm = site.swarm(*MEMBERS, workload_apis=addresses)
+        self.swarm = SpireSwarm(site.root, addresses)
+        site.swarms.append(self.swarm)
         self.swarm.start()
         self.swarm.propose(SETTINGS)
         self.trainers = [

@@ -43,7 +43,6 @@ from konsil.core.rules.members import (
     announce,
     close_votes,
     propose,
-    renew,
     validate,
     vote,
     why_not_a_record,
@@ -51,6 +50,7 @@ from konsil.core.rules.members import (
 from konsil.core.rules.merging import accept, publish, report, tick_merging
 from konsil.core.rules.record_digests import record_digest
 from konsil.core.rules.refusing import SLUG, require, running, study_named
+from konsil.core.rules.renewal import renew
 from konsil.core.rules.scores import score
 from konsil.core.rules.signing import Entry, canonical, decode_signed
 from konsil.core.rules.state import Genesis, Member, State

@@ -22,7 +22,6 @@ from konsil.core.rules.calls import (
     ProposeStudySettings,
     ProposeSwarmSettings,
     Validate,
-    Renew,
     Vote,
 )
 from konsil.core.rules.refusing import (
@@ -31,7 +30,6 @@ from konsil.core.rules.refusing import (
     participant_of,
     refusing_settings,
     require,
-    require_digest,
     study_named,
 )
 from konsil.core.rules.rounds import end_study, leave_roster, settle, take_settings
@@ -47,11 +45,6 @@ MAX_OPEN_PROPOSALS = 16
 MAX_RECENT_PROPOSALS = 64
 """Votes that one member may have started whose time is not up, decided ones too. Who takes part in a study
 alone decides on its settings alone, and at once; but every vote stays on the ledger."""
-
-MAX_RENEWALS = 16
-RENEWAL_S = 600
-"""A member may renew its card so often at once, and then once in this time: an authority that changes its
-root every hour, adding the new one and taking the old one away, stays far below. All fetch each card."""
 
 _SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]{1,255}){1,8}")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
@@ -180,37 +173,6 @@ def validate(state: State, caller: str, call: Validate, _now_s: int) -> State:
     )
     changed = replace(member, validates=call.on)
     return replace(state, members=state.members | {caller: changed})
-
-
-def renew(state: State, caller: str, call: Renew, now_s: int) -> State:
-    """Put the caller's new trust bundle and card on record; who it is stays as it was admitted."""
-    require_digest(call.bundle, "digest of the trust bundle")
-    require_digest(call.card, "digest of the card")
-    member = state.members[caller]
-    if call.card == member.record.card:
-        require(
-            call.bundle == member.record.bundle,
-            "same_card",
-            f"The card of '{caller}' on the ledger holds another bundle: a new bundle takes a new card.",
-        )
-        return state
-    for name, other in state.members.items():
-        require(
-            other.record.card != call.card,
-            "card_taken",
-            f"This is the card of '{name}', not of '{caller}'.",
-            do="Renew with the card that this member's own keys have signed.",
-        )
-    counted = max(0, member.renewals - (now_s - member.renewed_s) // RENEWAL_S)
-    require(
-        counted < MAX_RENEWALS,
-        "too_many_renewals",
-        f"'{caller}' has renewed its card {counted} times within a short time, the most that are allowed.",
-        do=f"One more is allowed {RENEWAL_S} s after the last one.",
-    )
-    record = replace(member.record, bundle=call.bundle, card=call.card)
-    member = replace(member, record=record, renewed_s=now_s, renewals=counted + 1)
-    return replace(state, members=state.members | {caller: member})
 
 
 def voters(state: State, subject: Subject) -> frozenset[str]:
