@@ -165,7 +165,7 @@ def main() -> None:
         for name in ("a", "b"):
             authority = Authority.create(Path(directory) / name, f"{name}.example")
             svids[name] = authority.issue()
-            bundles[name] = pem_from_der([authority.certificate_der])
+            bundles[name] = pem_from_der([authority.bundle_der])
     near, far = context.Pipe()
     asker = PeerAddress("a", svids["a"].spiffe_id, (), bundles["a"])
     other = context.Process(target=serve, args=(far, svids["b"], asker))

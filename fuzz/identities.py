@@ -137,7 +137,7 @@ def _der(tag: int, content: bytes) -> bytes:
 
 def chain_seeds() -> list[bytes]:
     """A leaf, and one with its authority."""
-    leaf, authority = own().svid.chain_der[0], own().authority.certificate_der
+    leaf, authority = own().svid.chain_der[0], own().authority.bundle_der
     return [leaf, leaf + authority, authority]
 
 
@@ -145,7 +145,7 @@ def leaf_seeds() -> list[bytes]:
     """The inside of a node's and of an authority's certificate."""
     return [
         load_certificate(der).tbs_certificate_bytes
-        for der in (own().svid.chain_der[0], own().authority.certificate_der)
+        for der in (own().svid.chain_der[0], own().authority.bundle_der)
     ]
 
 
@@ -219,7 +219,7 @@ def workload_seeds() -> list[bytes]:
     """As the built-in authority answers."""
     mine = own()
     one = WireSvid(mine.svid.spiffe_id, b"".join(mine.svid.chain_der), mine.svid.key_der,
-                   mine.authority.certificate_der, "internal")  # fmt: skip
+                   mine.authority.bundle_der, "internal")  # fmt: skip
     return [encode_svids((one,)), encode_svids((one, one._replace(hint="")))]
 
 

@@ -25,6 +25,12 @@ def _engines() -> ModuleType:
 
 
 @pytest.fixture
+def engines() -> ModuleType:
+    """What scripts/engines does."""
+    return _engines()
+
+
+@pytest.fixture
 def engine_binary(request: pytest.FixtureRequest) -> Callable[[str], Path]:
     """A function from a program's name ("cometbft", "spire-agent", ...) to where it lies.
 

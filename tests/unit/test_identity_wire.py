@@ -132,7 +132,7 @@ def test_the_standards_environment_variable_gives_the_address(monkeypatch):
 
 
 def _wire(authority, svid):
-    return WireSvid(svid.spiffe_id, b"".join(svid.chain_der), svid.key_der, authority.certificate_der)
+    return WireSvid(svid.spiffe_id, b"".join(svid.chain_der), svid.key_der, authority.bundle_der)
 
 
 def _without_its_point(svid):

@@ -16,25 +16,26 @@ from konsil.node.tables import LedgerTable
 class KeptBy:
     """Swarms under one engine. ``witness``: a member more, where the engine has them."""
 
-    def __init__(self, site: Any, engine: str) -> None:
+    def __init__(self, site: Any, engine: str, find: Callable[[str], Path]) -> None:
         self.site = site
         self.engine = engine
+        self.find = find
 
     def swarm(self, *members: str, **options: Any) -> LoopbackSwarm:
         if self.engine == "local":
             return self.site.swarm(*members, **options)
-        kept = Kept("cometbft", LedgerTable(cometbft="/tmp/eng/bin/cometbft"), ("witness",))
+        kept = Kept("cometbft", LedgerTable(cometbft=str(self.find("cometbft"))), ("witness",))
         return self.site.swarm(*members, "witness", kept=kept, **options)
 
 
 @pytest.fixture(params=["local", "cometbft"])
-def kept(request, site):
-    return KeptBy(site, request.param)
+def kept(request, site, engine_binary):
+    return KeptBy(site, request.param, engine_binary)
 
 
 @pytest.fixture
-def cometbft(site):
-    return KeptBy(site, "cometbft")
+def cometbft(site, engine_binary):
+    return KeptBy(site, "cometbft", engine_binary)
 
 
 @pytest.fixture
