@@ -34,7 +34,8 @@ def engines() -> ModuleType:
 def engine_binary(request: pytest.FixtureRequest) -> Callable[[str], Path]:
     """A function from a program's name ("cometbft", "spire-agent", ...) to where it lies.
 
-    What is not in the cache is built, if that is possible here; else the test is skipped, but never in CI.
+    What is not in the cache is built, if that is possible here and KONSIL_BUILD_ENGINES is not 0; else the test
+    is skipped, but never in CI.
     """
 
     def find(program: str) -> Path:
@@ -44,6 +45,8 @@ def engine_binary(request: pytest.FixtureRequest) -> Callable[[str], Path]:
             # A build takes its minutes, once; what the test then does alone would be cut off by them.
             request.config.pluginmanager.hook.pytest_timeout_cancel_timer(item=request.node)
             try:
+                if os.environ.get("KONSIL_BUILD_ENGINES") == "0":
+                    raise engines.Unavailable(f"{name} is not built here: `scripts/engines {name}` does it.")  # noqa: TRY301 - said as what it is
                 folder, _ = engines.bring(name)
             except engines.Unavailable as missing:
                 problem = f"NOT TESTED: {missing}"
