@@ -31,7 +31,8 @@ class MemoryStreams:
 
     async def open(self, near: str, far: str, message: bytes, take: Callable[[Work], None]) -> Stream:
         """Open one; ``take`` has the other side's task made."""
-        mine = sum(end.near == near and end.far == far for end, _ in self._open.values())
+        ends = [end for end, _ in self._open.values() if end.near == near and end.far == far]
+        mine = sum(not end.stream.over for end in ends)
         if mine >= MAX_STREAMS:
             raise too_many_streams(far, MAX_STREAMS)
         number = next(self._numbers)

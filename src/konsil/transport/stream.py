@@ -213,8 +213,10 @@ class Stream:
         """The peer grants more.
 
         Raises:
-            FrameError: more than a window at once.
+            FrameError: more than a window at once, or before this side has accepted the peer's stream.
         """
+        if not self._opened and not self.accepted:
+            raise not_asked("A stream was granted credit before it was accepted.")
         if self._credit + count > STREAM_WINDOW_BYTES:
             raise not_asked("A stream was granted more than its window.")
         self.accepted = True

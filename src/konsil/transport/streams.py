@@ -191,8 +191,9 @@ class Streams:
         if number % 2 == self._own_parity or number < self._next_theirs:
             raise not_asked(f"Stream {number} is not the peer's to open, or was opened before.")
         self._next_theirs = number + 2
-        if self._count(1 - self._own_parity) >= MAX_STREAMS:
-            self.reset(number, f"{MAX_STREAMS} streams of '{self._peer}' are open already.")
+        if self._count(1 - self._own_parity) >= 2 * MAX_STREAMS:
+            # Twice as many as it may have: those that it has just ended may still be worked on here.
+            self.reset(number, f"Too many streams of '{self._peer}' are open already.")
             return
         stream = self._streams[number] = Stream(self._peer, number, self, opened=False)
         if self._leaving:
