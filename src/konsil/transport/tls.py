@@ -386,7 +386,7 @@ class TlsTransport:
 
     def _tell(self, link: Link) -> None:
         """Say if a link has just come or gone; one that is made anew while the old one lasts has not."""
-        up = bool(link.connections)
+        up = any(not connection.ended for connection in link.connections)
         if up != link.told:
             link.told = up
             for told in self._link_watchers:
