@@ -40,6 +40,7 @@ class Splice:
 
     Attributes:
         bytes_in, bytes_out: so many have come from the peer and have been sent to it.
+        done: whether it has ended; it goes on nowhere then.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class Splice:
         """Nothing moves before ``run``."""
         self.peer = peer
         self.bytes_in = self.bytes_out = 0
+        self.done = False
         self._reader = reader
         self._writer = writer
         self._ins = deque([stream])
-        self._latest = self._out = stream
-        self._next_out: Stream | None = None
-        self._writing = self._engine_finished = False
+        self._outs = deque([stream])
+        self._latest = stream
+        self._writing = self._engine_finished = self._no_more = False
         self._settled = asyncio.Event()
         self._settled.set()
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -75,14 +77,18 @@ class Splice:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             why = self._why(pumping)
         finally:
+            self.done = True
+            for stream in (*self._outs, *self._ins):
+                stream.abort(why)
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
-            for stream in {self._out, self._latest, *self._ins}:
-                stream.abort(why)
-            if not pumping.cancelled():
-                pumping.exception()
-            await self._close(in_order=not why)
+            try:
+                await asyncio.wait(tasks)
+                if not pumping.cancelled():
+                    pumping.exception()  # it has been told already
+                await self._close(in_order=not why)
+            finally:
+                self._writer.transport.abort()
 
     def stop(self, why: str) -> None:
         """End it, at both sides."""
@@ -93,7 +99,8 @@ class Splice:
         """Go on in this stream, behind what has been said in the one before."""
         self._watch(stream)
         self._ins.append(stream)
-        self._latest = self._next_out = stream
+        self._outs.append(stream)
+        self._latest = stream
         self._move_on()
 
     # --- inside ----------------------------------------------------------------------------------
@@ -102,16 +109,21 @@ class Splice:
         async with asyncio.TaskGroup() as pumps:
             pumps.create_task(self._to_peer())
             pumps.create_task(self._from_peer())
+        self._no_more = True
+        # The peer may still be on its way into another stream, or this side is: neither may be cut off there.
+        await self._settled.wait()
+        while open_ones := [stream for stream in (*self._outs, *self._ins) if not stream.over]:
+            await open_ones[0].ended()
 
     async def _to_peer(self) -> None:
         while data := await self._reader.read(READ_BYTES):
             self._writing = True
-            await self._out.write(data)
+            await self._outs[0].write(data)
             self._writing = False
             self.bytes_out += len(data)
             self._move_on()
         self._engine_finished = True
-        self._out.finish()
+        self._move_on()
 
     async def _from_peer(self) -> None:
         while self._ins:
@@ -127,17 +139,20 @@ class Splice:
         self._writer.write_eof()
 
     def _move_on(self) -> None:
-        if self._next_out is None or self._writing:
+        """Finish every stream but the newest; that too, if there is nothing more to write."""
+        if self._writing:
             return
-        self._out.finish()
-        self._out, self._next_out = self._next_out, None
+        while len(self._outs) > 1:
+            self._outs.popleft().finish()
         if self._engine_finished:
-            self._out.finish()
+            self._outs[0].finish()
 
     async def _keep_moving(self, another: Callable[[], Awaitable[Stream]]) -> None:
         """Have another stream whenever the last one's connection is made anew."""
         while True:
             await self._latest.leaving.wait()
+            if self._no_more:
+                return
             self._settled.clear()
             try:
                 self.go_on_in(await another())
@@ -173,4 +188,3 @@ class Splice:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await self._writer.wait_closed()
-        self._writer.transport.abort()

@@ -200,7 +200,7 @@ class Tunnels:
             raise PeerRefused("no_peer", f"'{self._me}' does not know '{peer}' as an active member.")
         key = (peer, opening.tunnel)
         splice = self._splices.get(key)
-        if (splice is not None) != opening.goes_on:
+        if (splice is not None and not splice.done) != opening.goes_on:
             raise PeerRefused(
                 "no_such_tunnel", "No tunnel of that name goes on here, or one is open already."
             )
