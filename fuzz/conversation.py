@@ -14,7 +14,9 @@ from konsil.core.messages import MAX_MESSAGE_BYTES
 from konsil.errors import KonsilError
 from konsil.transport.base import Reply
 from konsil.transport.connection import Connection, Owner
-from konsil.transport.timings import MAX_IN_FLIGHT, Timings
+from konsil.transport.frames import STREAM_WINDOW_BYTES
+from konsil.transport.stream import Stream
+from konsil.transport.timings import MAX_IN_FLIGHT, MAX_STREAMS, Timings
 
 
 class FakeSocket:
@@ -58,6 +60,37 @@ async def _served(_peer: str, message: bytes) -> Reply:
     return Reply(message[:64], bytes(100))
 
 
+async def _taken(_peer: str, message: bytes, stream: Stream) -> None:
+    """Echoes, reads nothing, or breaks, as the peer says."""
+    if message[:1] == b"\x00":
+        raise ValueError("a handler that breaks")
+    stream.accept()
+    if message[:1] == b"\x01":
+        await stream.ended()
+    while data := await stream.read(1000):
+        await stream.write(data)
+    stream.finish()
+
+
+async def _opened(connection: Connection) -> None:
+    """An own stream: whatever comes in it."""
+    try:
+        stream = await connection.open_stream(b"what for")
+        if stream is not None:
+            await stream.write(bytes(100))
+            while await stream.read():
+                pass
+            stream.finish()
+    except KonsilError as error:
+        refusal(error)
+
+
+def _held(connection: Connection) -> int:
+    """Bytes of streams that lie unread."""
+    streams = connection._streams._streams.values()  # noqa: SLF001
+    return max((sum(map(len, stream._unread)) for stream in streams), default=0)  # noqa: SLF001
+
+
 async def _conversation(data: bytes) -> bool:
     tasks: set[asyncio.Task[None]] = set()
 
@@ -68,7 +101,7 @@ async def _conversation(data: bytes) -> bool:
         return task
 
     sock = FakeSocket(data[1:], data[0] * 16 + 1)
-    owner = Owner(_served, Timings(), lambda _: None, spawn)
+    owner = Owner(_served, _taken, Timings(), lambda _: None, spawn)
     connection = Connection(sock, "b", owner, dialled=True, expires_s=2e9)  # type: ignore[arg-type]
     connection.start()
     connection.greet(b"hello")
@@ -80,8 +113,11 @@ async def _conversation(data: bytes) -> bool:
         if turn == 1 and connection.hello.done() and not connection.ended:
             connection.open()
             asks.append(spawn(_asked(connection, None, 50)))
+            asks.append(spawn(_opened(connection)))
         await asyncio.sleep(0)
         must(len(connection._serving) <= MAX_IN_FLIGHT, "more requests at once than allowed")  # noqa: SLF001
+        must(len(connection._streams) <= 2 * MAX_STREAMS + 1, "more streams at once than allowed")  # noqa: SLF001
+        must(_held(connection) <= STREAM_WINDOW_BYTES, "more unread than a window")
     connection.abort("the end")
     for task in list(tasks):
         task.cancel()

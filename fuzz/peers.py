@@ -27,8 +27,10 @@ from konsil.core.messages import (
     Hello,
     LedgerFollow,
     LedgerSubmit,
+    OpenTunnel,
     Status,
     decode_answer,
+    decode_opening,
     decode_request,
     encode,
 )
@@ -61,6 +63,7 @@ def read_frames(data: bytes) -> bool:
     taken: list[Header] = []
 
     def sink(header: Header) -> memoryview | None:
+        must(header.kind in (Kind.DATA, Kind.PIECE), "room is made for what has no bytes behind it")
         must(0 < header.body_bytes <= frames.SEGMENT_BYTES, "a segment over its limit was let through")
         taken.append(header)
         return memoryview(bytearray(header.body_bytes)) if header.request % 2 else None
@@ -95,7 +98,9 @@ def read_frames(data: bytes) -> bool:
 
 def frame_seeds() -> list[bytes]:
     """One of each kind, and a whole exchange."""
-    hello = frames.encode(Kind.HELLO, message=encode(Hello(2, world.digest("g"), "a", "run")))
+    hello = frames.encode(Kind.HELLO, message=encode(Hello(3, world.digest("g"), "a", "run")))
+    opened = frames.encode(Kind.OPEN, 2, encode(OpenTunnel("0" * 16)))
+    piece = frames.encode(Kind.PIECE, 2, body_bytes=50) + bytes(50)
     made = [
         hello,
         frames.encode(Kind.HELLO, message=b"no", flags=frames.Flag.REFUSED),
@@ -107,6 +112,11 @@ def frame_seeds() -> list[bytes]:
         frames.encode(Kind.CANCEL, 1),
         frames.encode(Kind.PING, 1) + frames.encode(Kind.PONG, 1),
         frames.encode(Kind.GOAWAY, message=b"bye"),
+        opened + frames.encode(Kind.CREDIT, 2, body_bytes=70) + piece + piece + frames.encode(Kind.FINISH, 2),
+        opened + frames.encode(Kind.OPEN, 4) + piece + frames.encode(Kind.RESET, 2, b"enough"),
+        frames.encode(Kind.CREDIT, 1, body_bytes=100) + frames.encode(Kind.PIECE, 1, body_bytes=3) + b"abc"
+        + frames.encode(Kind.FINISH, 1) + frames.encode(Kind.CREDIT, 1, body_bytes=1000),
+        frames.encode(Kind.RESET, 1, b"not here"),
     ]  # fmt: skip
     return [b"\xff" + b"".join(made), *(bytes((step,)) + hello + each for step in (0, 7) for each in made)]
 
@@ -141,13 +151,31 @@ def read_answer(data: bytes) -> bool:
     return True
 
 
+def read_opening(data: bytes) -> bool:
+    """What a stream is opened for comes back."""
+    try:
+        opening = decode_opening(data)
+    except FrameError as error:
+        refusal(error)
+        return False
+    must(decode_opening(encode(opening)) == opening, "an opening does not come back")
+    must(len(encode(opening)) <= frames.MAX_OPENING_BYTES, "an opening over its limit")
+    must(len(opening.tunnel) == 16 and opening.tunnel.isascii(), "a tunnel's name that is none")
+    return True
+
+
+def opening_seeds() -> list[bytes]:
+    """Of a new tunnel, and of one that goes on."""
+    return [encode(OpenTunnel("0123456789abcdef", goes_on=goes_on)) for goes_on in (False, True)]
+
+
 def request_seeds() -> list[bytes]:
     """One of each."""
     digest = world.digest("x")
     return [
         encode(message)
         for message in (
-            Hello(2, digest, "a", "run"),
+            Hello(3, digest, "a", "run"),
             GetManifest("aml", digest, "b", relay=True),
             GetChunk("aml", digest, 3, "b", relay=True),
             GetCard(digest),
@@ -165,7 +193,7 @@ def answer_seeds() -> list[bytes]:
     return [
         encode(message)
         for message in (
-            Hello(2, world.digest("x"), "a", "run"),
+            Hello(3, world.digest("x"), "a", "run"),
             Bytes(),
             Done(),
             Accepted(3),
@@ -359,6 +387,7 @@ TARGETS: Sequence[Target] = (
     Target("frames", "a peer's bytes as frames", read_frames, frame_seeds),
     Target("conversation", "a whole connection with a peer", converse, frame_seeds),
     Target("request", "a peer's request", read_request, request_seeds, "msgpack"),
+    Target("opening", "what a peer opens a stream for", read_opening, opening_seeds, "msgpack"),
     Target("answer", "a peer's answer", read_answer, answer_seeds, "msgpack"),
     Target("service", "a request, and what the node answers", serve, request_seeds, "msgpack"),
     Target("manifest", "header and leaves behind a digest", read_manifest, manifest_seeds),
