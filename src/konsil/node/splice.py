@@ -26,6 +26,13 @@ _AT_ONCE = struct.pack("ii", 1, 0)
 _log = structlog.get_logger(__name__)
 
 
+def cut(writer: asyncio.StreamWriter) -> None:
+    """Close a TCP connection at once, unless it is closed already."""
+    # asyncio's own mistake: a transport that has closed behind its last bytes cannot be aborted.
+    with contextlib.suppress(AttributeError):
+        writer.transport.abort()
+
+
 class Splice:
     """Bytes both ways between a TCP connection and a stream, each direction until its end.
 
@@ -88,7 +95,7 @@ class Splice:
                     pumping.exception()  # it has been told already
                 await self._close(in_order=not why)
             finally:
-                self._writer.transport.abort()
+                cut(self._writer)
 
     def stop(self, why: str) -> None:
         """End it, at both sides."""
@@ -183,7 +190,7 @@ class Splice:
                 self._writer.get_extra_info("socket").setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE
                 )
-            self._writer.transport.abort()
+            cut(self._writer)
         self._writer.close()
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(CLOSE_S):

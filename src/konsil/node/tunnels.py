@@ -20,7 +20,7 @@ import structlog
 
 from konsil.core.messages import OpenTunnel, decode_opening, encode
 from konsil.errors import KonsilError, NodeError, PeerRefused
-from konsil.node.splice import READ_BYTES, Splice
+from konsil.node.splice import READ_BYTES, Splice, cut
 from konsil.transport.base import StreamTransport
 from konsil.transport.stream import Stream
 
@@ -224,7 +224,7 @@ class Tunnels:
         stream.accept()
         # Not as part of this task, which ends with the connection: the tunnel may go on in another one.
         running = self._spawn(self._run(key, Splice(stream.peer, stream, reader, writer)))
-        running.add_done_callback(lambda _: writer.transport.abort())
+        running.add_done_callback(lambda _: cut(writer))
 
     # --- both ways -------------------------------------------------------------------------------
 

@@ -19,8 +19,9 @@ import pytest
 
 from konsil.core.messages import OpenTunnel, encode
 from konsil.errors import PeerRefused
+from konsil.node.splice import cut
 from konsil.node.tunnels import Tunnels
-from konsil.transport.base import Reply
+from konsil.transport.base import PeerAddress, Reply
 from konsil.transport.memory import MemoryNetwork, MemoryTransport
 from konsil.transport.timings import Timings
 
@@ -60,7 +61,7 @@ class Engine:
     async def __aexit__(self, *_):
         self._server.close()
         for writer in self.writers:
-            writer.transport.abort()
+            cut(writer)
         await asyncio.sleep(0)
 
 
@@ -89,7 +90,7 @@ async def dialled(tunnels, peer):
     try:
         yield reader, writer
     finally:
-        writer.transport.abort()
+        cut(writer)
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 
@@ -401,8 +402,6 @@ async def test_tunnels_that_go_on_elsewhere_again_and_again_lose_no_byte(seed):
     network = MemoryNetwork()
     near, far = (MemoryTransport(name, nobody, network) for name in "ab")
     ta, tb = Tunnels(near, "a"), Tunnels(far, "b")
-    from konsil.transport.base import PeerAddress  # noqa: PLC0415
-
     for transport in (near, far):
         transport.set_peers([PeerAddress(n, f"spiffe://{n}.example/node", ("x:1",), b"") for n in "ab"])
     ta.set_peers(["b"])
