@@ -121,6 +121,7 @@ class Splice:
         await self._settled.wait()
         while open_ones := [stream for stream in (*self._outs, *self._ins) if not stream.over]:
             await open_ones[0].ended()
+        self.done = True  # at once: what came now would be cut off
 
     async def _to_peer(self) -> None:
         while data := await self._reader.read(READ_BYTES):

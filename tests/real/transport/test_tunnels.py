@@ -391,7 +391,7 @@ async def test_an_engines_connection_outlives_those_under_it(tunnelled, site):
     await tb.close()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(12))
 async def test_tunnels_that_go_on_elsewhere_again_and_again_lose_no_byte(seed):
     """Over the twin, whose lines are slow by turns: moves at any moment, ends in the middle of them."""
 
