@@ -169,6 +169,16 @@ async def test_an_aborted_stream_wakes_its_reader_and_its_writer_with_the_reason
     assert carrier.said[-1] == ("over",), "the peer is told once"
 
 
+async def test_what_lies_unread_when_a_stream_breaks_is_not_read_any_more():
+    stream, _ = opened()
+    comes(stream, b"some")
+    comes(stream, bytes(5000))
+    assert await stream.read(2) == b"so"
+    stream.end(PeerUnreachable("The line was cut."))
+    with pytest.raises(PeerUnreachable, match="was cut"):
+        await stream.read()
+
+
 async def test_two_readers_of_one_stream_are_a_mistake():
     stream, _ = opened()
     reading = asyncio.create_task(stream.read())

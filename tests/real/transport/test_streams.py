@@ -257,7 +257,7 @@ async def closed(reader, timeout_s=5.0) -> bytes:
 
 async def cut_off(site, words: bytes) -> bytes:
     """What a node says to a member that says this, until it closes the connection."""
-    b = await site.node("b")
+    b = await site.node("b", timings=Timings())  # so that it does not close it for silence
 
     async def reads_nothing(_who, _message, stream):
         stream.accept()
@@ -309,7 +309,7 @@ async def test_a_member_that_breaks_the_rules_of_streams_is_cut_off(site, make_f
 
 
 async def test_more_bytes_than_the_window_cut_the_connection(site, make_frame):
-    b = await site.node("b")
+    b = await site.node("b", timings=Timings())
     taken = []
 
     async def reads_nothing(_who, _message, stream):
