@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import os
 import random
@@ -482,3 +483,4 @@ async def test_closing_leaves_nothing_behind(site, first):
                 await writer.wait_closed()
         await until(lambda: all(writer.is_closing() for writer in engine.writers))
     await until(lambda: traces() == before)
+    gc.collect()  # what was not closed is told here, and not in another test
