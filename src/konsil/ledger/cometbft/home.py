@@ -65,6 +65,7 @@ class Home:
         """
         try:
             self.make()
+            self.rpc_socket.unlink(missing_ok=True)  # of one that was killed: CometBFT would not start
             own = _own_key(seed)
             self._write("config/config.toml", _toml(self._settings(port, timings)))
             self._write("config/genesis.json", _json(engine_genesis(genesis)))
