@@ -175,7 +175,7 @@ class KeptBy:
         """End the engine's process at once, and nothing else of the member."""
         pid = self.engine_pid(name)
         os.kill(pid, signal.SIGKILL)
-        wait_ended(pid)
+        self.wait_ended(pid)
         return pid
 
     def kill(self, name: str) -> None:
@@ -183,7 +183,21 @@ class KeptBy:
         home = str(self.swarm_of_test.directory(name) / "engine")
         self.swarm_of_test.kill(name)
         for pid in processes_with(home):
-            wait_ended(pid)
+            self.wait_ended(pid)
+
+    @staticmethod
+    def wait_ended(pid: int, timeout_s: float = ENDED_S) -> None:
+        """Wait until a process has ended, whoever's child it is."""
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            assert poll.poll(timeout_s * 1000), f"process {pid} still runs after {timeout_s:g} s"
+        finally:
+            os.close(handle)
 
 
 class KeptByCometbft(KeptBy):
@@ -217,20 +231,6 @@ def processes_with(word: str) -> list[int]:
     return found
 
 
-def wait_ended(pid: int, timeout_s: float = ENDED_S) -> None:
-    """Wait until a process has ended, whoever's child it is."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        poll = select.poll()
-        poll.register(handle, select.POLLIN)
-        assert poll.poll(timeout_s * 1000), f"process {pid} still runs after {timeout_s:g} s"
-    finally:
-        os.close(handle)
-
-
 @pytest.fixture
 def engine_binary() -> Callable[[str], Path]:
     return lambda name: Path("/tmp/eng/bin", name)
@@ -259,6 +259,6 @@ def _kept(kept: KeptBy, site: Any) -> Iterator[KeptBy]:
     for name in swarm.members:
         for word in (str(swarm.directory(name)), str(swarm.directory(name) / "engine")):
             for pid in processes_with(word):
-                wait_ended(pid)
+                kept.wait_ended(pid)
         log = (swarm.directory(name) / "node.log").read_text(errors="replace")
         assert "Traceback" not in log, log[max(0, log.index("Traceback") - 2000) :][:4000]
