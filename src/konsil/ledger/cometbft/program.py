@@ -33,6 +33,9 @@ STEADY_S = 60.0
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _LONGEST_LINE_BYTES = 256 * 1024
 _CONSENSUS_FAILED = "CONSENSUS FAILURE"
+_PANIC = "panic: "
+"""How its last words begin when it falls; what comes after them is for those who read its source."""
+
 _HASH_DIFFERS = ("AppHash", "app hash", "last_results_hash", "LastResultsHash")
 
 _log = structlog.get_logger(__name__)
@@ -150,7 +153,8 @@ class Supervisor:
                     self._at_once = False
                     continue
                 words = f" Its last words: {self.last_words}" if self.last_words else ""
-                self.problem = f"CometBFT ended with status {status} and is started again.{words}"
+                if not self.diverged:
+                    self.problem = f"CometBFT ended with status {status} and is started again.{words}"
             _log.warning("the ledger's engine does not run", why=self.problem)
             if loop.time() - began_s > STEADY_S:
                 wait_s = FIRST_WAIT_S
@@ -170,7 +174,7 @@ class Supervisor:
             start_new_session=True,  # Ctrl-C in a terminal is for the node, which stops it in order
         )
         _log.info("the ledger's engine has started", pid=process.pid)
-        self.problem, self.diverged = "", False
+        self.problem, self.last_words, self.diverged = "", "", False
         self._started()
         try:
             await self._read(process)
@@ -195,9 +199,11 @@ class Supervisor:
         words = _words(line)
         if not words:
             return
+        _log.debug("the ledger's engine says", words=words[:500])
+        if self.last_words.startswith(_PANIC):
+            return
         self.last_words = words[:500]
-        _log.debug("the ledger's engine says", words=self.last_words)
-        if _CONSENSUS_FAILED in line:
+        if _CONSENSUS_FAILED in line or line.startswith(_PANIC):
             self.diverged = any(word in line for word in _HASH_DIFFERS)
             self.problem = (
                 "This node's ledger is not what the other members have: its state differs. It signs nothing "
