@@ -11,12 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from konsil.core.rules import Announce, Call, Entry, SignedCall, State, StudySettings, state_digest
+from konsil.core.rules import Announce, Call, Entry, SignedCall, State, StudySettings, Vote, state_digest
 from konsil.evaluation.loopback import Kept, LoopbackSwarm
 from konsil.identity.ledger_key import verify as check
 from konsil.ledger.verify import Verified, read_calls, verify
@@ -105,17 +107,23 @@ class KeptBy:
 
     def announce(self, name: str, number: int) -> None:
         """Put a call on the ledger that no other call of the test is like, and that changes nothing else."""
-        self.swarm_of_test.control(name).call(announced(self.swarm_of_test, name, number))
+        self.swarm_of_test.control(name).call(self.announced(name, number))
 
-    def announce_many(self, numbers: dict[str, range], at_once: int) -> None:
-        """The same many times, so many of each member at once."""
+    def announced(self, name: str, number: int) -> Announce:
+        """The member's true address, if it listens, and one that says the number."""
+        listen = read_config(self.swarm_of_test.directory(name)).node.listen
+        return Announce((*filter(None, (listen,)), f"number-{number}.example:7400"))
 
-        def one(named: tuple[str, int]) -> None:
-            self.announce(*named)
-
-        with ThreadPoolExecutor(at_once * len(numbers)) as pool:
-            rows = [[(name, number) for number in those] for name, those in numbers.items()]
-            list(pool.map(one, (each for column in zip(*rows, strict=True) for each in column)))
+    def announce_many(self, numbers: range, at_once: int, *names: str) -> None:
+        """Announce all these numbers at each of these members, so many of each member's at once."""
+        with ExitStack() as stack:
+            pools = [stack.enter_context(ThreadPoolExecutor(at_once)) for _ in names]
+            each = [
+                pool.map(partial(self.announce, name), numbers)
+                for pool, name in zip(pools, names, strict=True)
+            ]
+            for results in each:
+                list(results)
 
     def calls(self, name: str) -> list[tuple[Entry, SignedCall]]:
         """What stands in a member's own copy of the history."""
@@ -129,6 +137,24 @@ class KeptBy:
             for _, signed in self.calls(name)
             if signed.caller == of and isinstance(signed.call, Announce)
         )
+
+    def say_yes(self, number: int, *voters: str) -> None:
+        """Vote for a proposal: as many of these members as it takes, since a witness has a vote too."""
+        for voter in voters:
+            state = self.swarm_of_test.wait(voter, lambda state: len(state.proposals) >= number)
+            if state.proposals[number - 1].outcome == "open":
+                self.swarm_of_test.control(voter).call(Vote(number, yes=True))
+
+    def until_problem(self, name: str) -> str:
+        """Wait until a node tells of a problem with its ledger, and no line to a peer."""
+        control = self.swarm_of_test.control(name)
+        until_s = time.monotonic() + ENDED_S
+        while time.monotonic() < until_s:
+            problems = [each for each in control.node().problems if "No connection" not in each]
+            if problems:
+                return problems[0]
+            time.sleep(0.1)  # what a node says of itself wakes nobody
+        raise AssertionError(self.swarm_of_test.log_tail(name))
 
     # --- what must be whole --------------------------------------------------------------------
 
@@ -209,12 +235,6 @@ class KeptByCometbft(KeptBy):
 
 
 ENGINES = {each.engine: each for each in (KeptBy, KeptByCometbft)}
-
-
-def announced(swarm: LoopbackSwarm, name: str, number: int) -> Announce:
-    """The member's true addresses, and one that says the number."""
-    listen = read_config(swarm.directory(name)).node.listen
-    return Announce((*filter(None, (listen,)), f"number-{number}.example:7400"))
 
 
 def processes_with(word: str) -> list[int]:

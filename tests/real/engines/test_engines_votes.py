@@ -26,16 +26,8 @@ def put_to_the_vote(kept, proposer: str, call: Call, *voters: str) -> int:
     swarm = kept.swarm_of_test
     swarm.control(proposer).call(call)
     number = len(swarm.control(proposer).state().proposals)
-    say_yes(kept, number, *voters)
+    kept.say_yes(number, *voters)
     return number
-
-
-def say_yes(kept, number: int, *voters: str) -> None:
-    """As many of them as it takes: a witness has a vote too."""
-    for voter in voters:
-        state = kept.swarm_of_test.wait(voter, lambda state: len(state.proposals) >= number)
-        if state.proposals[number - 1].outcome == "open":
-            kept.swarm_of_test.control(voter).call(Vote(number, yes=True))
 
 
 def test_members_change_the_swarms_settings_and_a_studys_and_remove_a_member(kept):
@@ -71,7 +63,7 @@ def test_a_fifth_member_is_admitted_by_vote_while_a_study_runs_and_learns_with_t
     swarm.give_genesis("oslo", swarm.genesis)
     card = read_config(swarm.directory("oslo")).card_file.read_bytes()
     swarm.control("bonn").ask(AskAdmit(card))
-    say_yes(kept, 1, "koeln", "lyon")
+    kept.say_yes(1, "koeln", "lyon")
     swarm.start(["oslo"])
     state = swarm.wait("oslo", lambda state: "oslo" in state.members and "aml" in state.studies)
     swarm.control("oslo").call(Agree("aml", state.studies["aml"].settings_digest))
