@@ -24,8 +24,8 @@ EVIDENCE_S = 14 * 24 * 3600
 """How old proof of a double signature may be, whichever is longer ago."""
 
 BEGUN_EARLIER_S = 24 * 3600
-"""CometBFT sleeps, and says nothing, while its clock shows less than the genesis time that it reads. So that time
-is a day before the swarm's, which the founder's clock gave whose card is newest: another's may be behind it."""
+"""CometBFT sleeps, and says nothing, while its clock shows less than the genesis time that it reads. So that
+time is a day before the swarm's, which is of the clock of whoever made the newest card: others may be behind."""
 
 _PRIVATE = 0o600
 
