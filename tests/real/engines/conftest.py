@@ -38,6 +38,9 @@ class KeptBy:
     witnesses: tuple[str, ...] = ()
     """Members that keep the ledger and train nothing, where the engine has use for them."""
 
+    clock_behind_s = 100
+    """How far a member's clock may be behind without harm; ahead it may be 100 s everywhere."""
+
     swarm_of_test: LoopbackSwarm
 
     def __init__(self, site: Any, engine_binary: Callable[[str], Path]) -> None:
@@ -63,8 +66,8 @@ class KeptBy:
         swarm = self.swarm_of_test
         return tuple(name for name in swarm.members if name not in swarm.kept.witnesses)
 
-    def study(self, **changes: object) -> StudySettings:
-        """Propose a study and have all agree."""
+    def study(self, by: str = "", **changes: object) -> StudySettings:
+        """Propose a study at one of its members and have all others agree."""
         known: dict[str, object] = {
             "name": "aml",
             "min_members": len(self.trainers),
@@ -77,7 +80,7 @@ class KeptBy:
             "audit_fraction": 0.5,
         }
         settings = StudySettings(**(known | changes))
-        self.swarm_of_test.propose(settings)
+        self.swarm_of_test.propose(settings, by)
         return settings
 
     def train(self, *names: str, study: str = "aml", **options: object) -> list[Any]:
@@ -229,6 +232,7 @@ class KeptBy:
 class KeptByCometbft(KeptBy):
     engine = "cometbft"
     witnesses = ("witness",)
+    clock_behind_s = 50  # CometBFT takes no block whose time is more than a minute ahead of its clock
 
     def settings(self, engine_binary: Callable[[str], Path]) -> LedgerTable:
         return LedgerTable(cometbft=str(engine_binary("cometbft")))

@@ -34,14 +34,13 @@ JUST_AFTER_S = 0.003
 
 victim, step = sys.argv[2:4]
 ledgers: list[CometbftLedger] = []
-dead = False
+done: list[str] = []
 
 
 def die(here: str) -> None:
-    global dead
-    if here != step or dead:
+    if here != step or done:
         return
-    dead = True
+    done.append(here)
     pid = os.getpid() if victim == "node" else ledgers[0].engine_process
     assert pid is not None
     os.kill(pid, signal.SIGKILL)

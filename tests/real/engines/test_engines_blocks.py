@@ -95,7 +95,7 @@ def test_nodes_and_engines_killed_at_any_moment_of_a_study_do_not_change_its_end
     kept.study(rounds=12, silence_s=20)
     trainers = kept.train(pause=0.3)
     trainers[0].until("merged", 1)
-    moments = random.Random(7)
+    moments = random.Random(7)  # noqa: S311 - so that a failure comes again
     for _ in range(8):
         time.sleep(moments.uniform(0.0, 0.7))
         victim = moments.choice(swarm.members)

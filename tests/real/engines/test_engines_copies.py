@@ -66,7 +66,9 @@ def test_a_member_whose_engine_lost_its_blocks_gets_them_from_its_peers(cometbft
         forget_history(kept, "lyon")
     kept.announce("bonn", 5)
     swarm.start(["lyon"])
-    assert copy == "lost" or swarm.control("lyon").state().height >= height, "what is on disk is shown at once"
+    assert copy == "lost" or swarm.control("lyon").state().height >= height, (
+        "what is on disk is shown at once"
+    )
     kept.announce("lyon", 6)
     kept.alike()
     assert set(kept.times_called("lyon", "lyon").values()) == {1}

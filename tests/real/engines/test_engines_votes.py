@@ -34,7 +34,9 @@ def test_members_change_the_swarms_settings_and_a_studys_and_remove_a_member(kep
     swarm = kept.swarm()
     swarm.start()
     put_to_the_vote(kept, "bonn", ProposeSwarmSettings(SwarmSettings(proposal_s=3600)), "koeln", "lyon")
-    assert swarm.wait("koeln", lambda state: state.proposals[0].outcome == "passed").settings.proposal_s == 3600
+    assert (
+        swarm.wait("koeln", lambda state: state.proposals[0].outcome == "passed").settings.proposal_s == 3600
+    )
 
     settings = kept.study(rounds=9)
     changed = replace(settings, rounds=2)
@@ -90,6 +92,6 @@ def test_who_is_no_member_reads_nothing_and_writes_nothing(kept):
     stranger = swarm.control("mallory")
     assert stranger.state().height == 0
     assert not any(peer.connected for peer in stranger.node().peers)
-    with pytest.raises(KonsilError, match="not an active member|of this swarm"):
+    with pytest.raises(KonsilError, match=r"not an active member|of this swarm"):
         stranger.call(Vote(1, yes=True))
     assert "mallory" not in kept.alike(*(name for name in swarm.members if name != "mallory")).members
