@@ -25,7 +25,7 @@ EVIDENCE_S = 14 * 24 * 3600
 
 BEGUN_EARLIER_S = 24 * 3600
 """CometBFT sleeps, and says nothing, while its clock shows less than the genesis time that it reads. So that
-time is a day before the swarm's, which is of the clock of whoever made the newest card: others may be behind."""
+time is a day before the swarm's, which is of whoever made the newest card: other clocks may be behind."""
 
 _PRIVATE = 0o600
 
