@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import select
 import signal
 import subprocess
@@ -286,3 +287,9 @@ def _kept(kept: KeptBy, site: Any) -> Iterator[KeptBy]:
                 kept.wait_ended(pid)
         log = (swarm.directory(name) / "node.log").read_text(errors="replace")
         assert "Traceback" not in log, log[max(0, log.index("Traceback") - 2000) :][:4000]
+
+
+@pytest.fixture
+def double_vote() -> Callable[..., dict[str, Any]]:
+    """Makes proof that a validator signed two votes."""
+    return runpy.run_path(str(Path(__file__).with_name("double_votes.py")))["double_vote"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +71,7 @@ class Home:
         try:
             self.make()
             self.rpc_socket.unlink(missing_ok=True)  # of one that was killed: CometBFT would not start
+            self._drop_unmade()
             own = _own_key(seed)
             self._write("config/config.toml", _toml(self._settings(port, timings)))
             self._write("config/genesis.json", _json(engine_genesis(genesis)))
@@ -84,6 +86,15 @@ class Home:
                 safe="Nothing was started.",
                 do="Free disk space, or see that this user may write there.",
             ) from error
+
+    def _drop_unmade(self) -> None:
+        """Remove databases that were never finished, since CometBFT was killed at its first start: it refuses
+        them for ever. A database with anything in it has `CURRENT`, or else is a person's to look at.
+        """
+        for database in self.data.glob("*.db"):
+            filled = [*database.glob("*.ldb"), *(log for log in database.glob("*.log") if log.stat().st_size)]
+            if not filled and not (database / "CURRENT").exists():
+                shutil.rmtree(database)
 
     def _write(self, name: str, data: bytes) -> None:
         write_whole(self.directory / name, [data], mode=_PRIVATE)
