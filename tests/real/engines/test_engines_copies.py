@@ -6,7 +6,9 @@ import shutil
 import time
 
 import pytest
+from click.testing import CliRunner
 
+from konsil.cli import main
 from konsil.core.rules import genesis_digest
 from konsil.core.wall import AskAdmit
 from konsil.identity.ledger_key import LedgerKey, verify
@@ -76,6 +78,18 @@ def test_a_member_whose_engine_lost_its_blocks_gets_them_from_its_peers(cometbft
     kept.announce("bonn", 7)
 
 
+def test_an_engine_that_was_killed_while_it_made_its_databases_makes_them_anew(cometbft):
+    kept = cometbft
+    swarm = kept.swarm(witnesses=())
+    swarm.start([name for name in swarm.members if name != "lyon"])
+    unmade = swarm.directory("lyon") / "engine" / "data" / "blockstore.db"
+    unmade.mkdir(parents=True)
+    (unmade / "MANIFEST-000000").write_bytes(bytes(41))  # and no CURRENT, which is written after it
+    swarm.start(["lyon"])
+    kept.announce("lyon", 1)
+    kept.alike()
+
+
 @pytest.mark.parametrize("blocks", ["kept", "lost"])
 def test_a_copy_that_holds_what_no_block_holds_is_found_out(cometbft, blocks):
     kept = cometbft
@@ -100,6 +114,12 @@ def test_a_copy_that_holds_what_no_block_holds_is_found_out(cometbft, blocks):
     problem = kept.until_problem("lyon")
     assert "konsil ledger repair" in problem
     kept.alike(*(name for name in swarm.members if name != "lyon"))
+    swarm.stop("lyon")
+    repaired = CliRunner().invoke(main, ["ledger", "repair", "--dir", str(swarm.directory("lyon"))])
+    assert repaired.exit_code == 0, repaired.output
+    swarm.start(["lyon"])
+    kept.announce("lyon", 5)
+    kept.alike()
 
 
 def test_a_newcomer_is_soon_where_two_thousand_calls_have_led(kept):
