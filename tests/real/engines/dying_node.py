@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from konsil.ledger.cometbft import CometbftLedger
+from konsil.ledger.cometbft.ledger import CometbftLedger
 from konsil.ledger.cometbft.keeper import Keeper
 from konsil.node import daemon
 
