@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from konsil.ledger.cometbft.ledger import CometbftLedger
 from konsil.ledger.cometbft.keeper import Keeper
+from konsil.ledger.cometbft.ledger import CometbftLedger
 from konsil.node import daemon
 
 finalize, commit, keep, start = (
