@@ -256,12 +256,6 @@ def processes_with(word: str) -> list[int]:
     return found
 
 
-@pytest.fixture
-def engine_binary() -> Callable[[str], Path]:
-    """A function from a program's name to where it lies."""
-    return lambda name: Path("/tmp/eng/bin", name)  # noqa: S108 - nothing is written there
-
-
 @pytest.fixture(params=sorted(ENGINES))
 def kept(request: pytest.FixtureRequest, site: Any, engine_binary: Callable[[str], Path]) -> Iterator[KeptBy]:
     """A swarm under each engine in turn."""
