@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +176,106 @@ def site() -> Iterator[Site]:
         for swarm in site.swarms:
             swarm.close()
         shutil.rmtree(root)
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <elf.h>
+#include <errno.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+
+static long shift(void) { return atol(getenv("KONSIL_TEST_SHIFT_S")); }
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int result = real(clock, now);
+    if (clock == CLOCK_REALTIME) now->tv_sec += shift();
+    return result;
+}
+time_t time(time_t *into) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (into) *into = now.tv_sec;
+    return now.tv_sec;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec exact;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    now->tv_sec = exact.tv_sec;
+    now->tv_usec = exact.tv_nsec / 1000;
+    return 0;
+}
+
+#ifdef __x86_64__
+static long shift_s;
+
+static int shifted(clockid_t clock, struct timespec *now) {
+    long result;
+    __asm__ volatile("syscall" : "=a"(result) : "a"(SYS_clock_gettime), "D"((long)clock), "S"(now)
+                     : "rcx", "r11", "memory");
+    if (clock == CLOCK_REALTIME) now->tv_sec += shift_s;
+    return (int)result;
+}
+
+__attribute__((constructor)) static void shift_for_go(void) {
+    if (strcmp(program_invocation_short_name, "cometbft")) return;
+    shift_s = shift();
+    unsigned char *base = (unsigned char *)getauxval(AT_SYSINFO_EHDR);
+    Elf64_Ehdr *head = (Elf64_Ehdr *)base;
+    Elf64_Phdr *part = (Elf64_Phdr *)(base + head->e_phoff);
+    Elf64_Dyn *dynamic = 0;
+    Elf64_Sym *symbols = 0;
+    const char *names = 0;
+    for (int i = 0; i < head->e_phnum; i++)
+        if (part[i].p_type == PT_DYNAMIC) dynamic = (Elf64_Dyn *)(base + part[i].p_offset);
+    for (Elf64_Dyn *each = dynamic; each->d_tag != DT_NULL; each++) {
+        if (each->d_tag == DT_SYMTAB) symbols = (Elf64_Sym *)(base + each->d_un.d_ptr);
+        if (each->d_tag == DT_STRTAB) names = (const char *)(base + each->d_un.d_ptr);
+    }
+    for (Elf64_Sym *each = symbols; (const char *)each < names; each++) {
+        if (strcmp(names + each->st_name, "__vdso_clock_gettime")) continue;
+        unsigned char *code = base + each->st_value;
+        unsigned char jump[12] = {0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xe0};
+        void *to = (void *)shifted;
+        memcpy(jump + 2, &to, 8);
+        uintptr_t page = (uintptr_t)code & ~4095UL;
+        if (mprotect((void *)page, 8192, PROT_READ | PROT_WRITE | PROT_EXEC)) abort();
+        memcpy(code, jump, sizeof jump);
+        mprotect((void *)page, 8192, PROT_READ | PROT_EXEC);
+    }
+}
+#endif
+"""
+"""For a process's C libraries too, such as OpenSSL, which looks at certificates' dates; and for CometBFT: Go
+asks the kernel's shared page, in which the answer is replaced."""
+
+CLOCK_OF_PYTHON = """
+import os, time
+_real, _shift = time.time, int(os.environ["KONSIL_TEST_SHIFT_S"])
+time.time = lambda: _real() + _shift
+"""
+
+
+@pytest.fixture
+def wrong_clock(site: Any) -> Callable[[int], dict[str, str]]:
+    """A function from seconds to the environment of a process whose clock is ahead by so many."""
+    compiler = shutil.which("cc")
+    if compiler is None:  # then Python's own clock at least
+        (site.root / "clock").mkdir()
+        (site.root / "clock" / "sitecustomize.py").write_text(CLOCK_OF_PYTHON)
+        variable = {"PYTHONPATH": str(site.root / "clock")}
+    else:
+        source, library = site.root / "clock.c", site.root / "clock.so"
+        source.write_text(CLOCK)
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+        variable = {"LD_PRELOAD": str(library)}
+    return lambda seconds: variable | {"KONSIL_TEST_SHIFT_S": str(seconds)}

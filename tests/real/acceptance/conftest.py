@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -292,58 +291,3 @@ def environment(lab: Lab) -> Callable[..., Any]:
             lab.swarm.environment = before
 
     return changed
-
-
-CLOCK = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdlib.h>
-#include <sys/time.h>
-#include <time.h>
-
-static long shift(void) { return atol(getenv("KONSIL_TEST_SHIFT_S")); }
-
-int clock_gettime(clockid_t clock, struct timespec *now) {
-    static int (*real)(clockid_t, struct timespec *);
-    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
-    int result = real(clock, now);
-    if (clock == CLOCK_REALTIME) now->tv_sec += shift();
-    return result;
-}
-time_t time(time_t *into) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    if (into) *into = now.tv_sec;
-    return now.tv_sec;
-}
-int gettimeofday(struct timeval *now, void *zone) {
-    struct timespec exact;
-    clock_gettime(CLOCK_REALTIME, &exact);
-    now->tv_sec = exact.tv_sec;
-    now->tv_usec = exact.tv_nsec / 1000;
-    return 0;
-}
-"""
-"""For a process's C libraries too, such as OpenSSL, which looks at certificates' dates."""
-
-CLOCK_OF_PYTHON = """
-import os, time
-_real, _shift = time.time, int(os.environ["KONSIL_TEST_SHIFT_S"])
-time.time = lambda: _real() + _shift
-"""
-
-
-@pytest.fixture
-def wrong_clock(site: Any) -> Callable[[int], dict[str, str]]:
-    """A function from seconds to the environment of a process whose clock is ahead by so many."""
-    compiler = shutil.which("cc")
-    if compiler is None:  # then Python's own clock at least
-        (site.root / "clock").mkdir()
-        (site.root / "clock" / "sitecustomize.py").write_text(CLOCK_OF_PYTHON)
-        variable = {"PYTHONPATH": str(site.root / "clock")}
-    else:
-        source, library = site.root / "clock.c", site.root / "clock.so"
-        source.write_text(CLOCK)
-        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-        variable = {"LD_PRELOAD": str(library)}
-    return lambda seconds: variable | {"KONSIL_TEST_SHIFT_S": str(seconds)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,10 @@ MAX_CALL_FRAMED_BYTES = 66 * 1024
 EVIDENCE_BLOCKS = 1_000_000
 EVIDENCE_S = 14 * 24 * 3600
 """How old proof of a double signature may be, whichever is longer ago."""
+
+BEGUN_EARLIER_S = 24 * 3600
+"""CometBFT sleeps, and says nothing, while its clock shows less than the genesis time that it reads. So that
+time is a day before the swarm's, which is of whoever made the newest card: other clocks may be behind."""
 
 _PRIVATE = 0o600
 
@@ -65,6 +70,8 @@ class Home:
         """
         try:
             self.make()
+            self.rpc_socket.unlink(missing_ok=True)  # of one that was killed: CometBFT would not start
+            self._drop_unmade()
             own = _own_key(seed)
             self._write("config/config.toml", _toml(self._settings(port, timings)))
             self._write("config/genesis.json", _json(engine_genesis(genesis)))
@@ -79,6 +86,15 @@ class Home:
                 safe="Nothing was started.",
                 do="Free disk space, or see that this user may write there.",
             ) from error
+
+    def _drop_unmade(self) -> None:
+        """Remove databases that were never finished, since CometBFT was killed at its first start: it refuses
+        them for ever. A database with anything in it has `CURRENT`, or else is a person's to look at.
+        """
+        for database in self.data.glob("*.db"):
+            filled = [*database.glob("*.ldb"), *(log for log in database.glob("*.log") if log.stat().st_size)]
+            if not filled and not (database / "CURRENT").exists():
+                shutil.rmtree(database)
 
     def _write(self, name: str, data: bytes) -> None:
         write_whole(self.directory / name, [data], mode=_PRIVATE)
@@ -132,8 +148,9 @@ class Home:
 
 def engine_genesis(genesis: Genesis) -> dict[str, Any]:
     """CometBFT's genesis: the same at every member, since it is made of what they agreed on."""
+    begun = datetime.fromtimestamp(genesis.created_s - BEGUN_EARLIER_S, UTC)
     return {
-        "genesis_time": datetime.fromtimestamp(genesis.created_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "genesis_time": begun.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "chain_id": chain_id(genesis),
         "initial_height": "1",
         "consensus_params": {

@@ -33,6 +33,13 @@ STEADY_S = 60.0
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _LONGEST_LINE_BYTES = 256 * 1024
 _CONSENSUS_FAILED = "CONSENSUS FAILURE"
+_CLOCK_BEHIND = "too far in the future"
+"""Its words for a block whose time is more than a minute ahead of this machine's clock. Such a block has the
+votes of most members, so it is the clock that is wrong."""
+
+_PANIC = "panic: "
+"""How its last words begin when it falls; what comes after them is for those who read its source."""
+
 _HASH_DIFFERS = ("AppHash", "app hash", "last_results_hash", "LastResultsHash")
 
 _log = structlog.get_logger(__name__)
@@ -106,6 +113,7 @@ class Supervisor:
         self._started = started
         self._process: asyncio.subprocess.Process | None = None
         self._keeping: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._at_once = False
         self.last_words = ""
         self.problem = ""
@@ -149,8 +157,9 @@ class Supervisor:
                 if self._at_once:
                     self._at_once = False
                     continue
-                words = f" Its last words: {self.last_words}" if self.last_words else ""
-                self.problem = f"CometBFT ended with status {status} and is started again.{words}"
+                if not self.problem:
+                    words = f" Its last words: {self.last_words}" if self.last_words else ""
+                    self.problem = f"CometBFT ended with status {status} and is started again.{words}"
             _log.warning("the ledger's engine does not run", why=self.problem)
             if loop.time() - began_s > STEADY_S:
                 wait_s = FIRST_WAIT_S
@@ -170,7 +179,7 @@ class Supervisor:
             start_new_session=True,  # Ctrl-C in a terminal is for the node, which stops it in order
         )
         _log.info("the ledger's engine has started", pid=process.pid)
-        self.problem, self.diverged = "", False
+        self.problem, self.last_words, self.diverged = "", "", False
         self._started()
         try:
             await self._read(process)
@@ -195,17 +204,31 @@ class Supervisor:
         words = _words(line)
         if not words:
             return
+        _log.debug("the ledger's engine says", words=words[:500])
+        if self.last_words.startswith(_PANIC):
+            return
         self.last_words = words[:500]
-        _log.debug("the ledger's engine says", words=self.last_words)
-        if _CONSENSUS_FAILED in line:
-            self.diverged = any(word in line for word in _HASH_DIFFERS)
+        if _CONSENSUS_FAILED in line or line.startswith(_PANIC):
+            self._has_failed(line)
+
+    def _has_failed(self, line: str) -> None:
+        """It decides on nothing more, yet its process may stay: end it, so that it is started again."""
+        self.diverged = any(word in line for word in _HASH_DIFFERS)
+        if self.diverged:
             self.problem = (
                 "This node's ledger is not what the other members have: its state differs. It signs nothing "
                 "and follows nothing until it is repaired: stop the node and run `konsil ledger repair`."
-                if self.diverged
-                else f"CometBFT cannot go on: {self.last_words}"
             )
-            _log.error("the ledger's engine cannot go on", why=self.problem, words=self.last_words)
+        elif _CLOCK_BEHIND in line:
+            self.problem = (
+                "This machine's clock is more than a minute behind those of the other members, so its node "
+                "decides on no blocks and sees them late. Set the clock; nothing else is to be done."
+            )
+        else:
+            self.problem = f"CometBFT cannot go on: {self.last_words}"
+        _log.error("the ledger's engine cannot go on", why=self.problem, words=self.last_words)
+        if not self.diverged and self._process is not None:
+            self._ending = asyncio.create_task(_end(self._process), name="konsil-engine-end")
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

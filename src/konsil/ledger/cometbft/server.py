@@ -70,7 +70,12 @@ class AbciServer:
             try:
                 fields = await self._answer(kind, request)
             except Exception as error:  # noqa: BLE001 - without an answer CometBFT waits for ever; with this one it stops
-                _log.exception("a request of the ledger's engine failed", kind=kind)
+                _log.error(
+                    "a request of the ledger's engine failed",
+                    kind=kind,
+                    why=str(error) or repr(error),
+                    exc_info=not isinstance(error, KonsilError),
+                )
                 writer.write(framed(encode_response("exception", error=str(error) or repr(error))))
                 await writer.drain()
                 return
