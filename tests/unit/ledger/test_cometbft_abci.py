@@ -343,6 +343,10 @@ async def test_the_server_ends_while_a_request_is_answered(tmp_path):
         begun.set()
         await asyncio.Event().wait()
 
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, told: complaints.append(told))
     async with served(tmp_path, slow) as (_, _reader, writer):
         writer.write(asked("commit"))
         await begun.wait()
+    await asyncio.sleep(0)
+    assert not complaints

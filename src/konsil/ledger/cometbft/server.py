@@ -55,6 +55,8 @@ class AbciServer:
             await self._serve(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # CometBFT stopped, which its supervisor notices
+        except asyncio.CancelledError:
+            pass  # closed; it ends here, since Python 3.11 complains of a connection's task that was cancelled
         except KonsilError as error:
             _log.error("the ledger's engine cannot be answered", why=str(error))
         finally:
