@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from konsil.core.rules import Announce, ProposeRemove, Validate, Vote, decode_signed
+from konsil.core.rules import Announce, ProposeRemove, Tick, Validate, Vote, decode_signed
 from konsil.errors import LedgerUnreachable, Refused
 from konsil.ledger.cometbft.application import MAX_BLOCK_BYTES, SEQUENCE_WINDOW, Application
 from konsil.ledger.cometbft.claims import Claims
@@ -128,6 +128,14 @@ async def test_a_number_that_another_call_of_the_member_took_is_told_as_0(member
     claim = member.make(announce(1))
     member.block([member.world.signed("lyon", 1, announce(2))])
     assert await claim.height == 0
+
+
+async def test_another_call_that_is_refused_under_a_number_leaves_it_to_the_one_that_waits(member):
+    claim = member.make(announce(1))
+    member.block([member.world.signed("lyon", 1, Tick("no-such-study"))])
+    assert not claim.height.done()
+    member.block([claim.signed])
+    assert await claim.height == 1
 
 
 async def test_others_calls_and_bytes_that_are_none_settle_nothing(member):
