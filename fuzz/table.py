@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import engines
+import blocks
 import files
 import identities
 import ledgers
@@ -15,7 +15,7 @@ from target import Target
 GROUPS: Mapping[str, Sequence[Target]] = {
     "peers": peers.TARGETS,
     "ledgers": ledgers.TARGETS,
-    "engines": engines.TARGETS,
+    "engines": blocks.TARGETS,
     "identities": identities.TARGETS,
     "files": files.TARGETS,
     "walls": walls.TARGETS,

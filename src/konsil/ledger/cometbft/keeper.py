@@ -201,7 +201,7 @@ class Keeper:
     def _pay(self, read: SignedCall, signed: bytes) -> None:
         if self._numbers.waits(read, signed):
             return
-        if read.caller != self._me:  # its own come from its node alone
+        if read.caller != self._me:  # its own are counted where they are submitted
             self._budgets.pay(read.caller, len(signed), time.monotonic())
         self._numbers.take(read, signed)
 

@@ -56,7 +56,7 @@ class AbciServer:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # CometBFT stopped, which its supervisor notices
         except asyncio.CancelledError:
-            pass  # closed; it ends here, since Python 3.11 complains of a connection's task that was cancelled
+            pass  # closed; it ends here: Python 3.11 complains of a connection whose task was cancelled
         except KonsilError as error:
             _log.error("the ledger's engine cannot be answered", why=str(error))
         finally:
