@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import blocks
 import files
 import identities
 import ledgers
@@ -14,6 +15,7 @@ from target import Target
 GROUPS: Mapping[str, Sequence[Target]] = {
     "peers": peers.TARGETS,
     "ledgers": ledgers.TARGETS,
+    "engines": blocks.TARGETS,
     "identities": identities.TARGETS,
     "files": files.TARGETS,
     "walls": walls.TARGETS,

@@ -14,8 +14,8 @@ import pytest
 pytestmark = pytest.mark.real
 
 FUZZ = Path(__file__).parents[2] / "fuzz"
-GROUPS = ("peers", "ledgers", "identities", "files", "walls")
-RUNS = {"peers": 1000, "ledgers": 500, "identities": 500, "files": 600, "walls": 1500}
+GROUPS = ("peers", "ledgers", "engines", "identities", "files", "walls")
+RUNS = {"peers": 1000, "ledgers": 500, "engines": 500, "identities": 500, "files": 600, "walls": 1500}
 SEED = 1
 SUPPORTED = sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 14)
 

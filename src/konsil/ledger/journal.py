@@ -123,6 +123,18 @@ class Journal:
         self.head = head
         self.position = position or self.position
 
+    def forget_position(self) -> None:
+        """The engine's own history is gone: how far it is must not be taken from here.
+
+        Raises:
+            LedgerError: the disk is full or failed.
+        """
+        try:
+            self._db.execute("DELETE FROM engine")
+        except _FAILED as error:
+            raise self._cannot_write(str(error) or repr(error)) from error
+        self.position = 0
+
     def read(self, after: int = 0) -> Iterator[Entry]:
         """Entries above a height, in order, as they stand on disk; each one's link is checked.
 

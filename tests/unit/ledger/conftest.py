@@ -30,18 +30,20 @@ def make_key() -> LedgerKey:
 
 
 class World:
-    """Members lyon (the operator), nice and lille; a clock that stands still until told."""
+    """Members lyon (the operator, where there is one), nice and lille; a clock that stands still until told."""
 
-    def __init__(self, swarm: str = "aml") -> None:
+    def __init__(
+        self, swarm: str = "aml", engine: str = "local", names: tuple[str, ...] = ("lille", "lyon", "nice")
+    ) -> None:
         self.now_s = START_S
-        self.keys = {name: make_key() for name in ("lille", "lyon", "nice")}
+        self.keys = {name: make_key() for name in names}
         records = tuple(
             MemberRecord(
                 name, f"spiffe://{name}.example/node", key.public, f"{number:064x}", f"{number + 8:064x}"
             )
             for number, (name, key) in enumerate(self.keys.items(), 1)
         )
-        self.genesis = Genesis(swarm, "local", "lyon", START_S, records)
+        self.genesis = Genesis(swarm, engine, "lyon" if engine == "local" else "", START_S, records)
         self.digest = genesis_digest(self.genesis)
         self.verify = verify
 
@@ -83,6 +85,12 @@ def announcement(number: int, mark: str = "") -> Announce:
 @pytest.fixture
 def world() -> World:
     return World()
+
+
+@pytest.fixture(scope="session")
+def hospitals() -> World:
+    """Four members that keep their ledger together. Its keys only are used, so one does for all tests."""
+    return World(engine="cometbft", names=("lille", "lyon", "metz", "nice"))
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ MEMBER_BLOCK_BYTES = 256 * 1024
 POWER = 1
 """The voting power of every validator: one member, one vote."""
 
-Pay = Callable[[str, int], None]
-"""(member, bytes) -> nothing, or Refused: whether a member may have its call waiting here now."""
+Pay = Callable[[SignedCall, bytes], None]
+"""(call, its bytes) -> nothing, or Refused: whether a member may have its call waiting here now."""
 
 
 class Misbehaviour(NamedTuple):
@@ -113,7 +113,7 @@ class Application:
             KonsilError: it is no call of a member of this swarm, or it was taken before.
         """
         read = self._of_member(signed)
-        pay(read.caller, len(signed))
+        pay(read, signed)
 
     def recheck(self, signed: bytes) -> None:
         """See, after a block, that a call may still wait.
@@ -163,7 +163,7 @@ class Application:
                 own_bytes += len(signed)
                 cost = len(signed) + _FRAMING_BYTES
                 if cost > max_bytes:
-                    return chosen
+                    break  # of this member; another's may be shorter
                 max_bytes -= cost
                 chosen.append(signed)
                 sequence += 1
@@ -202,8 +202,8 @@ class Application:
             except KonsilError as error:
                 outcomes.append(Outcome(signed, None, error))
                 continue
-            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-                # A mistake in the rules: the same at every node, and no reason for all of them to stop.
+            except _MISTAKES as error:
+                # The same at every node, and no reason for all of them to stop.
                 mistake = LedgerError(f"The rules broke on this call: {error!r}.", safe="It changed nothing.")
                 outcomes.append(Outcome(signed, None, mistake))
                 continue
@@ -221,11 +221,17 @@ class Application:
     # --- who is who --------------------------------------------------------------------------------
 
     def member_at(self, address: bytes) -> str:
-        """The member whose ledger key has this address in CometBFT; "" for nobody's."""
+        """The member whose ledger key has this address in CometBFT; "" for nobody's.
+
+        A key may have been that of a member that was removed since, which proof may be about as well.
+        """
+        found = ""
         for name, member in self.state.members.items():
             if key_address(member.record.ledger_key) == address:
-                return name
-        return ""
+                if member.active:
+                    return name
+                found = name
+        return found
 
     def is_peer(self, node_id: str) -> bool:
         """Whether a node of CometBFT is an active member's."""
@@ -234,6 +240,10 @@ class Application:
             for member in self.state.members.values()
         )
 
+
+_MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What a mistake in the rules raises. Not what one machine alone may lack, as memory: whoever took that for a
+refusal would have another state than the others."""
 
 _FRAMING_BYTES = 8
 """What a call costs in a block beside its own bytes: tag and length."""

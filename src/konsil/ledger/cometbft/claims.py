@@ -14,7 +14,8 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from konsil.core.rules import Announce, Call, State, apply, decode_signed
-from konsil.errors import KonsilError, LedgerUnreachable, Refused
+from konsil.core.rules.state import Member
+from konsil.errors import FrameError, KonsilError, LedgerUnreachable, Refused
 from konsil.ledger.budget import Budgets
 from konsil.ledger.cometbft.application import SEQUENCE_WINDOW, Outcome
 from konsil.ledger.history import Key, next_sequence, sign_call
@@ -80,7 +81,7 @@ class Claims:
         first = next_sequence(state, self._name, self._key)
         sequence = max([first - 1, *self._pending]) + 1
         apply(self._after(state, first, now_s), self._name, sequence, call, now_s)
-        claim = self._sign(state, sequence, call)
+        claim = self._sign(state.genesis, sequence, call)
         cost = len(claim.signed) * OWN_COST // 8
         self._budgets.pay(self._name, cost, asyncio.get_running_loop().time())
         self._pending[sequence] = claim
@@ -89,15 +90,19 @@ class Claims:
     def decided(self, state: State, outcomes: Sequence[Outcome]) -> None:
         """Tell the calls that wait what a block made of them. ``state``: after the block."""
         for outcome in outcomes:
-            read = decode_signed(outcome.signed)
-            claim = self._pending.get(read.sequence) if read.caller == self._name else None
+            claim = self._claim_of(outcome)
             if claim is None:
                 continue
             if outcome.entry is not None:
                 self._settle(claim, outcome.entry.height if outcome.signed == claim.signed else 0)
             elif outcome.signed == claim.signed and _is_final(outcome.error):
                 self._settle(claim, outcome.error)
-        self._close_gap(state)
+        member = state.members.get(self._name)
+        if member is None or not member.active:
+            # No block takes them now, and none may come into one should the member be admitted again.
+            self.fail(Refused("not_a_member", f"'{self._name}' is not an active member of this swarm."))
+            return
+        self._close_gap(state.genesis, member)
 
     def fail(self, error: KonsilError) -> None:
         """Nothing will be decided any more."""
@@ -110,14 +115,29 @@ class Claims:
         """The state as it will be with the calls that are on their way, where all goes as expected."""
         for claim in self._pending.values():
             with contextlib.suppress(Refused):  # a block will say so
-                state = apply(state, self._name, sequence, claim.call, now_s)
-            sequence += 1
-        member = state.members[self._name]
-        numbered = replace(member, sequence=sequence - 1)
+                state = apply(
+                    self._numbered(state, claim.sequence - 1), self._name, claim.sequence, claim.call, now_s
+                )
+            sequence = claim.sequence + 1
+        return self._numbered(state, sequence - 1)
+
+    def _numbered(self, state: State, sequence: int) -> State:
+        """The state as if this were the number of the member's last call."""
+        numbered = replace(state.members[self._name], sequence=sequence)
         return replace(state, members=state.members | {self._name: numbered})
 
-    def _sign(self, state: State, sequence: int, call: Call) -> Claim:
-        signed = sign_call(state.genesis, self._key, self._name, sequence, call)
+    def _claim_of(self, outcome: Outcome) -> Claim | None:
+        """The claim whose number a block decided about."""
+        if not self._pending:
+            return None
+        try:
+            read = decode_signed(outcome.signed)
+        except FrameError:  # nobody's
+            return None
+        return self._pending.get(read.sequence) if read.caller == self._name else None
+
+    def _sign(self, swarm: str, sequence: int, call: Call) -> Claim:
+        signed = sign_call(swarm, self._key, self._name, sequence, call)
         return Claim(sequence, call, signed, asyncio.get_running_loop().create_future())
 
     def _settle(self, claim: Claim, result: int | KonsilError | None) -> None:
@@ -130,14 +150,11 @@ class Claims:
             claim.height.set_exception(result)
             claim.height.exception()  # seen: nobody may be waiting for it
 
-    def _close_gap(self, state: State) -> None:
+    def _close_gap(self, swarm: str, member: Member) -> None:
         """Give a refused call's number to one that changes nothing, so that those after it may follow."""
-        member = state.members.get(self._name)
-        if member is None or not member.active or not self._pending:
-            return
         following = member.sequence + 1
-        if following < min(self._pending):
-            filler = self._sign(state, following, Announce(member.record.addresses))
+        if self._pending and following < min(self._pending):
+            filler = self._sign(swarm, following, Announce(member.record.addresses))
             self._pending = {following: filler} | self._pending
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 import structlog
 
-from konsil.core.rules import Entry, Genesis, entry_digest
+from konsil.core.rules import Entry, Genesis, SignedCall, entry_digest
 from konsil.errors import FrameError, JournalCorrupt, KonsilError, Refused
 from konsil.ledger.budget import Budgets
 from konsil.ledger.cometbft.abci import message
 from konsil.ledger.cometbft.application import RULES_VERSION, Application, Decided, Misbehaviour, Outcome
+from konsil.ledger.cometbft.pool import Numbers
 from konsil.ledger.history import Verify
 from konsil.ledger.replica import Replica
 
@@ -63,6 +64,8 @@ class Keeper:
         self._on_block = on_block
         self._on_misbehaviour = on_misbehaviour
         self._budgets = Budgets()
+        self._numbers = Numbers()
+        self._replaying = True
         self._decided: Decided | None = None
         self._block_s = 0.0
         self._freshened = False
@@ -76,9 +79,16 @@ class Keeper:
         if journal.position:
             self.app.go_to(self._replica.state, journal.head, journal.position)
 
-    def begin_anew(self) -> None:
-        """Have every block applied again from the first, and compared with the journal."""
+    async def begin_anew(self) -> None:
+        """Have every block applied again from the first, and compared with the journal.
+
+        Raises:
+            LedgerError: the disk refuses.
+        """
         self.app = Application(self._genesis, self._verify)
+        # Until all of the journal was compared, a new start begins anew as well: CometBFT, whose blocks are
+        # gone, stops when it is told of a block that it does not have yet.
+        await self._replica.in_worker(self._replica.journal.forget_position)
 
     def now_s(self) -> int:
         """The ledger's time, as far as blocks tell; this machine's before the first."""
@@ -105,6 +115,8 @@ class Keeper:
 
     async def _info(self, _request: Any) -> dict[str, Any]:
         app = self.app
+        self._replaying = True  # CometBFT has just started: what it shows now was decided some time ago
+        self._numbers.clear()
         return {
             "data": "konsil",
             "app_version": RULES_VERSION,
@@ -136,12 +148,14 @@ class Keeper:
         return {}
 
     async def _prepare_proposal(self, request: Any) -> dict[str, Any]:
+        self._replaying = False
         silent_s = time.monotonic() - self._block_s
         if silent_s > (FRESHENED_S if self._freshened else FRESH_S):
             return {}
         return {"txs": self.app.prepare(request.txs, request.max_tx_bytes)}
 
     async def _process_proposal(self, request: Any) -> dict[str, Any]:
+        self._replaying = False
         return {"status": _ACCEPT if self.app.process(request.txs) else _REJECT}
 
     async def _finalize_block(self, request: Any) -> dict[str, Any]:
@@ -167,6 +181,7 @@ class Keeper:
         if entries:
             await self._keep(entries, decided.height)
         self.app.commit()
+        self._numbers.decided(decided.outcomes, self.app.state)
         fresh = [entry for entry in entries if entry.height > self._replica.state.height]
         if fresh:
             self._replica.publish(fresh, self.app.state)
@@ -183,12 +198,21 @@ class Keeper:
             raise
         self.problem = ""
 
-    def _pay(self, member: str, cost: int) -> None:
-        if member != self._me:  # its own are counted where they are submitted
-            self._budgets.pay(member, cost, time.monotonic())
+    def _pay(self, read: SignedCall, signed: bytes) -> None:
+        if self._numbers.waits(read, signed):
+            return
+        if read.caller != self._me:  # its own are counted where they are submitted
+            self._budgets.pay(read.caller, len(signed), time.monotonic())
+        self._numbers.take(read, signed)
 
     def _see_time(self, block: Any) -> None:
-        """Learn the ledger's clock: a block's time is when the one before it was decided."""
+        """Learn the ledger's clock: a block's time is when the one before it was decided.
+
+        Not from blocks that CometBFT shows again or catches up with: those were decided some time ago.
+        """
+        if self._replaying:
+            self._block_s = 0.0
+            return
         now_s = time.monotonic()
         if self._block_s:
             self._clock_ahead_s = block.time.seconds + block.time.nanos / 1e9 - self._block_s
@@ -224,7 +248,8 @@ def _write(replica: Replica, entries: Sequence[Entry], position: int) -> None:
                 height=entry.height,
             )
     new = entries[len(known) :]
-    if new or position > journal.position:
+    whole = known and known[-1].height == journal.height
+    if new or (whole and position > journal.position):
         journal.append(new, position)
 
 

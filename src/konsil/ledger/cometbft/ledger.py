@@ -120,6 +120,8 @@ class CometbftLedger:
     async def _start(self, program: Path, stack: AsyncExitStack) -> None:
         if self._home.has_blocks:
             self._keeper.take_up()
+        else:
+            await self._keeper.begin_anew()
         self._home.make()
         stack.callback(self._rpc.close)
         await stack.enter_async_context(AbciServer(self._home.abci_socket, self._keeper.answer))

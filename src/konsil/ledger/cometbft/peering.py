@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -105,8 +105,7 @@ class Peering:
         """Dial the engines that are missing; whether none is."""
         if self.state is None:
             return True
-        told = await self._rpc.ask("net_info")
-        here = {peer["node_info"]["id"] for peer in told["peers"] or ()}
+        here = _connected(await self._rpc.ask("net_info"))
         ids = {
             name: key_address(member.record.ledger_key).hex()
             for name, member in self.state.members.items()
@@ -122,3 +121,15 @@ class Peering:
             _log.debug("dialling other members' engines", peers=len(missing))
             await self._rpc.ask("dial_peers", peers=missing, persistent=True, private=True)
         return not missing
+
+
+def _connected(told: Any) -> set[str]:
+    """The ids of the engines that CometBFT says it is connected to."""
+    try:
+        return {peer["node_info"]["id"] for peer in told["peers"] or ()}
+    except (LookupError, TypeError) as error:
+        raise LedgerUnreachable(
+            f"The ledger's engine does not say who it is connected to: {error!r}.",
+            safe="Nothing was lost.",
+            do="It is asked again by itself.",
+        ) from error

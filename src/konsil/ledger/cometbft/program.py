@@ -81,17 +81,19 @@ async def roll_back(program: Path, home: Path) -> str:
     Raises:
         LedgerError: it cannot.
     """
-    process = await asyncio.create_subprocess_exec(
-        program, "rollback", "--home", home, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    said, _ = await asyncio.wait_for(process.communicate(), STOP_S)
-    if process.returncode:
+    try:
+        status, said = await _run_through(
+            str(program), "rollback", "--home", str(home), errors=asyncio.subprocess.STDOUT, limit_s=STOP_S
+        )
+    except OSError as error:
+        status, said = 1, error.strerror or str(error)
+    if status:
         raise LedgerError(
-            f"CometBFT cannot roll back: {said.decode(errors='replace').strip()[-400:]}",
+            f"CometBFT cannot roll back: {said.strip()[-400:]}",
             safe="Nothing was changed.",
             do="Move all of `engine/data` away but priv_validator_state.json: peers have the blocks.",
         )
-    return said.decode(errors="replace").strip()
+    return said.strip()
 
 
 class Supervisor:
@@ -132,7 +134,7 @@ class Supervisor:
         """Stop it in order and start it again at once, since its settings have changed."""
         if self._process is not None and self._process.returncode is None:
             self._at_once = True
-            self._process.send_signal(signal.SIGTERM)
+            self._ending = asyncio.create_task(_end(self._process), name="konsil-engine-end")
 
     async def close(self) -> None:
         """Stop it in order; kill it if that takes too long."""
@@ -178,10 +180,10 @@ class Supervisor:
             limit=_LONGEST_LINE_BYTES,
             start_new_session=True,  # Ctrl-C in a terminal is for the node, which stops it in order
         )
-        _log.info("the ledger's engine has started", pid=process.pid)
-        self.problem, self.last_words, self.diverged = "", "", False
-        self._started()
         try:
+            _log.info("the ledger's engine has started", pid=process.pid)
+            self.problem, self.last_words, self.diverged = "", "", False
+            self._started()
             await self._read(process)
             return await process.wait()
         finally:
@@ -245,17 +247,36 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 async def _said(program: str, *arguments: str) -> str:
     try:
-        process = await asyncio.create_subprocess_exec(
-            program, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        _, said = await _run_through(
+            program, *arguments, errors=asyncio.subprocess.DEVNULL, limit_s=VERSION_S
         )
-        said, _ = await asyncio.wait_for(process.communicate(), VERSION_S)
-    except (OSError, TimeoutError) as error:
+    except OSError as error:
         raise ConfigError(
-            f"{program} cannot be run: {error or repr(error)}.",
+            f"{program} cannot be run: {error.strerror or error}.",
             safe="Nothing was started.",
             do="Name a program that this user may run under `[ledger] cometbft` in node.toml.",
         ) from error
-    return said.decode(errors="replace")
+    return said
+
+
+async def _run_through(program: str, *arguments: str, errors: int, limit_s: float) -> tuple[int, str]:
+    """Run a program to its end; its status and what it said.
+
+    Raises:
+        OSError: it cannot be run, or does not end in time.
+    """
+    process = await asyncio.create_subprocess_exec(
+        program, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=errors
+    )
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), limit_s)
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer after {limit_s:g} s") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, said.decode(errors="replace")
 
 
 def _words(line: str) -> str:

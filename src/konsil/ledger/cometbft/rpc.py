@@ -72,8 +72,11 @@ class Rpc:
             if IN_CACHE in error.what:
                 return
             raise
-        if told["code"]:
-            raise RpcError(f"The ledger's engine did not take the call: {told['log']}.")
+        code = told.get("code") if isinstance(told, dict) else None
+        if not isinstance(code, int):
+            raise _odd(told)
+        if code:
+            raise RpcError(f"The ledger's engine did not take the call: {told.get('log', '')}.")
 
     def close(self) -> None:
         """Let go of the connection and the thread."""
@@ -85,16 +88,18 @@ class Rpc:
         try:
             answer = self._post(body)
             told = msgspec.json.decode(answer)
-        except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
+        except (OSError, http.client.HTTPException, msgspec.DecodeError, RecursionError) as error:
             self._drop()
             raise LedgerUnreachable(
                 f"The ledger's engine does not answer: {error or repr(error)}.",
                 safe="Nothing was lost.",
                 do="It is started again by itself; if this goes on, see the node's log.",
             ) from error
-        if told.get("error"):
-            failure = told["error"]
+        failure = told.get("error") if isinstance(told, dict) else None
+        if isinstance(failure, dict):
             raise RpcError(f"{failure.get('message', '')}: {failure.get('data', '')}".strip(": "))
+        if failure or not isinstance(told, dict) or "result" not in told:
+            raise _odd(told)
         return told["result"]
 
     def _post(self, body: bytes) -> bytes:
@@ -115,6 +120,8 @@ class Rpc:
         data = response.read(MAX_ANSWER_BYTES + 1)
         if len(data) > MAX_ANSWER_BYTES:
             raise http.client.HTTPException("the answer is too long")
+        if response.length:
+            raise http.client.HTTPException("the answer was cut off")
         return data
 
     def _drop(self) -> None:
@@ -122,3 +129,11 @@ class Rpc:
             connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _odd(told: object) -> LedgerUnreachable:
+    return LedgerUnreachable(
+        f"The ledger's engine answers with what is no answer: {str(told)[:200]!r}.",
+        safe="Nothing was lost.",
+        do="Use CometBFT 0.38: see `konsil doctor`.",
+    )

@@ -55,6 +55,8 @@ class AbciServer:
             await self._serve(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # CometBFT stopped, which its supervisor notices
+        except asyncio.CancelledError:
+            pass  # closed; it ends here: Python 3.11 complains of a connection whose task was cancelled
         except KonsilError as error:
             _log.error("the ledger's engine cannot be answered", why=str(error))
         finally:
@@ -68,7 +70,7 @@ class AbciServer:
         while True:
             kind, request = decode_request(await read_message(reader))
             try:
-                fields = await self._answer(kind, request)
+                answer = encode_response(kind, **await self._answer(kind, request))
             except Exception as error:  # noqa: BLE001 - without an answer CometBFT waits for ever; with this one it stops
                 _log.error(
                     "a request of the ledger's engine failed",
@@ -76,10 +78,11 @@ class AbciServer:
                     why=str(error) or repr(error),
                     exc_info=not isinstance(error, KonsilError),
                 )
-                writer.write(framed(encode_response("exception", error=str(error) or repr(error))))
+                words = (str(error) or repr(error)).encode(errors="replace").decode()
+                writer.write(framed(encode_response("exception", error=words)))
                 await writer.drain()
                 return
-            writer.write(framed(encode_response(kind, **fields)))
+            writer.write(framed(answer))
             await writer.drain()
 
 
@@ -96,6 +99,8 @@ async def read_message(reader: asyncio.StreamReader) -> bytes:
         length |= (byte & 0x7F) << shift
         if byte < 0x80:  # noqa: PLR2004 - the top bit says that more follows
             break
+    else:
+        length = 1 << 7 * _MAX_VARINT_BYTES
     if length > MAX_MESSAGE_BYTES:
         raise FrameError(
             f"CometBFT announces a message of {length} bytes, over the limit of {MAX_MESSAGE_BYTES}.",
