@@ -136,7 +136,7 @@ def _lacks_scores(study: Study, rounds: Sequence[RoundRecord]) -> bool:
 
 def _other(why: str) -> DigestMismatch:
     return DigestMismatch(
-        f"The file's card is not what the ledger of this member says: {why}.",
+        f"The file's card is not what the ledger says: {why}.",
         safe="Nothing was changed.",
         do="Do not use the file. Get it again: `konsil study model`.",
     )

@@ -202,7 +202,7 @@ class Journal:
             )
 
     def _check_chain(self) -> None:
-        # One snapshot of the file: a node that writes meanwhile must not look like a history that was cut off.
+        # One snapshot of the file: what a node writes meanwhile must not look like a history that was cut.
         self._read("BEGIN")
         for entry in self.read():
             self.height = entry.height
