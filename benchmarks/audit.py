@@ -170,7 +170,7 @@ def main() -> None:
         fill(history, options.calls, options.rounds)
         ledger = history.config.ledger_file
         print(
-            f"{options.calls} calls, {options.members} members, {len(history.state.studies)} studies: made in "
+            f"{options.calls} calls of {options.members}, {len(history.state.studies)} studies, made in "
             f"{time.perf_counter() - started_s:.0f} s, ledger.db {ledger.stat().st_size / 1e6:.0f} MB"
         )
         here = ("--dir", str(history.config.directory))
