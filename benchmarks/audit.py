@@ -169,9 +169,11 @@ def main() -> None:
         history = History(root, options.members)
         fill(history, options.calls, options.rounds)
         ledger = history.config.ledger_file
+        made_s = time.perf_counter() - started_s
+        studies = len(history.state.studies)
         print(
-            f"{options.calls} calls of {options.members}, {len(history.state.studies)} studies, made in "
-            f"{time.perf_counter() - started_s:.0f} s, ledger.db {ledger.stat().st_size / 1e6:.0f} MB"
+            f"{options.calls} calls of {options.members} members in {studies} studies, made in {made_s:.0f} s; "
+            f"ledger.db {ledger.stat().st_size / 1e6:.0f} MB"
         )
         here = ("--dir", str(history.config.directory))
         bundle = root / "history.konsil-audit"
