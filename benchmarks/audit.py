@@ -172,8 +172,8 @@ def main() -> None:
         made_s = time.perf_counter() - started_s
         studies = len(history.state.studies)
         print(
-            f"{options.calls} calls of {options.members} members in {studies} studies, made in {made_s:.0f} s; "
-            f"ledger.db {ledger.stat().st_size / 1e6:.0f} MB"
+            f"{options.calls} calls of {options.members} members in {studies} studies, made in "
+            f"{made_s:.0f} s; ledger.db {ledger.stat().st_size / 1e6:.0f} MB"
         )
         here = ("--dir", str(history.config.directory))
         bundle = root / "history.konsil-audit"
