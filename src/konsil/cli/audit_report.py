@@ -69,7 +69,7 @@ def not_proven(found: Checked, *, genesis_named: bool) -> Iterator[str]:
     )
     yield (
         "The order of different members' calls, and their times: "
-        f"{order}. A member whose entry {height} has this digest holds the same history: {found.head}"
+        f"{order}. A member whose entry {height} has the same digest (`head`) holds the same history."
     )
     if found.lacking:
         yield f"Whose keys those of {', '.join(found.lacking)} are: their cards are not in the file."
@@ -122,10 +122,8 @@ def of_audited_study(state: State, study: Study) -> Iterator[str]:
     """What a study came to: who took part in which round, who did not and why, disputes, scores."""
     for line in sentences.of_settings(study.settings):
         yield folded(line, "    ")
-    yield folded(
-        f"  proposed by {study.proposer} on {when(study.proposed_s)}; settings {study.settings_digest}",
-        "    ",
-    )
+    yield f"  proposed by {study.proposer} on {when(study.proposed_s)}; digest of these settings:"
+    yield f"    {study.settings_digest}"
     changes = sum(
         proposal.outcome == "passed"
         and isinstance(proposal.subject, ProposeStudySettings)
@@ -145,7 +143,8 @@ def of_audited_study(state: State, study: Study) -> Iterator[str]:
     if study.history:
         chosen = final_round(study, state.now_s)
         which = "the final model" if study.ended else "the model so far"
-        yield folded(f"  {which}: round {chosen.round}, {chosen.digest}. {chosen.why}", "    ")
+        yield folded(f"  {which}: round {chosen.round}. {chosen.why}", "    ")
+        yield f"    {chosen.digest}"
         for metric in metrics_of(study):
             yield folded(f"    {_course(study, metric, chosen.round)}", "      ")
     if study.open is not None:

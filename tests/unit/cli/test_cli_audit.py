@@ -76,7 +76,8 @@ def test_what_is_proven_and_what_not_is_said_in_sentences(exported):
         "Compare the genesis digest with two members by telephone",
         "Calls after entry 2 may have been withheld",
         "the word of 'lyon', who operates this ledger",
-        f"A member whose entry 2 has this digest holds the same history: {shown['head']}",
+        "A member whose entry 2 has the same digest (`head`) holds the same history",
+        f"head:    {shown['head']}",
         "What members say of themselves: example counts, scores",
         "Study 'heart': AUC",
         "Study 'lung'",
@@ -222,7 +223,7 @@ def test_rounds_are_told_together_while_nothing_changes_and_all_that_happened_is
         "round 4, accepted ",
         "round 5, accepted ",
         "lyon took part; lille did not: silent; nice did not: struck",
-        f"the final model: round 4, {4:064x}. Of 5 merges it has the highest mean 'auc': 0.59.",
+        f"the final model: round 4. Of 5 merges it has the highest mean 'auc': 0.59.\n    {4:064x}",
         "auc, 11 scores: mean 0.61 after round 1, 0.59 after round 4 (lille 0.54, lyon 0.64)",
     ):
         assert line in text, f"{line}\n{text}"

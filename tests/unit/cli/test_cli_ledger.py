@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 
@@ -176,6 +178,23 @@ def test_whoever_reads_only_the_beginning_sees_no_fault_of_the_program(told, mor
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(30) in (0, 1)
+
+
+def test_in_a_terminal_a_long_sentence_goes_on_under_its_beginning(told):
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"KONSIL_DIR": str(told.root / "lyon"), "COLUMNS": "80", "TERM": "dumb"}
+    command = [sys.executable, "-m", "konsil", "ledger", "show", "--call", "commit"]
+    with subprocess.Popen(command, stdout=theirs, env=environment) as process:
+        os.close(theirs)
+        text = b""
+        with contextlib.suppress(OSError):  # how the other end's closing shows
+            while data := os.read(ours, 4096):
+                text += data
+        assert process.wait(30) == 0
+    os.close(ours)
+    first, *rest = text.decode().splitlines()
+    assert first.split(maxsplit=3)[3].startswith("lyon commits its update cccccccccccc")
+    assert rest == [" " * 29 + "for round 1 of 'heart'"]
 
 
 def test_a_time_that_no_calendar_has_is_shown_too():
