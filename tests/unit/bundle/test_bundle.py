@@ -190,7 +190,7 @@ def _changed(bundle: bytes, kind: str, field: str, value: object) -> bytes:
     ("kind", "field", "value", "why"),
     [
         ("bundle", "version", 2, "version 1"),
-        ("bundle", "format", "konsil audit bundl", "cannot be read"),
+        ("bundle", "format", "konsil-audit-bundl", "cannot be read"),
         ("genesis", "text", lambda text: text.replace('"aml"', '"aix"'), "another entry as the one before"),
         ("genesis", "text", lambda text: text.replace('"lyon"', '"nobody"'), "cannot found a swarm"),
         ("genesis", "text", lambda text: text + " ", "canonical form"),
@@ -245,7 +245,7 @@ def test_nothing_may_follow(bundle, verified, more):
         verified(bundle + more)
 
 
-HEAD = b'{"kind":"bundle","format":"konsil audit bundle","version":1}\n'
+HEAD = b'{"kind":"bundle","format":"konsil-audit-bundle","version":1}\n'
 
 
 @pytest.mark.parametrize(

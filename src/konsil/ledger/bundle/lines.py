@@ -32,7 +32,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 class Bundle(_Line, frozen=True, tag="bundle"):
     """The first line: what this file is."""
 
-    format: Literal["konsil audit bundle"] = "konsil audit bundle"
+    format: Literal["konsil-audit-bundle"] = "konsil-audit-bundle"
     version: int = BUNDLE_VERSION
 
 
