@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from konsil.core.digest import bytes_digest
-from konsil.core.rules import genesis_digest, state_digest
+from konsil.core.rules import Member, MemberRecord, State, SwarmSettings, genesis_digest, state_digest
 from konsil.errors import ConfigError, JournalCorrupt
 from konsil.identity.card import check_record, read_card
 from konsil.identity.ledger_key import verify
 from konsil.ledger.bundle import LocalProof, check_bundle, write_bundle
 from konsil.ledger.bundle.lines import MAX_LINE_BYTES
+from konsil.ledger.bundle.proof import Keepers
 from konsil.ledger.bundle.summary import summary
 
 KINDS = ("bundle", "genesis", "entry", "card", "state", "study", "round", "proof", "end")
@@ -327,3 +329,39 @@ def test_the_page_is_enough_to_write_a_verifier(history, bundle, tmp_path):
 def test_the_pages_verifier_finds_a_change(bundle, tmp_path, kind, field, value, why):
     done = _by_the_page(tmp_path, _changed(bundle, kind, field, value))
     assert (done.returncode, why in done.stderr) == (1, True), done.stderr
+
+
+# --- who kept the ledger -------------------------------------------------------------------------
+
+
+def test_who_may_have_voted_on_the_last_entry_are_those_of_its_time_and_just_before():
+    record = MemberRecord("a", "spiffe://a.example/node", "1" * 64, "2" * 64, "3" * 64)
+    members = {
+        name: Member(replace(record, name=name, ledger_key=key * 64), validates=True)
+        for name, key in (("a", "a"), ("b", "b"), ("c", "c"))
+    }
+
+    def state(now_s: int, *names: str) -> State:
+        changed = {name: replace(member, validates=name in names) for name, member in members.items()}
+        return State("", "cometbft", "", SwarmSettings(), changed, now_s=now_s)
+
+    def keys(names: str) -> frozenset[str]:
+        return frozenset(name * 64 for name in names)
+
+    keepers = Keepers(state(0, "a"))
+    assert keepers.sets == (keys("a"),)
+    keepers.note(state(5, "a", "b"))
+    keepers.note(state(5, "b", "c"))
+    assert keepers.sets == (keys("a"), keys("ab"), keys("bc"))
+    keepers.note(state(6, "b", "c"))
+    assert keepers.sets == (keys("bc"),)
+    keepers.note(state(7, "c"))
+    assert keepers.sets == (keys("bc"), keys("c"))
+
+
+def test_an_engine_that_can_prove_nothing_leaves_the_line_out(history, tmp_path):
+    journal = history.journal(tmp_path / "l.db")
+    asked = []
+    write_bundle(tmp_path / "b", history.genesis, journal, verify, history.cards.get, asked.append)
+    assert asked == [history.head]
+    assert check(tmp_path / "b").proof is None

@@ -32,7 +32,7 @@ from konsil.ledger.bundle.lines import (
     ProofLine,
 )
 from konsil.ledger.bundle.members import Records
-from konsil.ledger.bundle.proof import Proof, why_no_proof
+from konsil.ledger.bundle.proof import Keepers, Known, Proof, why_no_proof
 from konsil.ledger.bundle.summary import summary
 from konsil.ledger.history import Verify, follow_on
 
@@ -92,7 +92,7 @@ def _checked(stream: BinaryIO, name: str, check: Verify, check_card: CheckCard) 
         raise lines.bad(f"this program reads bundles of version {BUNDLE_VERSION}")
     genesis = _genesis(lines)
     state, head = _initial(lines, genesis), genesis_digest(genesis)
-    records = Records(state)
+    records, keepers = Records(state), Keepers(state)
     calls: Counter[str] = Counter()
     begun_s = 0
     while (line := lines.take_if(EntryLine)) is not None:
@@ -105,12 +105,13 @@ def _checked(stream: BinaryIO, name: str, check: Verify, check_card: CheckCard) 
             raise lines.bad("it leads to numbers that no state can hold") from error
         head = entry_digest(entry)
         records.note(state)
+        keepers.note(state)
         calls[str(type(decode_signed(entry.signed).call).__struct_config__.tag)] += 1
         begun_s = begun_s or entry.time_s
     _cards(lines, records, check_card)
     for expected, what in summary(state):
         lines.expect(expected, what)
-    proof = _proof(lines, state, head)
+    proof = _proof(lines, Known(state, head, keepers.sets, check))
     digest = lines.digest
     end = lines.take(End)
     if end != End(state.height, head, digest):
@@ -165,11 +166,11 @@ def _cards(lines: Lines, records: Records, check_card: CheckCard) -> None:
         records.has(line.digest)
 
 
-def _proof(lines: Lines, state: State, head: str) -> Proof | None:
+def _proof(lines: Lines, known: Known) -> Proof | None:
     line = lines.take_if(ProofLine)
     if line is None:
         return None
-    why = why_no_proof(line.proof, state, head)
+    why = why_no_proof(line.proof, known)
     if why:
         raise lines.bad(f"the engine's proof does not hold: {why}")
     return line.proof

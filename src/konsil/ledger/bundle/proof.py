@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
-from konsil.core.rules import Genesis, State
+from konsil.core.rules import Genesis, State, validators
+from konsil.ledger.history import Verify
 
 
 class _Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="engine"):
@@ -26,14 +29,46 @@ def prove(genesis: Genesis) -> Proof | None:
     return LocalProof(genesis.operator) if genesis.engine == "local" else None
 
 
-def why_no_proof(proof: Proof, state: State, _head: str) -> str:
-    """Why a proof does not hold for the head of a history; "" if it does.
+class Known(NamedTuple):
+    """What was recomputed, and what a proof is held against.
 
-    Args:
-        proof: from a bundle.
-        state: the state after the last entry, recomputed.
-        _head: the last entry's digest, which an engine that signs blocks must have signed.
+    ``head``: digest of the last entry; ``state``: after it. ``keepers``: the sets of ledger keys of those who
+    validate, one of which must have voted on the last entry: the set after it, and those before each of the
+    entries of its time, which may be of one block with it. ``verify``: checks signatures.
     """
+
+    state: State
+    head: str
+    keepers: tuple[frozenset[str], ...]
+    verify: Verify
+
+
+class Keepers:
+    """Who validated towards the end of a history; see ``Known.keepers``."""
+
+    def __init__(self, state: State) -> None:
+        """``state``: the one before the first call."""
+        self._time_s = -1
+        self.sets: tuple[frozenset[str], ...] = (_keys(state),)
+
+    def note(self, state: State) -> None:
+        """Take in the state after an entry."""
+        after = _keys(state)
+        if state.now_s != self._time_s:
+            self._time_s, self.sets = state.now_s, self.sets[-1:]
+        if after != self.sets[-1]:
+            self.sets = (*self.sets, after)
+
+
+def _keys(state: State) -> frozenset[str]:
+    if state.engine == "local":
+        return frozenset()
+    return frozenset(state.members[name].record.ledger_key for name in validators(state))
+
+
+def why_no_proof(proof: Proof, known: Known) -> str:
+    """Why a proof does not hold for the head of a history; "" if it does."""
+    state = known.state
     if (state.engine, state.operator) == ("local", proof.operator):
         return ""
     return "the genesis names another engine or another operator"

@@ -25,7 +25,7 @@ from konsil.ledger.bundle.lines import (
     encode_line,
 )
 from konsil.ledger.bundle.members import Records
-from konsil.ledger.bundle.proof import prove
+from konsil.ledger.bundle.proof import Proof, prove
 from konsil.ledger.bundle.summary import summary
 from konsil.ledger.history import Verify, replaying
 from konsil.ledger.journal import Journal
@@ -44,7 +44,12 @@ class Written(NamedTuple):
 
 
 def write_bundle(
-    path: Path, genesis: Genesis, journal_path: Path, check: Verify, card: Callable[[str], bytes | None]
+    path: Path,
+    genesis: Genesis,
+    journal_path: Path,
+    check: Verify,
+    card: Callable[[str], bytes | None],
+    proof: Callable[[str], Proof | None] | None = None,
 ) -> Written:
     """Write a whole history to a file, which is there whole or not at all; an older one gives way.
 
@@ -54,13 +59,14 @@ def write_bundle(
         journal_path: this member's journal; it may be in use.
         check: whether a signature is that of a public key (hex) over some bytes.
         card: the bytes of a card by its digest, if it is here.
+        proof: what the engine says for a head, if it can; by default what follows from the genesis.
 
     Raises:
         JournalCorrupt: the history does not replay; names the height and why.
         ConfigError: no journal there, one of another genesis, or the file cannot be written.
     """
     with Journal(journal_path, genesis_digest(genesis), read_only=True) as journal:
-        telling = _Telling(genesis, journal, check, card)
+        telling = _Telling(genesis, journal, check, card, proof or (lambda _head: prove(genesis)))
         try:
             write_whole(path, _pieces(telling.lines()), mode=BY_UMASK)
         except OSError as error:
@@ -78,12 +84,18 @@ class _Telling:
     written: Written
 
     def __init__(
-        self, genesis: Genesis, journal: Journal, check: Verify, card: Callable[[str], bytes | None]
+        self,
+        genesis: Genesis,
+        journal: Journal,
+        check: Verify,
+        card: Callable[[str], bytes | None],
+        proof: Callable[[str], Proof | None],
     ) -> None:
         self._genesis = genesis
         self._journal = journal
         self._check = check
         self._card = card
+        self._proof = proof
 
     def lines(self) -> Iterator[Line]:
         """All lines but the last, in their order, each made when it is asked for."""
@@ -103,7 +115,7 @@ class _Telling:
                 yield CardLine(digest, data.decode())
         for line, _ in summary(state):
             yield line
-        proof = prove(genesis)
+        proof = self._proof(head)
         if proof is not None:
             yield ProofLine(proof)
         self.written = Written(state.height, head, len(records.found), records.lacking(state))
