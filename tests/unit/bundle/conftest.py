@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from konsil.core.digest import bytes_digest, chunk_count, part_range
 from konsil.core.rules import (
@@ -101,6 +102,9 @@ def told(root: Path) -> History:
     settings = StudySettings(
         "heart", description='AUC «é» "quoted" \\', min_members=4, quorum=2, rounds=4, every_steps=10
     )
+    history.do(
+        "nice", ProposeStudy(replace(settings, name="skin", description=""))
+    )  # before, but sorted after
     history.do("lyon", ProposeStudy(settings))
     for name in ("lille", "nice", "rennes"):
         history.do(name, Agree("heart", settings_digest(settings)))

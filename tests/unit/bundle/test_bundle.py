@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -19,9 +20,10 @@ from konsil.errors import ConfigError, JournalCorrupt
 from konsil.identity.card import check_record, read_card
 from konsil.identity.ledger_key import verify
 from konsil.ledger.bundle import LocalProof, check_bundle, write_bundle
-from konsil.ledger.bundle.lines import MAX_LINE_BYTES
+from konsil.ledger.bundle.lines import MAX_LINE_BYTES, Bundle, EntryLine, GenesisLine, Lines, encode_line
 from konsil.ledger.bundle.proof import Keepers
 from konsil.ledger.bundle.summary import summary
+from konsil.ledger.history import put_on
 
 KINDS = ("bundle", "genesis", "entry", "card", "state", "study", "round", "proof", "end")
 PAGE = Path(__file__).parents[3] / "docs" / "audit-bundle.md"
@@ -200,7 +202,7 @@ def _changed(bundle: bytes, kind: str, field: str, value: object) -> bytes:
         ("entry", "height", 7, "comes after height"),
         ("entry", "time_s", lambda time_s: time_s + 1, "state is not what its calls give"),
         ("entry", "time_s", 0, "time is before"),
-        ("entry", "time_s", 2**64 - 1, "no state can hold|does not hold"),
+        ("entry", "time_s", 2**64 - 1, "state is not what its calls give"),
         ("entry", "previous", "0" * 64, "another entry as the one before"),
         ("entry", "state", "0" * 64, "state is not what its calls give"),
         ("entry", "signed", lambda text: text.replace("a wrong merge", "a wrong word"), "state is not"),
@@ -222,6 +224,35 @@ def _changed(bundle: bytes, kind: str, field: str, value: object) -> bytes:
 def test_a_change_that_was_sealed_again_is_found_and_named(bundle, verified, kind, field, value, why):
     with pytest.raises(JournalCorrupt, match=why):
         verified(_changed(bundle, kind, field, value))
+
+
+@pytest.mark.parametrize("how", ["swapped", "twice"])
+def test_cards_stand_in_their_order_and_once(bundle, verified, how):
+    lines = bundle.splitlines(keepends=True)
+    at = where(lines, "card")
+    lines[at], lines[at + 1] = lines[at + 1], lines[at + 1 if how == "twice" else at]
+    with pytest.raises(JournalCorrupt, match="does not stand in its place"):
+        verified(sealed(lines))
+
+
+def test_a_line_has_one_form_only(bundle, verified):
+    lines = bundle.splitlines(keepends=True)
+    at = where(lines, "entry")
+    lines[at] = lines[at].replace(b',"time_s"', b', "time_s"')
+    with pytest.raises(JournalCorrupt, match="not in its one form"):
+        verified(sealed(lines))
+
+
+def test_a_time_beyond_all_numbers_is_refused_where_everything_else_fits(history, bundle, verified):
+    """Times are not signed: whoever makes a bundle may stamp the last call as it likes."""
+    last = history.entries[-1]
+    entry, state = put_on(history.states[-2], last.previous, last.signed, 2**70, verify)
+    lines = bundle.splitlines(keepends=True)
+    at = where(lines, "entry") + 1
+    made = [encode_line(EntryLine.of(entry)), *(encode_line(line) for line, _ in summary(state))]
+    cards = [line for line in lines if line.startswith(b'{"kind":"card"')]
+    with pytest.raises(JournalCorrupt, match="a number that no ledger can hold"):
+        verified(sealed([*lines[:at], made[0], *cards, *made[1:], *lines[-2:]]))
 
 
 def test_a_card_of_another_key_is_not_taken_for_the_members(bundle, history, tmp_path):
@@ -272,6 +303,19 @@ def test_what_is_no_bundle_is_refused_in_words(verified, data):
 def test_a_line_without_end_is_not_read_to_its_end(verified):
     with pytest.raises(JournalCorrupt, match=f"line 2: it is over the limit of {MAX_LINE_BYTES} bytes"):
         verified(HEAD + b'{"kind":"genesis","text":"' + b"x" * (MAX_LINE_BYTES + 1000))
+
+
+def test_no_line_is_read_without_a_limit(bundle):
+    class Stream(io.BytesIO):
+        def readline(self, size=-1):
+            assert 0 < size <= MAX_LINE_BYTES
+            return super().readline(size)
+
+    lines = Lines(Stream(bundle), "b")
+    lines.take(Bundle)
+    lines.take(GenesisLine)
+    while lines.take_if(EntryLine):
+        pass
 
 
 def test_files_that_cannot_be_read_or_written_are_named(history, tmp_path):

@@ -12,13 +12,15 @@ import sys
 import pytest
 
 from konsil.cli.common import utc, when
-from konsil.cli.ledger_filter import KINDS, moment
+from konsil.cli.ledger_filter import KINDS, Seen, Wanted, moment
 from konsil.core.rules import (
     HANDLERS,
     Agree,
     Commit,
     Enter,
     Initialise,
+    MemberRecord,
+    ProposeAdmit,
     ProposeRemove,
     ProposeStudy,
     StudySettings,
@@ -143,6 +145,15 @@ def test_a_filter_for_what_there_is_not_says_what_there_is(told, words, what, th
     said = told.run("ledger", "show", *words, expect=1).stderr
     assert what in said
     assert there_is in said
+
+
+def test_whoever_was_proposed_is_known_by_name():
+    record = MemberRecord("rennes", "spiffe://rennes.example/node", "1" * 64, "2" * 64, "3" * 64)
+    seen, wanted = Seen(), Wanted(members=frozenset({"rennes"}))
+    with pytest.raises(ConfigError, match="rennes"):
+        seen.require(wanted)
+    seen.note(ProposeAdmit(record))
+    seen.require(wanted)
 
 
 def test_a_kind_of_call_that_there_is_not_is_answered_with_all_that_there_are(told):

@@ -99,11 +99,11 @@ def _checked(stream: BinaryIO, name: str, check: Verify, check_card: CheckCard) 
         entry = line.entry()
         try:
             state = follow_on(state, entry, head, check)
+            head = entry_digest(entry)
         except JournalCorrupt as error:
             raise lines.bad(error.what.rstrip(".")) from error
         except OverflowError as error:
-            raise lines.bad("it leads to numbers that no state can hold") from error
-        head = entry_digest(entry)
+            raise lines.bad("it holds, or leads to, a number that no ledger can hold") from error
         records.note(state)
         keepers.note(state)
         calls[str(type(decode_signed(entry.signed).call).__struct_config__.tag)] += 1
