@@ -46,13 +46,18 @@ def proven(found: Checked, *, genesis_named: bool) -> Iterator[str]:
             f"The cards in it ({found.cards}) are those on the ledger: each binds a ledger key to a SPIFFE "
             "identity, with the signatures of both."
         )
+    if found.keepers:
+        yield (
+            f"More than two thirds of the {found.keepers} members that kept the ledger at its end signed a "
+            "block with its head: so they agreed on the order and the time of every call in it."
+        )
     if genesis_named:
         yield "It is the swarm whose genesis you named."
 
 
 def not_proven(found: Checked, *, genesis_named: bool) -> Iterator[str]:
     """What no such file can show, and whom to ask, a sentence each."""
-    height, operator = found.state.height, found.genesis.operator
+    height = found.state.height
     if not genesis_named:
         yield (
             "That it is the swarm that you mean. Compare the genesis digest with two members by telephone, "
@@ -62,6 +67,22 @@ def not_proven(found: Checked, *, genesis_named: bool) -> Iterator[str]:
         f"That it ends where the ledger does. Calls after entry {height} may have been withheld: ask two "
         "members for their height."
     )
+    yield from _of_order(found)
+    if found.lacking:
+        yield f"Whose keys those of {', '.join(found.lacking)} are: their cards are not in the file."
+    yield "That a key was in the hands of its member: a signature shows only that somebody had it."
+    yield "What members say of themselves: example counts, scores, and what they trained on."
+
+
+def _of_order(found: Checked) -> Iterator[str]:
+    height, operator = found.state.height, found.genesis.operator
+    keepers = found.keepers
+    if keepers:
+        yield (
+            f"That the order of the calls and their times are honest: more than two thirds of the {keepers} "
+            "members that kept the ledger can agree on any, though on no call that its member did not sign."
+        )
+        return
     order = (
         f"the word of '{operator}', who operates this ledger, and of whoever made the file"
         if operator
@@ -71,10 +92,6 @@ def not_proven(found: Checked, *, genesis_named: bool) -> Iterator[str]:
         "The order of different members' calls, and their times: "
         f"{order}. A member whose entry {height} has the same digest (`head`) holds the same history."
     )
-    if found.lacking:
-        yield f"Whose keys those of {', '.join(found.lacking)} are: their cards are not in the file."
-    yield "That a key was in the hands of its member: a signature shows only that somebody had it."
-    yield "What members say of themselves: example counts, scores, and what they trained on."
 
 
 def report_of(

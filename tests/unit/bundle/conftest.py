@@ -53,13 +53,15 @@ def digest(*words: object) -> str:
 class History:
     """Members lille, lyon (the operator) and nice found it; rennes is admitted; all have real cards."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, engine: str = "local") -> None:
         self.root = root
         self.keys: dict[str, LedgerKey] = {}
         cards = [self._card(name) for name in ("lille", "lyon", "nice", "rennes")]
         self.cards = {card_digest(card): encode_card(card) for card in cards}
         self.newcomer = member_record(cards[-1])
         self.genesis = found("aml", cards[:-1], "lyon")
+        if engine != "local":
+            self.genesis = replace(self.genesis, engine=engine, operator="")
         self.digest = genesis_digest(self.genesis)
         self.state: State = initial_state(self.genesis)
         self.states = [self.state]

@@ -5,13 +5,14 @@
 
 from konsil.ledger.bundle.check import Checked, check_bundle
 from konsil.ledger.bundle.lines import BUNDLE_VERSION, SUFFIX
-from konsil.ledger.bundle.proof import LocalProof, Proof
+from konsil.ledger.bundle.proof import CometbftProof, LocalProof, Proof
 from konsil.ledger.bundle.write import Written, write_bundle
 
 __all__ = [
     "BUNDLE_VERSION",
     "SUFFIX",
     "Checked",
+    "CometbftProof",
     "LocalProof",
     "Proof",
     "Written",

@@ -32,7 +32,7 @@ from konsil.ledger.bundle.lines import (
     ProofLine,
 )
 from konsil.ledger.bundle.members import Records
-from konsil.ledger.bundle.proof import Keepers, Known, Proof, why_no_proof
+from konsil.ledger.bundle.proof import CometbftProof, Keepers, Known, Proof, why_no_proof
 from konsil.ledger.bundle.summary import summary
 from konsil.ledger.history import Verify, follow_on
 
@@ -61,6 +61,11 @@ class Checked:
     lacking: tuple[str, ...]
     proof: Proof | None
     digest: str
+
+    @property
+    def keepers(self) -> int:
+        """How many members kept the ledger together at its end, if their votes for it are there; else 0."""
+        return len(self.proof.block.validators) if isinstance(self.proof, CometbftProof) else 0
 
 
 def check_bundle(path: Path, check: Verify, check_card: CheckCard) -> Checked:
@@ -111,7 +116,7 @@ def _checked(stream: BinaryIO, name: str, check: Verify, check_card: CheckCard) 
     _cards(lines, records, check_card)
     for expected, what in summary(state):
         lines.expect(expected, what)
-    proof = _proof(lines, Known(state, head, keepers.sets, check))
+    proof = _proof(lines, Known(genesis, state, head, keepers.sets, check))
     digest = lines.digest
     end = lines.take(End)
     if end != End(state.height, head, digest):

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import msgspec
 
 from konsil.core.rules import Genesis, State, validators
+from konsil.errors import IdentityError
+from konsil.ledger.cometbft import proof as cometbft
+from konsil.ledger.cometbft.application import chain_id
 from konsil.ledger.history import Verify
 
 
@@ -20,7 +23,13 @@ class LocalProof(_Proof, frozen=True, tag="local"):
     operator: str
 
 
-Proof = LocalProof
+class CometbftProof(_Proof, frozen=True, tag="cometbft"):
+    """A block whose header names the last entry, with the votes of those who keep the ledger."""
+
+    block: cometbft.Proof
+
+
+Proof = LocalProof | CometbftProof
 """One type for each engine that can prove something; told apart by their tag."""
 
 
@@ -32,11 +41,13 @@ def prove(genesis: Genesis) -> Proof | None:
 class Known(NamedTuple):
     """What was recomputed, and what a proof is held against.
 
-    ``head``: digest of the last entry; ``state``: after it. ``keepers``: the sets of ledger keys of those who
-    validate, one of which must have voted on the last entry: the set after it, and those before each of the
-    entries of its time, which may be of one block with it. ``verify``: checks signatures.
+    ``genesis``: of the swarm. ``head``: digest of the last entry; ``state``: after it. ``keepers``: the sets
+    of ledger keys of those who validate, one of which must have voted on the last entry: the set after it,
+    and those before each of the entries of its time, which may be of one block with it. ``verify``: checks
+    signatures.
     """
 
+    genesis: Genesis
     state: State
     head: str
     keepers: tuple[frozenset[str], ...]
@@ -68,7 +79,14 @@ def _keys(state: State) -> frozenset[str]:
 
 def why_no_proof(proof: Proof, known: Known) -> str:
     """Why a proof does not hold for the head of a history; "" if it does."""
-    state = known.state
-    if (state.engine, state.operator) == ("local", proof.operator):
-        return ""
-    return "the genesis names another engine or another operator"
+    genesis = known.genesis
+    if isinstance(proof, LocalProof):
+        same = (genesis.engine, genesis.operator) == ("local", proof.operator)
+        return "" if same else "the genesis names another engine or another operator"
+    if genesis.engine != "cometbft":
+        return "the genesis names another engine"
+    try:
+        cometbft.check(proof.block, chain_id(genesis), known.head, known.keepers, known.verify)
+    except IdentityError as error:
+        return error.what.rstrip(".")
+    return ""
