@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -158,8 +160,15 @@ def _first(history: History, part: int) -> int:
 
 
 @pytest.fixture(scope="session")
-def history(tmp_path_factory) -> History:
-    return told(tmp_path_factory.mktemp("members"))
+def members() -> Iterator[Path]:
+    """Where members' directories are made: a short path, since Unix sockets would lie in them."""
+    with tempfile.TemporaryDirectory(prefix="konsil-") as made:
+        yield Path(made)
+
+
+@pytest.fixture(scope="session")
+def history(members) -> History:
+    return told(members / "local")
 
 
 @pytest.fixture(scope="session")

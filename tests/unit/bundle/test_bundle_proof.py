@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 from msgspec.structs import replace
 
@@ -19,9 +22,9 @@ DIGESTS = ("last_block", "last_parts_digest", "last_commit", "data", "next_valid
 
 
 @pytest.fixture
-def kept(history, tmp_path):
+def kept(history, members):
     """A swarm whose members keep the ledger together, and two calls."""
-    made = type(history)(tmp_path / "members", "cometbft")
+    made = type(history)(Path(tempfile.mkdtemp(dir=members)), "cometbft")
     made.do("lyon", Announce(("lyon.example:7400",)))
     made.do("nice", Announce(("nice.example:7400",)))
     return made
@@ -94,8 +97,10 @@ def test_votes_that_prove_nothing_of_this_history_are_refused(kept, tmp_path, ch
 def test_a_proof_is_of_the_engine_that_the_genesis_names(kept, history, tmp_path):
     with pytest.raises(JournalCorrupt, match="another engine or another operator"):
         checked(kept, tmp_path, lambda _head: LocalProof(""))
+    other = tmp_path / "other"
+    other.mkdir()
     with pytest.raises(JournalCorrupt, match="names another engine"):
-        checked(history, tmp_path / "members", lambda head: voted(kept, head))
+        checked(history, other, lambda head: voted(kept, head))
 
 
 def test_who_left_just_before_the_end_may_still_have_voted(kept, tmp_path):
