@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Sequence
 from functools import cache
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from target import Target, must, refusal
 
 from konsil.core.card_check import compare_card
+from konsil.core.digest import bytes_digest
 from konsil.core.model_card import ModelCard, card_of, decode_card, encode_card
 from konsil.core.round import Farewell, Promise, UpdateReady
 from konsil.core.rules import (
@@ -22,6 +24,7 @@ from konsil.core.rules import (
     Call,
     Genesis,
     Score,
+    State,
     asked_for,
     decode_entry,
     decode_signed,
@@ -44,7 +47,9 @@ from konsil.errors import (
     ParametersError,
     Refused,
 )
+from konsil.identity.card import check_record, read_card
 from konsil.identity.ledger_key import verify
+from konsil.ledger.bundle import check_bundle, write_bundle
 from konsil.ledger.history import follow_on, replay
 from konsil.ledger.journal import Journal
 from konsil.ledger.verify import verify as recompute
@@ -332,6 +337,49 @@ def note_seeds() -> tuple[bytes, ...]:
     return bare, written, encode_notes("aml", Notes())
 
 
+# --- audit bundles ---------------------------------------------------------------------------------
+
+
+def verify_bundle(data: bytes) -> bool:
+    """A bundle is verified, as it is and with an end that fits what was changed, or refused.
+
+    Whatever passes tells the history that the seed tells.
+    """
+    lines = data.splitlines(keepends=True)
+    body = b"".join(lines[:-1])
+    fitting = f'"digest":"{bytes_digest(body, "audit bundle")}"'.encode()
+    resealed = body + re.sub(rb'"digest":"[^"]*"', fitting, lines[-1]) if lines else b""
+    _bundle(resealed)
+    return _bundle(data)
+
+
+def _bundle(data: bytes) -> bool:
+    path = world.scratch() / "bundle"
+    path.write_bytes(data)
+    try:
+        found = check_bundle(path, verify, lambda card, record: check_record(read_card(card), record))
+    except JournalCorrupt as error:
+        refusal(error)
+        return False
+    must(found.state == _told()[0] and found.head == _told()[1], "a bundle passes with another history")
+    return True
+
+
+@cache
+def _told() -> tuple[State, str, bytes]:
+    """A history of three entries: the state after it, its head, and its bundle."""
+    journal, out = world.scratch() / "bundle.db", world.scratch() / "seed.bundle"
+    journal.write_bytes(history_seeds()[0])
+    made = write_bundle(out, world.genesis(), journal, verify, lambda _digest: None)
+    with Journal(journal, genesis_digest(world.genesis()), read_only=True) as opened:
+        return replay(world.genesis(), opened.read(), verify), made.head, out.read_bytes()
+
+
+def bundle_seeds() -> list[bytes]:
+    """The bundle of a short history."""
+    return [_told()[2]]
+
+
 KIB = 1024
 TARGETS: Sequence[Target] = (
     Target("signed", "a signed call", read_signed, signed_seeds, "json", MAX_CALL_BYTES + KIB),
@@ -342,6 +390,7 @@ TARGETS: Sequence[Target] = (
     Target(
         "model_card", "a model's card, and the ledger", read_model_card, model_card_seeds, "json", 64 * KIB
     ),
+    Target("audit_bundle", "a file to be verified", verify_bundle, bundle_seeds, max_bytes=64 * KIB),
     Target("history", "a damaged ledger.db", open_history, history_seeds, max_bytes=64 * KIB),
     Target("notes", "a damaged journal of a study", open_notes, note_seeds, max_bytes=64 * KIB),
 )

@@ -8,6 +8,7 @@ import importlib.util
 import click
 
 NOUNS = {
+    "audit": "Write the whole history to one file, for others to verify without this swarm.",
     "demo": "Watch four hospitals train one model together, on this machine.",
     "doctor": "Check this member's site before, or while, it takes part.",
     "ledger": "Read and verify the swarm's history.",

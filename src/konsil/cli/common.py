@@ -6,7 +6,9 @@ import datetime as dt
 import functools
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,9 @@ from konsil.wall.told_state import read_state
 
 ANSWER_S = 60.0
 """How long a command waits for its node: longer than a call may take on any ledger."""
+
+MIN_COLUMNS = 60
+"""In a narrower terminal lines are as wide as this: half a word a line is no help."""
 
 Word = TypeVar("Word", bound="FromNode")
 
@@ -130,7 +135,7 @@ class WithExample(click.Command):
 
 
 def verb(
-    group: click.Group | None, name: str, *, example: str
+    group: click.Group | None, name: str, *, example: str, at_member: bool = True
 ) -> Callable[[Callable[..., None]], click.Command]:
     """Make a function a command of a group, with the options and the errors that all have.
 
@@ -138,10 +143,12 @@ def verb(
         group: the noun; None for a command that stands alone.
         name: the verb.
         example: one command line, for ``--help``.
+        at_member: whether it works in a member's directory; else it has no ``--dir``.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        made = click.command(name, cls=WithExample)(_with_common_options(function))
+        with_options = _with_common_options(function)
+        made = click.command(name, cls=WithExample)(_with_dir(with_options) if at_member else with_options)
         made.example = example
         if group is not None:
             group.add_command(made)
@@ -150,19 +157,21 @@ def verb(
     return decorate
 
 
+_with_dir = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="KONSIL_DIR",
+    default=Path("~/.konsil"),
+    show_default=True,
+    help="The member's directory. Also KONSIL_DIR.",
+)
+
+
 def _with_common_options(function: Callable[..., None]) -> Callable[..., None]:
-    @click.option(
-        "--dir",
-        "directory",
-        type=click.Path(path_type=Path, file_okay=False),
-        envvar="KONSIL_DIR",
-        default=Path("~/.konsil"),
-        show_default=True,
-        help="The member's directory. Also KONSIL_DIR.",
-    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
     @functools.wraps(function)
-    def wrapped(*args: Any, directory: Path, as_json: bool, **kwargs: Any) -> None:
+    def wrapped(*args: Any, directory: Path = Path(), as_json: bool, **kwargs: Any) -> None:
         site = Site(directory.expanduser().absolute(), as_json)
         try:
             function(site, *args, **kwargs)
@@ -199,6 +208,14 @@ def printable(text: str) -> str:
     )
 
 
+def folded(text: str, indent: str = "") -> str:
+    """A line; in a terminal what does not fit goes on in the next one, indented. Else it stays a line."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(MIN_COLUMNS, shutil.get_terminal_size().columns)
+    return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
+
+
 def one_line(text: str) -> str:
     """A sentence with what others wrote in it, without what could make it look like two."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
@@ -211,7 +228,18 @@ def in_groups(digest: str) -> str:
 
 def when(unix_s: float) -> str:
     """A moment in the reader's own time zone, to the second."""
-    return dt.datetime.fromtimestamp(unix_s, tz=dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return dt.datetime.fromtimestamp(unix_s, tz=dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):  # whoever stamps entries may write any number
+        return f"{unix_s:.0f} s after 1970"
+
+
+def utc(unix_s: float) -> str:
+    """A moment for programs: "2026-11-21T12:48:30Z"; "" for one that no calendar has."""
+    try:
+        return dt.datetime.fromtimestamp(unix_s, tz=dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):
+        return ""
 
 
 def span(seconds: float) -> str:

@@ -74,6 +74,22 @@ def on_ledger(site: Site, card: ModelCard) -> Compared | None:
     return compare_card(state, card, max(state.now_s, time.time()))
 
 
+def of_compared(card: ModelCard, compared: Compared, ledger: str) -> Iterator[str]:
+    """How much of a card is on a ledger, in sentences. ``ledger``: which, to begin one with."""
+    if compared.model:
+        yield (
+            f"  {ledger} has the same digest for round {card.round}, and the same rounds, scores and choice."
+        )
+    else:
+        yield (
+            f"  ledger: merge only. {ledger} has the same merge for round {card.round},"
+            f" {card.merge}, and the same rounds, scores and choice. The model is a step of the outer"
+            " optimiser from that merge: its digest is on no ledger. Compare it with other members'."
+        )
+    if not compared.settings:
+        yield "  Settings were changed by vote since: only those that never change were compared."
+
+
 def sealed(path: Path) -> SealedMemory:
     """A model file in sealed memory, to be handed to the node; without what is written beside the arrays."""
     try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from konsil.cli.common import one_line, span, when
-from konsil.core.rules import ScoreMatrix
+from konsil.core.rules import ScoreMatrix, settings_digest
 from konsil.core.rules.calls import (
     Accept,
     Agree,
@@ -36,13 +36,26 @@ from konsil.core.rules.calls import (
 from konsil.core.rules.settings import StudySettings
 from konsil.core.rules.state import Genesis, OpenRound, RoundRecord, Study
 
+Subject = ProposeAdmit | ProposeRemove | ProposeSwarmSettings | ProposeStudySettings
+
 SHORT_DIGEST = 12
 """Enough of a digest to tell two apart by eye; `--json` has all of it."""
 
 
-def of_call(call: Call) -> str:
-    """What a member did, to follow its name: "commits its update for round 3"."""
-    return one_line(_SENTENCES[type(call)](call))
+def tag_of(kind: type[Any]) -> str:
+    """The word that stands for a kind of call on the ledger: "commit"."""
+    return str(kind.__struct_config__.tag)
+
+
+def of_call(call: Call, subject: Subject | None = None) -> str:
+    """What a member did, to follow its name: "commits its update for round 3".
+
+    Args:
+        call: what it did.
+        subject: where that is a vote, what the vote is about, if it is known.
+    """
+    about = f", to {_subject(subject, brief=True)}" if isinstance(call, Vote) and subject is not None else ""
+    return one_line(_SENTENCES[type(call)](call) + about)
 
 
 def of_keepers(genesis: Genesis) -> str:
@@ -60,18 +73,19 @@ def of_keepers(genesis: Genesis) -> str:
     return f"Its ledger is kept by all {keepers} members together, by {genesis.engine}: {lost}"
 
 
-def of_subject(subject: ProposeAdmit | ProposeRemove | ProposeSwarmSettings | ProposeStudySettings) -> str:
+def of_subject(subject: Subject) -> str:
     """What a vote is about, to follow "proposes to"."""
     return one_line(_subject(subject))
 
 
-def _subject(subject: ProposeAdmit | ProposeRemove | ProposeSwarmSettings | ProposeStudySettings) -> str:
+def _subject(subject: Subject, *, brief: bool = False) -> str:
     match subject:
         case ProposeAdmit(member=record):
             who = f"'{record.name}'" + (" as a witness" if record.witness else "")
-            return f"admit {who} ({record.spiffe_id}, card {record.card})"
+            card = short(record.card) if brief else record.card
+            return f"admit {who} ({record.spiffe_id}, card {card})"
         case ProposeRemove(member=name, reason=reason):
-            return f"remove '{name}'" + (f": {reason}" if reason else "")
+            return f"remove '{name}'" + (f": {reason}" if reason and not brief else "")
         case ProposeSwarmSettings(settings=settings):
             return f"keep votes open for {span(settings.proposal_s)}"
         case ProposeStudySettings(settings=study):
@@ -79,7 +93,13 @@ def _subject(subject: ProposeAdmit | ProposeRemove | ProposeSwarmSettings | Prop
 
 
 def _proposes(call: Any) -> str:
-    return f"proposes to {of_subject(call)}"
+    what = _subject(call, brief=isinstance(call, ProposeAdmit))
+    return f"proposes to {what}"
+
+
+def _proposes_study(call: ProposeStudy) -> str:
+    digest = settings_digest(call.settings)
+    return f"proposes the study '{call.settings.name}' with settings {short(digest)}"
 
 
 def _commits(call: Commit) -> str:
@@ -119,7 +139,7 @@ _SENTENCES: dict[type, Callable[[Any], str]] = {
     ),
     Announce: lambda call: f"announces its addresses: {', '.join(call.addresses) or 'none, it dials out'}",
     Renew: lambda call: f"has another trust bundle, {short(call.bundle)}, on its card {short(call.card)}",
-    ProposeStudy: lambda call: f"proposes the study '{call.settings.name}'",
+    ProposeStudy: _proposes_study,
     Agree: lambda call: f"agrees to take part in '{call.study}' under settings {short(call.settings)}",
     Initialise: _initialises,
     Enter: lambda call: f"enters '{call.study}': its training is ready",

@@ -9,7 +9,7 @@ import click
 
 from konsil.cli import sentences
 from konsil.cli.common import Node, Site, printable, span, verb
-from konsil.cli.models import ask_model, on_ledger, round_number, sealed, study_named
+from konsil.cli.models import ask_model, of_compared, on_ledger, round_number, sealed, study_named
 from konsil.cli.swarm import open_vote
 from konsil.core.card_check import Compared
 from konsil.core.model_card import ModelCard
@@ -170,7 +170,7 @@ def check(site: Site, file: Path) -> None:
         + ("final model" if card.final else "not the final model when it was written"),
         f"  digest: {found.digest}",
         f"  {card.why}",
-        *_compared(card, compared),
+        *_of_ledger(card, compared),
     ]
     site.show(
         {
@@ -208,26 +208,14 @@ def scores(site: Site, name: str, metric: str | None) -> None:
     )
 
 
-def _compared(card: ModelCard, compared: Compared | None) -> Iterator[str]:
-    if compared is None:
-        yield (
-            "  No node runs here: the file was compared with its own card only, and no ledger. A card alone"
-            " proves nothing: whoever makes arrays can make a card for them."
-        )
-        return
-    if compared.model:
-        yield (
-            f"  The ledger of this member has the same digest for round {card.round}, and the same rounds,"
-            " scores and choice."
-        )
-    else:
-        yield (
-            f"  ledger: merge only. The ledger of this member has the same merge for round {card.round},"
-            f" {card.merge}, and the same rounds, scores and choice. The model is a step of the outer"
-            " optimiser from that merge: its digest is on no ledger. Compare it with other members'."
-        )
-    if not compared.settings:
-        yield "  Settings were changed by vote since: only those that never change were compared."
+def _of_ledger(card: ModelCard, compared: Compared | None) -> Iterator[str]:
+    if compared is not None:
+        return of_compared(card, compared, "The ledger of this member")
+    alone = (
+        "  No node runs here: the file was compared with its own card only, and no ledger. A card alone"
+        " proves nothing: whoever makes arrays can make a card for them."
+    )
+    return iter([alone])
 
 
 def _confirmed(site: Site) -> bool:

@@ -117,7 +117,8 @@ def _same_choice(study: Study, card: ModelCard, now_s: float) -> None:
     chosen = final_round(then, now_s)
     asked = asked_for(then, card.round, chosen)
     if card.final:
-        if _lacks_scores(study, rounds):
+        # Where scores decide nothing, the last merge is final before they are all there.
+        if study.settings.best is not None and _lacks_scores(study, rounds):
             raise _other("it leaves out scores that counted")
         if not chosen.settled or (card.round, card.why) != (chosen.round, chosen.why):
             raise _other("it is not the final model, or not for that reason")
@@ -136,7 +137,7 @@ def _lacks_scores(study: Study, rounds: Sequence[RoundRecord]) -> bool:
 
 def _other(why: str) -> DigestMismatch:
     return DigestMismatch(
-        f"The file's card is not what the ledger of this member says: {why}.",
+        f"The file's card is not what the ledger says: {why}.",
         safe="Nothing was changed.",
         do="Do not use the file. Get it again: `konsil study model`.",
     )

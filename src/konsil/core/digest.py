@@ -84,6 +84,11 @@ def bytes_digest(data: Buffer, context: str) -> Digest:
     return blake3(data, derive_key_context=_OTHER + context).hexdigest()
 
 
+def digesting(context: str) -> blake3:
+    """What makes the digest of ``bytes_digest`` piece by piece: ``update``, then ``hexdigest``."""
+    return blake3(derive_key_context=_OTHER + context)
+
+
 def is_digest(text: str) -> bool:
     """Whether a text has the form of a digest."""
     try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
 
 from konsil.core.rules import (
     Call,
@@ -25,6 +25,14 @@ from konsil.errors import IdentityError, JournalCorrupt, KonsilError, Refused
 
 Verify = Callable[[str, bytes, bytes], bool]
 """(public key as hex, bytes, signature) -> whether it is that key's signature over these bytes."""
+
+
+class Step(NamedTuple):
+    """An entry of a history, its call, and the state after it."""
+
+    entry: Entry
+    signed: SignedCall
+    state: State
 
 
 class Key(Protocol):
@@ -116,7 +124,19 @@ def follow_on(state: State, entry: Entry, previous: str, verify: Verify) -> Stat
 
 
 def replay(genesis: Genesis, entries: Iterable[Entry], verify: Verify) -> State:
-    """The state after a history from this member's own journal, whose links the journal has checked.
+    """The state after a history, checked as far as ``replaying`` does.
+
+    Raises:
+        JournalCorrupt: the history does not replay; names the height.
+    """
+    state = initial_state(genesis)
+    for step in replaying(genesis, entries, verify):
+        state = step.state
+    return state
+
+
+def replaying(genesis: Genesis, entries: Iterable[Entry], verify: Verify) -> Iterator[Step]:
+    """A history from this member's own journal, whose links the journal has checked, call by call.
 
     Every signature and every rule is checked; the state's digest, which costs as much as the state is
     large, only at the end: each entry is covered by the next one's link, and was checked when it was written.
@@ -136,9 +156,9 @@ def replay(genesis: Genesis, entries: Iterable[Entry], verify: Verify) -> State:
         if why or read.swarm != state.genesis or state.now_s != entry.time_s:
             raise _does_not_hold(entry.height, why or "it is of another swarm, or its time runs backwards")
         last = entry
+        yield Step(entry, read, state)
     if last is not None and state_digest(state) != last.state:
         raise _does_not_hold(last.height, "the state is not what the calls up to here give")
-    return state
 
 
 def replay_fully(genesis: Genesis, entries: Iterable[Entry], verify: Verify) -> tuple[State, str]:

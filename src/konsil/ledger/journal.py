@@ -214,18 +214,24 @@ class Journal:
             )
 
     def _check_chain(self) -> None:
+        # One snapshot of the file: what a node writes meanwhile must not look like a history that was cut.
+        self._read("BEGIN")
         for entry in self.read():
             self.height = entry.height
             self.head = ""
+        height, head = self._read("SELECT height, head FROM meta").fetchone()
+        self._read("COMMIT")
+        self.head = self.digest_at(self.height)
+        if (height, head) != (self.height, self.head):
+            raise self._corrupt(self.height + 1, f"it and what follows up to entry {height} is missing")
+
+    def _read(self, question: str) -> sqlite3.Cursor:
         try:
-            height, head = self._db.execute("SELECT height, head FROM meta").fetchone()
+            return self._db.execute(question)
         except _FAILED as error:
             raise self._corrupt(
                 self.height, f"the file cannot be read: {str(error) or repr(error)}"
             ) from error
-        self.head = self.digest_at(self.height)
-        if (height, head) != (self.height, self.head):
-            raise self._corrupt(self.height + 1, f"it and what follows up to entry {height} is missing")
 
     def digest_at(self, height: int) -> str:
         """The digest of an entry; at 0 that of the genesis.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from konsil.core.rules import Entry, Genesis, SignedCall, State, decode_signed, genesis_digest, state_digest
-from konsil.ledger.history import Verify, replay_fully
+from konsil.ledger.history import Step, Verify, replay_fully, replaying
 from konsil.ledger.journal import Journal
 
 
@@ -58,3 +58,14 @@ def read_calls(genesis: Genesis, journal_path: Path) -> Iterator[tuple[Entry, Si
     with Journal(journal_path, genesis_digest(genesis), read_only=True) as journal:
         for entry in journal.read():
             yield entry, decode_signed(entry.signed)
+
+
+def read_steps(genesis: Genesis, journal_path: Path, check: Verify) -> Iterator[Step]:
+    """As ``read_calls``, with the state after each call; see ``konsil.ledger.history.replaying``.
+
+    Raises:
+        JournalCorrupt: an entry is missing, was changed, or does not follow from those before it.
+        ConfigError: no journal there, or one of another genesis.
+    """
+    with Journal(journal_path, genesis_digest(genesis), read_only=True) as journal:
+        yield from replaying(genesis, journal.read(), check)

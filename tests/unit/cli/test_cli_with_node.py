@@ -413,7 +413,7 @@ def test_the_history_is_shown_in_sentences_and_verified_offline(site, study_file
     with site.node():
         site.run("study", "propose", study_file)
         site.run("swarm", "propose", "remove", "lille")
-        assert len(site.json("ledger", "show")) == 2
+        assert len(site.run("ledger", "show", "--json").stdout.splitlines()) == 2
     text = site.run("ledger", "show").stdout
     assert "lyon proposes the study 'heart'" in text
     assert "lyon proposes to remove 'lille'" in text

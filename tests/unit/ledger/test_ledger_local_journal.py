@@ -31,6 +31,25 @@ def test_a_journal_is_private_to_its_owner(tmp_path, world):
     assert (tmp_path / "j.db").stat().st_mode & 0o077 == 0
 
 
+def test_a_reader_looks_at_one_moment_of_a_journal_that_is_written_to(tmp_path, world, monkeypatch):
+    path = tmp_path / "j.db"
+    _filled(path, world, 3)
+    more = world.entries(4)[3:]
+    read = Journal.read
+    with Journal(path, world.digest) as writer:
+
+        def slowly(self, after=0):
+            yield from read(self, after)
+            writer.append(more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "read", slowly)
+            reader = Journal(path, world.digest, read_only=True)
+        with reader:
+            assert (reader.height, writer.height) == (3, 4)
+            assert [entry.height for entry in reader.read()] == [1, 2, 3, 4]
+
+
 def test_a_journal_of_another_genesis_is_refused(tmp_path, world, other_world):
     _filled(tmp_path / "j.db", world)
     with pytest.raises(ConfigError, match="another swarm"):

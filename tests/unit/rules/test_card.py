@@ -165,6 +165,16 @@ def test_whatever_a_card_says_otherwise_than_the_ledger_is_found(swarm, what):
     refused(world, forged(true, **FORGERIES[what](true)), WHYS[what])
 
 
+def test_a_card_stays_true_when_scores_come_that_decide_nothing(swarm):
+    """Without `best` the final model is the last merge, whatever its scores are and whenever they come."""
+    world = swarm(rounds=1).start().round()
+    early = card(world)
+    assert early.final
+    scored(world, 1, 0.5)
+    found = compared(world, early)
+    assert (found.model, found.settings) == (True, True)
+
+
 def test_what_can_still_change_is_not_final(swarm):
     world = swarm(best=Best("loss", "min"), rounds=2).start().round()
     scored(world, 1, 0.5)

@@ -24,7 +24,7 @@ _PRECOMMIT = 2
 _BASE = "1970-01-01T00:00:00+00:00"
 
 
-Whole = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Whole = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """A number that CometBFT can have written."""
 
 
