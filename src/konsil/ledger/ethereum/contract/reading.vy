@@ -49,6 +49,15 @@ def proposal(number: uint256) -> state.Proposal:
     return state.proposals[number]
 
 
+@view
+@external
+def admission(number: uint256) -> state.Member:
+    """
+    @return Whom a proposal would admit.
+    """
+    return state.admissions[number]
+
+
 @external
 def study(s: uint256) -> Whole:
     mechanics.known(s)
