@@ -31,6 +31,7 @@ from konsil.core.rules import (
     Publish,
     Report,
     Score,
+    StudySettings,
     SwarmSettings,
     Tick,
     Verdict,
@@ -233,14 +234,17 @@ def _split(text: str) -> tuple[str, ...]:
 
 def _admit_from(words: Words, _directory: Directory) -> ProposeAdmit:
     name = name_from(words.number(1), words.number(2))
-    keys = [words.digest(at) for at in (4, 5, 6)]
-    return ProposeAdmit(MemberRecord(name, words.text(7), *keys, _split(words.text(8))))
+    key, bundle, card = (words.digest(at) for at in (4, 5, 6))
+    return ProposeAdmit(MemberRecord(name, words.text(7), key, bundle, card, _split(words.text(8))))
 
 
-def _settings_from(name: str, words: Words, at: int) -> Any:
+def _settings_from(name: str, words: Words, at: int, directory: Directory) -> StudySettings:
     numbers = tuple(words.number(at + i) for i in range(settings_words.N_NUMBERS))
     behind = at + settings_words.N_NUMBERS
-    return settings_words.read(name, numbers, words.text(behind), words.text(behind + 1))
+    settings = settings_words.read(name, numbers, words.text(behind), words.text(behind + 1))
+    if directory.mask(settings.members) != numbers[0]:
+        raise Refused("bad_settings", f"The settings of study '{name}' name others than its numbers.")
+    return settings
 
 
 def _score_from(words: Words, directory: Directory) -> Score:
@@ -260,10 +264,10 @@ _DECODERS: Final[dict[type, _Decoder]] = {
     ProposeAdmit: _admit_from,
     ProposeRemove: lambda w, d: ProposeRemove(d.members[w.number(1)], w.text(2)),
     ProposeSwarmSettings: lambda w, _: ProposeSwarmSettings(SwarmSettings(w.number(1))),
-    ProposeStudySettings: lambda w, d: ProposeStudySettings(_settings_from(_study(w, 1, d), w, 2)),
+    ProposeStudySettings: lambda w, d: ProposeStudySettings(_settings_from(_study(w, 1, d), w, 2, d)),
     Vote: lambda w, _: Vote(w.number(1), yes=w.truth(2)),
     Announce: lambda w, _: Announce(_split(w.text(1))),
-    ProposeStudy: lambda w, _: ProposeStudy(_settings_from(name_from(w.number(1), w.number(2)), w, 3)),
+    ProposeStudy: lambda w, d: ProposeStudy(_settings_from(name_from(w.number(1), w.number(2)), w, 3, d)),
     Initialise: lambda w, d: Initialise(_study(w, 1, d), w.digest(2), w.digest(3), w.number(4)),
     Enter: lambda w, d: Enter(_study(w, 1, d)),
     Leave: lambda w, d: Leave(_study(w, 1, d)),

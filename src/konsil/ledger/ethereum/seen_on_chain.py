@@ -18,6 +18,7 @@ from konsil.ledger.ethereum.seen import (
     Seen,
     StudySeen,
 )
+from konsil.ledger.ethereum.settings_words import N_NUMBERS
 from konsil.ledger.ethereum.words import Words, encode, name_from, selector
 
 Ask = Callable[[bytes], bytes]
@@ -43,7 +44,7 @@ _REASONS: Final = (
 )  # fmt: skip
 
 # Where each of a study's values begins in the answer.
-_SETTINGS, _PEOPLE, _ROUND, _DISPUTE = 17, 32, 38, 55
+_SETTINGS, _PEOPLE, _ROUND, _DISPUTE = 17, 33, 39, 56
 
 
 def _asked(ask: Ask, question: str, *numbers: int) -> Words:
@@ -131,9 +132,9 @@ def _study(ask: Ask, number: int, directory: Directory) -> StudySeen:
         data_bytes=words.number(10),
         accepted=words.digest(11),
         pending=words.truth(14),
-        numbers=tuple(words.number(_SETTINGS + i) for i in range(13)),
-        fixed=words.raw(_SETTINGS + 13).hex(),
-        free=words.raw(_SETTINGS + 14).hex(),
+        numbers=tuple(words.number(_SETTINGS + i) for i in range(N_NUMBERS)),
+        fixed=words.raw(_SETTINGS + N_NUMBERS).hex(),
+        free=words.raw(_SETTINGS + N_NUMBERS + 1).hex(),
         participants=_participants(ask, number, words, directory),
         open=_round(ask, number, words, directory) if words.truth(_ROUND) else None,
         history=tuple(_record(_asked(ask, RECORD, number, i), directory) for i in range(1, rounds + 1)),

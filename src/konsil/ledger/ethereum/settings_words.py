@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
-from konsil.core.rules import StudySettings, rule_mixes
-from konsil.errors import Refused
+from konsil.core.merge import required_members, rule
+from konsil.core.rules import BUILT_IN_RULES, StudySettings, rule_mixes
+from konsil.errors import ConfigError, Refused
 
-N_NUMBERS = 13
+N_NUMBERS = 14
 SETTINGS_BYTES = 16_384
 NOBODY = 255
 """The number of no member: for names that the contract does not know."""
@@ -46,6 +47,7 @@ def numbers_of(settings: StudySettings, invited: int) -> tuple[int, ...]:
         settings.merge_s,
         settings.give_up_s,
         round(settings.stop_minutes * _MINUTE_S),
+        required_members(rule(settings.rule, settings.rule_options)) if settings.rule in BUILT_IN_RULES else 0,
     )
 
 
@@ -74,6 +76,10 @@ def require_supported(settings: StudySettings) -> None:
         and round(seconds) / _MINUTE_S == settings.stop_minutes,
         "`stop_minutes` must be a whole number of seconds.",
     )
+    try:
+        rule_mixes(settings)
+    except ConfigError as error:
+        raise Refused("bad_settings", error.what, do=error.do) from error
     numbers = [getattr(settings, name) for name in _NUMBERS]
     _require(all(0 <= number < 1 << 64 for number in numbers), "a number is out of every range.")
     _require(
@@ -105,7 +111,7 @@ def read(name: str, numbers: tuple[int, ...], fixed: str, free: str) -> StudySet
         all_fields = {**fields, **held, "name": name, "parts": parts, "stop_minutes": minutes}
         settings = msgspec.convert(all_fields, StudySettings)
         same = texts_of(settings) == (fixed, free) and numbers_of(settings, numbers[0]) == numbers
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
+    except (msgspec.MsgspecError, ConfigError, TypeError, ValueError, OverflowError) as error:
         raise Refused("bad_settings", f"The settings of study '{name}' cannot be read: {error}.") from error
     _require(same, "its numbers and its texts are not of one study.")
     require_supported(settings)

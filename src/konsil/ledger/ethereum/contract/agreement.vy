@@ -15,6 +15,7 @@ MAX_STUDY_MEMBERS: constant(uint256) = 1_024
 MAX_ADDRESSES: constant(uint256) = 8
 MAX_SEGMENT: constant(uint256) = 255
 MAX_SEGMENTS: constant(uint256) = 8
+OUTER_QUORUM: constant(uint256) = 3
 SPIFFE_BYTES: constant(uint256) = 2320
 ADDRESSES_BYTES: constant(uint256) = 2080
 
@@ -145,6 +146,12 @@ def are_settings(settings: state.Settings) -> bool:
         return False
     if settings.give_up_s > MAX_SECONDS or settings.stop_s > MAX_SECONDS:
         return False
+    quorum: uint256 = settings.quorum if settings.quorum != 0 else settings.min_members // 2 + 1
+    if settings.needs > quorum:
+        return False
+    # Of two members one could keep all others out for good, with another state of the optimiser.
+    if settings.outer == 1 and quorum < OUTER_QUORUM and state.count(settings.invited) != OUTER_QUORUM - 1:
+        return False
     if settings.weighs_equal > 1 or settings.one_leader > 1 or settings.outer > 1:
         return False
     return settings.mixes <= 2
@@ -152,7 +159,7 @@ def are_settings(settings: state.Settings) -> bool:
 
 @pure
 @internal
-def settings_of(numbers: uint256[13], fixed: bytes32, free: bytes32) -> state.Settings:
+def settings_of(numbers: uint256[14], fixed: bytes32, free: bytes32) -> state.Settings:
     return state.Settings(
         invited=numbers[0],
         min_members=numbers[1],
@@ -167,6 +174,7 @@ def settings_of(numbers: uint256[13], fixed: bytes32, free: bytes32) -> state.Se
         merge_s=numbers[10],
         give_up_s=numbers[11],
         stop_s=numbers[12],
+        needs=numbers[13],
         fixed=fixed,
         free=free,
     )

@@ -102,7 +102,7 @@ def propose_swarm_settings(sequence: uint256, proposal_s: uint256):
 def propose_study_settings(
     sequence: uint256,
     s: uint256,
-    numbers: uint256[13],
+    numbers: uint256[14],
     fixed: String[SETTINGS_BYTES],
     free: String[SETTINGS_BYTES],
 ):

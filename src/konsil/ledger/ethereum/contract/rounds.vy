@@ -171,6 +171,9 @@ def accept(sequence: uint256, s: uint256, number: uint256, attempt: uint256, dig
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
+    mechanics.known(s)
+    if number != 0 and number <= state.studies[s].rounds and state.records[s][number].digest == digest:
+        return  # late but true
     mechanics.merging(s, number, attempt)
     assert state.has(state.rounds[s].roster, caller), "not_on_roster"
     assert state.rounds[s].digest != empty(bytes32), "not_published"

@@ -41,6 +41,7 @@ struct Settings:
     merge_s: uint256
     give_up_s: uint256
     stop_s: uint256
+    needs: uint256  # members that the merge rule needs; 0 where nobody here knows
     fixed: bytes32  # keccak of the settings that never change and decide nothing here
     free: bytes32  # keccak of the others that decide nothing here
 

@@ -41,7 +41,7 @@ def propose_study(
     sequence: uint256,
     name_high: uint256,
     name_low: uint256,
-    numbers: uint256[13],
+    numbers: uint256[14],
     fixed: String[SETTINGS_BYTES],
     free: String[SETTINGS_BYTES],
 ):
