@@ -72,6 +72,7 @@ NAMES = tuple(each.name for each in STUDIES)
 
 study_names = st.runner().flatmap(lambda both: st.sampled_from(both.studies_to_try()))
 members = st.runner().flatmap(lambda both: st.sampled_from(both.members_to_try()))
+merging = st.runner().flatmap(lambda both: st.sampled_from(both.studies_to_try("merging")))
 some = st.sets(members, max_size=2)
 small = st.integers(-1, 6)
 rarely = st.sampled_from([False, False, False, False, True])
@@ -111,11 +112,12 @@ class Both(RuleBasedStateMachine):
         self.seen[key] = self.seen.get(key, 0) + 1
         return not code
 
-    def studies_to_try(self) -> list[str]:
-        """Most often one that runs, sometimes one that does not, or is not there."""
+    def studies_to_try(self, phase: str = "") -> list[str]:
+        """Most often one that runs (and is in this phase), sometimes one that does not, or is not there."""
         known = self.twin.state.studies
         running = [name for name, study in known.items() if study.phase == "running"]
-        return [*running * 12, *list(known) * 2, *NAMES]
+        wanted = [name for name in running if self.open(name).phase == phase]
+        return [*wanted * 40, *running * 12, *list(known) * 2, *NAMES]
 
     def members_to_try(self) -> list[str]:
         """Most often one that takes part in something."""
@@ -133,14 +135,26 @@ class Both(RuleBasedStateMachine):
             return OpenRound(1, 1, "collecting", "", 0, 0, 0)
         return study.open
 
-    @initialize(name=st.sampled_from(NAMES), present=st.integers(1, 5), megabytes=st.sampled_from([1, 4, 17, 80]))
-    def begin(self, name: str, present: int, megabytes: int) -> None:
+    @initialize(
+        name=st.sampled_from(NAMES),
+        present=st.sampled_from([1, 2, 3, 4, 5, 5]),
+        megabytes=st.sampled_from([1, 4, 17, 80]),
+        rounds=st.integers(0, 2),
+        stage=st.integers(0, 2),
+    )
+    def begin(self, name: str, present: int, megabytes: int, rounds: int, stage: int) -> None:
         self.propose_study(name, FOUNDERS[0])
         for member in FOUNDERS[1:]:
             self.agree(name, member, wrong=False)
         self.do(FOUNDERS[0], Initialise(name, digest("schema"), digest("initial"), megabytes * MB))
         for member in FOUNDERS[:present]:
             self.do(member, Enter(name))
+        for _ in range(rounds):
+            self.a_round_goes_well(name)
+        if stage:
+            self.all_commit(name, set())
+        if stage == 2:
+            self.all_publish(name, set(), 12)
 
     @rule(seconds=st.sampled_from([0, 1, 10, 29, 30, 31, 60, 61, 100, 300, 500, 5_000, 2 * 86_400, 31 * 86_400]))
     def time_passes(self, seconds: int) -> None:
@@ -262,7 +276,7 @@ class Both(RuleBasedStateMachine):
         gram = digest(("gram", which)) if mixes else ""
         return Publish(name, current.number, current.attempt, index, said, gram)
 
-    @rule(name=study_names, member=members, index=small, which=st.integers(0, 1), is_leader=st.booleans())
+    @rule(name=merging, member=members, index=small, which=st.integers(0, 1), is_leader=st.booleans())
     def publish(self, name: str, member: str, index: int, which: int, is_leader: bool) -> None:
         parts = self.open(name).parts
         if is_leader and parts:
@@ -270,20 +284,20 @@ class Both(RuleBasedStateMachine):
             member = parts[index].leader
         self.do(member, self.part(name, index, which))
 
-    @rule(name=study_names, but=some, odd=st.integers(0, 12))
+    @rule(name=merging, but=some, odd=st.integers(0, 12))
     def all_publish(self, name: str, but: set[str], odd: int) -> None:
         attempt = self.open(name).attempt
         for index, part in enumerate(self.open(name).parts):
             if part.leader not in but and self.open(name).attempt == attempt:
                 self.do(part.leader, self.part(name, index, int(index == odd)))
 
-    @rule(name=study_names, member=members, wrong=rarely, old=rarely)
+    @rule(name=merging, member=members, wrong=rarely, old=rarely)
     def accept(self, name: str, member: str, wrong: bool, old: bool) -> None:
         current = self.open(name)
         held = digest("other") if wrong or not current.digest else current.digest
         self.do(member, Accept(name, current.number, current.attempt - old, held))
 
-    @rule(name=study_names, but=some)
+    @rule(name=merging, but=some)
     def all_accept(self, name: str, but: set[str]) -> None:
         current = self.open(name)
         for member in current.roster:
@@ -299,37 +313,45 @@ class Both(RuleBasedStateMachine):
         self.all_publish(name, set(), 12)
         self.all_accept(name, set())
 
-    @rule(name=study_names, member=members, others=some)
+    @rule(name=merging, member=members, others=some)
     def report(self, name: str, member: str, others: set[str]) -> None:
         current = self.open(name)
         self.do(member, Report(name, current.number, current.attempt, tuple(others)))
 
-    @rule(name=study_names, by=st.sets(members, max_size=5), lost=st.integers(0, 4))
+    @rule(name=merging, by=st.sets(members, max_size=5), lost=st.integers(0, 4))
     def several_report(self, name: str, by: set[str], lost: int) -> None:
         current = self.open(name)
         gone = (*current.roster, *EVERYONE)[lost]
         for member in sorted(by):
             self.do(member, Report(name, current.number, current.attempt, (gone,)))
 
-    @rule(name=study_names, member=members, index=small, off=st.sampled_from([0, 0, 0, -1, 1]))
-    def dispute(self, name: str, member: str, index: int, off: int) -> None:
+    @rule(name=merging, member=members, index=small, off=st.sampled_from([0, 0, 0, 0, -1, 1]), any_part=rarely)
+    def dispute(self, name: str, member: str, index: int, off: int, any_part: bool) -> None:
         study, current = self.study(name), self.open(name)
-        n = len(current.parts)
-        chunk = 0
+        there = [at for at, part in enumerate(current.parts) if part.digest and part.leader != member]
+        if there and not any_part:
+            index = there[index % len(there)]
+        n, chunk = len(current.parts), 0
         if study is not None and 0 <= index < n:
             chunk = part_range(index, n, chunk_count(study.data_bytes)).start + off
         self.do(member, Dispute(name, current.number, current.attempt, index, chunk))
 
-    @rule(name=study_names, right=some, but=some)
+    @rule(name=merging, member=members, index=small, right=some, but=some)
+    def a_dispute_is_decided(self, name: str, member: str, index: int, right: set[str], but: set[str]) -> None:
+        self.all_publish(name, set(), 12)
+        self.dispute(name, member, index, 0, any_part=False)
+        self.all_judge(name, right, but)
+
+    @rule(name=merging, right=some, but=some)
     def all_judge(self, name: str, right: set[str], but: set[str]) -> None:
         opened = self.open(name).dispute
         index, chunk = (opened.part, opened.chunk) if opened is not None else (0, 0)
         number, attempt = self.open(name).number, self.open(name).attempt
         for member in self.open(name).roster or FOUNDERS[:1]:
-            if member not in but:
+            if member not in but and self.open(name).attempt == attempt:
                 self.do(member, Verdict(name, number, attempt, index, chunk, member not in right))
 
-    @rule(name=study_names, member=members, wrong=st.booleans(), off=st.sampled_from([0, 0, 0, 1]))
+    @rule(name=merging, member=members, wrong=st.booleans(), off=st.sampled_from([0, 0, 0, 1]))
     def judge(self, name: str, member: str, wrong: bool, off: int) -> None:
         current, opened = self.open(name), self.open(name).dispute
         index, chunk = (opened.part, opened.chunk + off) if opened is not None else (0, 0)

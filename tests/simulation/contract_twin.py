@@ -7,14 +7,17 @@ plant a bug, which then must be found.
 from __future__ import annotations
 
 import functools
+import json
 import re
 import tempfile
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import pyrevm
 from msgspec.structs import replace
 
+from konsil.core.digest import bytes_digest
 from konsil.core.rules import (
     Call,
     Genesis,
@@ -31,6 +34,7 @@ from konsil.ledger.ethereum.seen_in_state import seen_in_state
 from konsil.ledger.ethereum.seen_on_chain import refresh, seen_on_chain
 
 FOLDER = Path(__file__).parents[2] / "src" / "konsil" / "ledger" / "ethereum" / "contract"
+CACHE = Path(__file__).parents[2] / ".pytest_cache" / "contract"
 CODE_BYTES = 24_576
 """The most that a contract may have on any Ethereum since 2016."""
 
@@ -48,7 +52,19 @@ def sources() -> Sources:
 
 @functools.cache
 def compiled(texts: Sources) -> dict[str, bytes]:
-    """What puts each contract on a chain."""
+    """What puts each contract on a chain. Compiling takes seconds: the cache remembers it between processes."""
+    place = CACHE / f"{bytes_digest(repr((texts, version('vyper'))).encode(), 'contract')}.json"
+    if place.exists():
+        return {name: bytes.fromhex(code) for name, code in json.loads(place.read_text()).items()}
+    found = _compile(texts)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=CACHE, delete=False) as file:
+        json.dump({name: code.hex() for name, code in found.items()}, file)
+    Path(file.name).rename(place)  # whole, or not at all: several processes may do so at once
+    return found
+
+
+def _compile(texts: Sources) -> dict[str, bytes]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from vyper.compiler import compile_from_file_input
