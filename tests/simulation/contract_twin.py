@@ -51,12 +51,12 @@ def sources() -> Sources:
 
 
 @functools.cache
-def compiled(texts: Sources) -> dict[str, bytes]:
+def compiled(texts: Sources, names: tuple[str, ...] = ("swarm", *BEHIND)) -> dict[str, bytes]:
     """What puts each contract on a chain. Compiling takes seconds: the cache remembers it between processes."""
     place = CACHE / f"{bytes_digest(repr((texts, version('vyper'))).encode(), 'contract')}.json"
     if place.exists():
         return {name: bytes.fromhex(code) for name, code in json.loads(place.read_text()).items()}
-    found = _compile(texts)
+    found = _compile(texts, names)
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=CACHE, delete=False) as file:
         json.dump({name: code.hex() for name, code in found.items()}, file)
@@ -64,7 +64,7 @@ def compiled(texts: Sources) -> dict[str, bytes]:
     return found
 
 
-def _compile(texts: Sources) -> dict[str, bytes]:
+def _compile(texts: Sources, names: tuple[str, ...]) -> dict[str, bytes]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from vyper.compiler import compile_from_file_input
@@ -75,7 +75,7 @@ def _compile(texts: Sources) -> dict[str, bytes]:
             for name, text in texts:
                 Path(folder, f"{name}.vy").write_text(text)
             bundle = FilesystemInputBundle([Path(folder)])
-            for name in ("swarm", *BEHIND):
+            for name in names:
                 file = bundle.load_file(Path(f"{name}.vy"))
                 made = compile_from_file_input(file, input_bundle=bundle, output_formats=("bytecode",))
                 found[name] = bytes.fromhex(made["bytecode"][2:])
@@ -124,11 +124,11 @@ class Chain:
         finally:
             self.evm.revert(before)
 
-    def send(self, sender: bytes, data: bytes) -> str:
+    def send(self, sender: bytes, data: bytes, to: bytes | None = None) -> str:
         """A transaction; the code with which it was refused, or ""."""
         before = self.evm.snapshot()
         try:
-            self.evm.message_call(_hex(sender), self.swarm, calldata=data)
+            self.evm.message_call(_hex(sender), self.swarm if to is None else _hex(to), calldata=data)
         except RuntimeError as error:
             self.evm.revert(before)
             return _reason(str(error))
