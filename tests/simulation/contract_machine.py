@@ -156,7 +156,9 @@ class Both(RuleBasedStateMachine):
         if stage == 2:
             self.all_publish(name, set(), 12)
 
-    @rule(seconds=st.sampled_from([0, 1, 10, 29, 30, 31, 60, 61, 100, 300, 500, 5_000, 2 * 86_400, 31 * 86_400]))
+    @rule(
+        seconds=st.sampled_from([0, 1, 10, 29, 30, 31, 60, 61, 100, 300, 500, 5_000, 2 * 86_400, 31 * 86_400])
+    )
     def time_passes(self, seconds: int) -> None:
         self.twin.now_s += seconds
 
@@ -182,7 +184,9 @@ class Both(RuleBasedStateMachine):
     @rule(
         member=members,
         name=study_names,
-        change=st.sampled_from([{"rounds": 2}, {"merge_s": 5}, {"quorum": 2}, {"quorum": 9}, {"min_members": 1}]),
+        change=st.sampled_from(
+            [{"rounds": 2}, {"merge_s": 5}, {"quorum": 2}, {"quorum": 9}, {"min_members": 1}]
+        ),
     )
     def propose_study_settings(self, member: str, name: str, change: dict[str, int]) -> None:
         study = self.study(name)
@@ -198,7 +202,10 @@ class Both(RuleBasedStateMachine):
         for member in sorted(others):
             self.do(member, Vote(len(self.twin.state.proposals), yes))
 
-    @rule(member=members, addresses=st.sampled_from([(), ("a:1",), ("a:0",), ("[::1]:65535", "b-c.de:7"), ("a",)]))
+    @rule(
+        member=members,
+        addresses=st.sampled_from([(), ("a:1",), ("a:0",), ("[::1]:65535", "b-c.de:7"), ("a",)]),
+    )
     def announce(self, member: str, addresses: tuple[str, ...]) -> None:
         self.do(member, Announce(addresses))
 
@@ -254,7 +261,9 @@ class Both(RuleBasedStateMachine):
         name=study_names,
         member=members,
         which=st.integers(0, 1),
-        change=st.sampled_from([{}, {}, {"examples": 0}, {"base": digest("x")}, {"start": digest("y")}, {"round": 2}]),
+        change=st.sampled_from(
+            [{}, {}, {"examples": 0}, {"base": digest("x")}, {"start": digest("y")}, {"round": 2}]
+        ),
     )
     def commit(self, name: str, member: str, which: int, change: dict[str, object]) -> None:
         self.do(member, replace(self.update(name, member, which), **change))
@@ -325,7 +334,9 @@ class Both(RuleBasedStateMachine):
         for member in sorted(by):
             self.do(member, Report(name, current.number, current.attempt, (gone,)))
 
-    @rule(name=merging, member=members, index=small, off=st.sampled_from([0, 0, 0, 0, -1, 1]), any_part=rarely)
+    @rule(
+        name=merging, member=members, index=small, off=st.sampled_from([0, 0, 0, 0, -1, 1]), any_part=rarely
+    )
     def dispute(self, name: str, member: str, index: int, off: int, any_part: bool) -> None:
         study, current = self.study(name), self.open(name)
         there = [at for at, part in enumerate(current.parts) if part.digest and part.leader != member]
@@ -337,7 +348,9 @@ class Both(RuleBasedStateMachine):
         self.do(member, Dispute(name, current.number, current.attempt, index, chunk))
 
     @rule(name=merging, member=members, index=small, right=some, but=some)
-    def a_dispute_is_decided(self, name: str, member: str, index: int, right: set[str], but: set[str]) -> None:
+    def a_dispute_is_decided(
+        self, name: str, member: str, index: int, right: set[str], but: set[str]
+    ) -> None:
         self.all_publish(name, set(), 12)
         self.dispute(name, member, index, 0, any_part=False)
         self.all_judge(name, right, but)

@@ -47,10 +47,10 @@ IN_CONTRACT = (
         "and 2 * held >= n):",
     ),
     Bug(
-        "who is waited for again has no more patience",
+        "a second attempt has no more time than the first",
         "mechanics",
-        "return opened_s + patience_s + more_s",
-        "return opened_s + patience_s",
+        "max(first_s, min(first_s << doublings, patience_s))",
+        "first_s",
     ),
     Bug(
         "a majority of a roster strikes for good",

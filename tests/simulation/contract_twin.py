@@ -67,8 +67,8 @@ def compiled(texts: Sources, names: tuple[str, ...] = ("swarm", *BEHIND)) -> dic
 def _compile(texts: Sources, names: tuple[str, ...]) -> dict[str, bytes]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from vyper.compiler import compile_from_file_input
-        from vyper.compiler.input_bundle import FilesystemInputBundle
+        from vyper.compiler import compile_from_file_input  # noqa: PLC0415 - slow to load
+        from vyper.compiler.input_bundle import FilesystemInputBundle  # noqa: PLC0415 - slow to load
 
         found = {}
         with tempfile.TemporaryDirectory() as folder:

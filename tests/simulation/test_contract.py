@@ -19,6 +19,7 @@ from konsil.core.digest import root_from
 from konsil.core.rules import (
     Accept,
     Agree,
+    Alive,
     Announce,
     Commit,
     Dispute,
@@ -64,7 +65,9 @@ def begun(settings: StudySettings = AML, members: tuple[str, ...] = FIVE, genesi
     return twin
 
 
-def merging(settings: StudySettings = AML, members: tuple[str, ...] = FIVE, genesis: Genesis = GENESIS) -> Twin:
+def merging(
+    settings: StudySettings = AML, members: tuple[str, ...] = FIVE, genesis: Genesis = GENESIS
+) -> Twin:
     """As ``begun``, and all have committed."""
     twin = begun(settings, members, genesis)
     commit(twin, settings.name, members)
@@ -76,7 +79,9 @@ def commit(twin: Twin, name: str, members: tuple[str, ...]) -> None:
     start = digest("start") if study.settings.outer is not None else ""
     for member in members:
         if twin.state.studies[name].open.phase == "collecting":
-            call = Commit(name, study.open.number, study.accepted, digest((member, study.open.number)), 5, start)
+            call = Commit(
+                name, study.open.number, study.accepted, digest((member, study.open.number)), 5, start
+            )
             assert twin.do(member, call) == ""
 
 
@@ -124,8 +129,8 @@ def test_a_planted_bug_is_found(name):
 
 
 def test_each_contract_fits_and_all_have_one_layout():
-    from vyper.compiler import compile_from_file_input
-    from vyper.compiler.input_bundle import FilesystemInputBundle
+    from vyper.compiler import compile_from_file_input  # noqa: PLC0415 - slow to load
+    from vyper.compiler.input_bundle import FilesystemInputBundle  # noqa: PLC0415 - slow to load
 
     assert all(0 < size <= CODE_BYTES for size in Chain(GENESIS).sizes.values())
     bundle = FilesystemInputBundle([FOLDER])
@@ -158,7 +163,9 @@ def test_a_merges_digest_is_blake3(n):
     assert said.hex() == root_from(digests[0].hex(), [each.hex() for each in digests[1:]])
 
 
-@pytest.mark.parametrize(("n", "number", "attempt"), [(2, 1, 1), (8, 999_999, 10), (9, 10, 99), (255, 7, 123_456)])
+@pytest.mark.parametrize(
+    ("n", "number", "attempt"), [(2, 1, 1), (8, 999_999, 10), (9, 10, 99), (255, 7, 123_456)]
+)
 def test_draws_are_blake3s_stream(n, number, attempt):
     base = blake3(bytes([n])).digest()
     said = _blake3()(selector("draws(bytes32,uint256,uint256,uint256)") + encode([base, number, attempt, n]))
@@ -169,7 +176,7 @@ def test_draws_are_blake3s_stream(n, number, attempt):
 
 
 def _blake3():
-    import pyrevm
+    import pyrevm  # noqa: PLC0415 - slow to load
 
     asked = """
 import blake3
@@ -215,7 +222,12 @@ def test_a_call_comes_from_a_member_itself():
     # A contract that passes on what it gets: the member signs, but the call is not the transaction's.
     passing_on = bytes.fromhex("36600060003760006000366000600073") + bytes.fromhex(chain.swarm[2:])
     passing_on += bytes.fromhex("5af13d600060003e3d6000fd")  # CALL, and whatever comes back as a refusal
-    code = bytes.fromhex("60") + bytes([len(passing_on)]) + bytes.fromhex("600c60003960") + bytes([len(passing_on)])
+    code = (
+        bytes.fromhex("60")
+        + bytes([len(passing_on)])
+        + bytes.fromhex("600c60003960")
+        + bytes([len(passing_on)])
+    )
     at = bytes.fromhex(chain.evm.deploy(chain.founder, code + bytes.fromhex("6000f3") + passing_on)[2:])
     assert chain.send(account("aachen"), data, to=at) == "not_direct"
 
@@ -390,7 +402,7 @@ def test_texts_that_are_no_settings_are_a_dead_call_which_no_reader_takes(index)
     numbers = [Words(data[4:]).number(at) for at in range(17)]
     dead = data[:4] + encode([*numbers, texts[index], Words(data[4:]).text(18)])
     assert twin.chain.send(account("aachen"), dead) == ""
-    with pytest.raises(Refused, match="bad_settings|cannot"):
+    with pytest.raises(Refused, match=r"bad_settings|cannot"):
         decode_call(dead, twin.directory, twin.settings_digest)
 
 
@@ -471,6 +483,44 @@ def test_a_dispute_strikes_a_leader_and_a_second_one_is_refused():
         assert twin.do(name, Verdict("aml", 1, 1, 0, 0, wrong=True)) == ""
     assert twin.state.studies["aml"].participants[cheat].struck
     assert twin.do(cheat, Enter("aml")) == "struck"
+
+
+def test_who_is_let_in_by_a_later_attempt_has_the_patience_that_the_others_had():
+    twin = merging(AML, FIVE[:3])
+    twin.now_s += 250
+    assert twin.do("aachen", Report("aml", 1, 1, ("aachen",))) == ""
+    opened_s = twin.state.studies["aml"].open.opened_s
+    assert twin.do("aachen", Enter("aml")) == ""
+    for later_s in (290, 340, 390, 440, 490):
+        twin.now_s = opened_s + later_s
+        assert twin.do("aachen", Alive("aml", 1, 0.5)) == ""
+    assert twin.state.studies["aml"].open.expected["aachen"] == opened_s + 300 + 250
+    twin.now_s = opened_s + 600
+    assert twin.do("bonn", Tick("aml")) == ""
+    assert twin.state.studies["aml"].open.absent["aachen"] == "too slow"
+
+
+def test_a_round_without_its_quorum_is_given_up_in_the_end():
+    twin = begun()
+    commit(twin, "aml", FIVE[:2])
+    for _ in range(100):
+        if twin.state.studies["aml"].phase != "running":
+            break
+        twin.now_s = twin.state.studies["aml"].open.deadline_s
+        assert twin.do("aachen", Tick("aml")) == ""
+    assert "given up" in twin.state.studies["aml"].ended
+
+
+def test_a_round_whose_parts_nobody_publishes_is_given_up_in_the_end():
+    twin = merging()
+    for _ in range(100):
+        if twin.state.studies["aml"].phase != "running":
+            break
+        twin.now_s = twin.state.studies["aml"].open.deadline_s
+        assert twin.do("aachen", Tick("aml")) == ""
+        for name in FIVE:
+            twin.do(name, Enter("aml"))
+    assert "given up" in twin.state.studies["aml"].ended
 
 
 def test_a_score_is_taken_once_and_as_late_after_two_rounds():

@@ -176,11 +176,13 @@ _ENCODERS: Final[dict[type, _Encoder]] = {
     Enter: lambda c, d: [d.study(c.study)],
     Leave: lambda c, d: [d.study(c.study)],
     Commit: lambda c, d: [
-        d.study(c.study), _number(c.round), _digest(c.base, "base"), _digest(c.digest, "digest of the update"),
+        d.study(c.study), _number(c.round), _digest(c.base, "base"), _digest(c.digest, "update"),
         _number(c.examples), _digest(c.start, "start"),
     ],
     Alive: lambda c, d: [d.study(c.study), _number(c.round), float_bits(c.progress)],
-    Publish: lambda c, d: [*_attempt(c, d), _number(c.part), _digest(c.digest, "part"), _digest(c.gram, "gram")],
+    Publish: lambda c, d: [
+        *_attempt(c, d), _number(c.part), _digest(c.digest, "part"), _digest(c.gram, "matrix")
+    ],
     Accept: lambda c, d: [*_attempt(c, d), _digest(c.digest, "merge")],
     Report: lambda c, d: [*_attempt(c, d), d.mask(c.unreachable)],
     Tick: lambda c, d: [d.study(c.study)],

@@ -10,9 +10,9 @@ from konsil.ledger.ethereum.settings_words import NOBODY
 
 
 class Directory(msgspec.Struct, frozen=True):
-    """``members``: names by number. ``studies``: names by number, from 1 on. ``settings``: study -> what stands on
-    the contract for the settings that its members agree to now. ``accounts``: name -> its Ethereum account, from
-    the members' cards.
+    """``members``: names by number. ``studies``: names by number, from 1 on. ``settings``: study -> what
+    stands on the contract for the settings that its members agree to now. ``accounts``: name -> its Ethereum
+    account, from the members' cards.
     """
 
     members: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
-"""What of the rules' state stands on the contract too: one shape, had from either, so that they can be compared.
+"""What of the rules' state stands on the contract too: one shape, had from either, to be compared.
 
-What is missing here decides nothing on the contract, and follows from the calls: texts, settings that only nodes
-follow, and of accepted rounds what their members can compute again.
+What is missing here decides nothing on the contract, and follows from the calls: texts, settings that only
+nodes follow, and of accepted rounds what their members can compute again.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class DisputeSeen(_Seen, frozen=True):
 
 
 class RoundSeen(_Seen, frozen=True):
-    """The open round, as in the rules' state. ``closed``, ``trail``: how many disputes are closed, and a digest
-    chained over them.
+    """The open round, as in the rules' state. ``closed``, ``trail``: how many disputes are closed, and a
+    digest chained over them.
     """
 
     number: int

@@ -1,7 +1,8 @@
 """A study's settings as the contract takes them: the numbers that it decides by, and two texts for the rest.
 
-Nothing stands in both, except what the numbers say in short of a text (whether a rule mixes, whether all weigh
-alike, whether there is an outer optimiser): `read` refuses settings of which the two differ.
+Nothing stands in both, except what the numbers say in short of a text (whether a rule mixes, how many members
+it needs, whether all weigh alike, whether there is an outer optimiser): `read` refuses settings of which the
+two differ.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def numbers_of(settings: StudySettings, invited: int) -> tuple[int, ...]:
         settings.merge_s,
         settings.give_up_s,
         round(settings.stop_minutes * _MINUTE_S),
-        required_members(rule(settings.rule, settings.rule_options)) if settings.rule in BUILT_IN_RULES else 0,
+        required_members(rule(settings.rule, settings.rule_options))
+        if settings.rule in BUILT_IN_RULES
+        else 0,
     )
 
 
