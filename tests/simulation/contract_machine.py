@@ -300,6 +300,17 @@ class Both(RuleBasedStateMachine):
             if part.leader not in but and self.open(name).attempt == attempt:
                 self.do(part.leader, self.part(name, index, int(index == odd)))
 
+    @rule(name=merging, member=members, but=some)
+    def leaders_are_silent(self, name: str, member: str, but: set[str]) -> None:
+        self.all_publish(name, but, 12)
+        self.time_passes_to_the_deadline(name, member)
+
+    @rule(name=merging, member=members, but=some)
+    def some_do_not_accept(self, name: str, member: str, but: set[str]) -> None:
+        self.all_publish(name, set(), 12)
+        self.all_accept(name, but)
+        self.time_passes_to_the_deadline(name, member)
+
     @rule(name=merging, member=members, wrong=rarely, old=rarely)
     def accept(self, name: str, member: str, wrong: bool, old: bool) -> None:
         current = self.open(name)
