@@ -39,6 +39,7 @@ from konsil.core.rules import (
     StudySettings,
     SwarmSettings,
     Tick,
+    Validate,
     Verdict,
     Vote,
     rule_mixes,
@@ -47,7 +48,7 @@ from konsil.core.rules import (
 
 FOUNDERS = ("aachen", "bonn", "celle", "dresden", "erlangen")
 LATER = ("am-meer", "z", "bonn-2")
-EVERYONE = (*FOUNDERS, *LATER)
+EVERYONE = (*FOUNDERS, *LATER, "waidblick")
 START_S = 1_000
 MB = 1 << 20
 
@@ -84,14 +85,19 @@ def digest(text: object) -> str:
     return bytes_digest(str(text).encode(), "test")
 
 
+WITNESS = "waidblick"
+"""A founding member that takes part in no study."""
+
+
 def record(name: str, twin_of: str = "") -> MemberRecord:
     """A member's record; with ``twin_of`` it takes another one's identity."""
     keys = [digest(f"{twin_of or name} {kind}") for kind in ("key", "bundle", "card")]
-    return MemberRecord(name, f"spiffe://{name}.example/node", *keys, (f"{name}.example:7000",))
+    addresses = (f"{name}.example:7000",)
+    return MemberRecord(name, f"spiffe://{name}.example/node", *keys, addresses, name == WITNESS)
 
 
 GENESIS = Genesis(
-    "lungs", "ethereum", "", START_S, tuple(map(record, FOUNDERS)), SwarmSettings(proposal_s=100)
+    "lungs", "ethereum", "", START_S, tuple(map(record, (*FOUNDERS, WITNESS))), SwarmSettings(proposal_s=100)
 )
 
 
@@ -208,6 +214,10 @@ class Both(RuleBasedStateMachine):
     )
     def announce(self, member: str, addresses: tuple[str, ...]) -> None:
         self.do(member, Announce(addresses))
+
+    @rule(member=members, on=st.booleans())
+    def validate(self, member: str, on: bool) -> None:
+        self.do(member, Validate(on))
 
     @rule(member=members, by=st.sampled_from([-1, 0, 2]))
     def call_out_of_turn(self, member: str, by: int) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from contract_machine import GENESIS, START_S, STUDIES, digest, drive, record
+from contract_machine import GENESIS as WITH_A_WITNESS
+from contract_machine import START_S, STUDIES, WITNESS, digest, drive, record
 from contract_planted import BUGS, IN_CONTRACT, IN_RULES
 from contract_twin import CODE_BYTES, FOLDER, GAS, Chain, Twin, account, compiled, sources
 from msgspec.structs import replace
@@ -40,6 +41,7 @@ from konsil.core.rules import (
     StudySettings,
     SwarmSettings,
     Tick,
+    Validate,
     Verdict,
     Vote,
     settings_digest,
@@ -50,6 +52,7 @@ from konsil.ledger.ethereum.founding import BEHIND
 from konsil.ledger.ethereum.words import NO_DIGEST, Words, encode, selector, word
 
 AML, ALONE, MIXED, OWN, OUTER = STUDIES
+GENESIS = replace(WITH_A_WITNESS, members=WITH_A_WITNESS.members[:5])
 FIVE = ("aachen", "bonn", "celle", "dresden", "erlangen")
 
 
@@ -349,6 +352,20 @@ def test_nobody_floods_the_others_with_votes():
 def test_the_last_member_stays():
     alone = replace(GENESIS, members=GENESIS.members[:1])
     assert Twin(alone).do("aachen", ProposeRemove("aachen")) == "last_member"
+
+
+def test_a_witness_votes_and_takes_part_in_no_study():
+    twin = Twin(WITH_A_WITNESS)
+    assert twin.do(WITNESS, ProposeStudy(AML)) == "witness"
+    assert twin.do("aachen", ProposeStudy(replace(AML, min_members=6))) == "bad_settings"
+    assert (
+        twin.do("aachen", ProposeStudy(replace(AML, members=("aachen", "bonn", WITNESS)))) == "bad_settings"
+    )
+    assert twin.do("aachen", ProposeStudy(AML)) == ""
+    assert twin.do(WITNESS, Agree("aml", settings_digest(AML))) == "witness"
+    assert twin.do(WITNESS, Validate(on=True)) == "no_validators"
+    assert twin.do(WITNESS, ProposeRemove("bonn")) == ""
+    assert twin.state.proposals[0].votes == {WITNESS: True}
 
 
 # --- studies ---------------------------------------------------------------------------------------

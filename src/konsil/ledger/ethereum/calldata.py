@@ -34,6 +34,7 @@ from konsil.core.rules import (
     StudySettings,
     SwarmSettings,
     Tick,
+    Validate,
     Verdict,
     Vote,
 )
@@ -57,12 +58,13 @@ _NUMBERS = f"uint256[{settings_words.N_NUMBERS}]"
 _PART = "uint256,uint256,uint256,uint256,uint256"  # sequence, study, round, attempt, part
 
 SIGNATURES: Final[dict[type, str]] = {
-    ProposeAdmit: "propose_admit(uint256,uint256,uint256,address,bytes32,bytes32,bytes32,string,string)",
+    ProposeAdmit: "propose_admit(uint256,uint256,uint256,address,bytes32,bytes32,bytes32,bool,string,string)",
     ProposeRemove: "propose_remove(uint256,uint256,string)",
     ProposeSwarmSettings: "propose_swarm_settings(uint256,uint256)",
     ProposeStudySettings: f"propose_study_settings(uint256,uint256,{_NUMBERS},string,string)",
     Vote: "vote(uint256,uint256,bool)",
     Announce: "announce(uint256,string)",
+    Validate: "validate(uint256,bool)",
     ProposeStudy: f"propose_study(uint256,uint256,uint256,{_NUMBERS},string,string)",
     Agree: "agree(uint256,uint256,bytes32)",
     Initialise: "initialise(uint256,uint256,bytes32,bytes32,uint256)",
@@ -127,7 +129,7 @@ def _admit(call: ProposeAdmit, directory: Directory) -> list[Value]:
         raise Refused("bad_member", f"'{record.name[:64]}' cannot be admitted: a key or digest is malformed.")
     raw = [bytes.fromhex(text) for text in keys]
     texts = [record.spiffe_id, _lines(record.addresses)]
-    return [*name_words(record.name), int.from_bytes(account, "big"), *raw, *texts]
+    return [*name_words(record.name), int.from_bytes(account, "big"), *raw, record.witness, *texts]
 
 
 def _lines(texts: tuple[str, ...]) -> str:
@@ -169,6 +171,7 @@ _ENCODERS: Final[dict[type, _Encoder]] = {
     ProposeStudySettings: lambda c, d: [d.study(c.settings.name), *_settings(c, d)],
     Vote: lambda c, _: [_number(c.proposal), c.yes],
     Announce: lambda c, _: [_lines(c.addresses)],
+    Validate: lambda c, _: [c.on],
     ProposeStudy: _propose_study,
     Initialise: lambda c, d: [
         d.study(c.study), _digest(c.schema, "schema"), _digest(c.digest, "digest"), _number(c.data_bytes)
@@ -236,8 +239,9 @@ def _split(text: str) -> tuple[str, ...]:
 
 def _admit_from(words: Words, _directory: Directory) -> ProposeAdmit:
     name = name_from(words.number(1), words.number(2))
+    addresses = _split(words.text(9))
     key, bundle, card = (words.digest(at) for at in (4, 5, 6))
-    return ProposeAdmit(MemberRecord(name, words.text(7), key, bundle, card, _split(words.text(8))))
+    return ProposeAdmit(MemberRecord(name, words.text(8), key, bundle, card, addresses, words.truth(7)))
 
 
 def _settings_from(name: str, words: Words, at: int, directory: Directory) -> StudySettings:
@@ -269,6 +273,7 @@ _DECODERS: Final[dict[type, _Decoder]] = {
     ProposeStudySettings: lambda w, d: ProposeStudySettings(_settings_from(_study(w, 1, d), w, 2, d)),
     Vote: lambda w, _: Vote(w.number(1), yes=w.truth(2)),
     Announce: lambda w, _: Announce(_split(w.text(1))),
+    Validate: lambda w, _: Validate(on=w.truth(1)),
     ProposeStudy: lambda w, d: ProposeStudy(_settings_from(name_from(w.number(1), w.number(2)), w, 3, d)),
     Initialise: lambda w, d: Initialise(_study(w, 1, d), w.digest(2), w.digest(3), w.number(4)),
     Enter: lambda w, d: Enter(_study(w, 1, d)),

@@ -26,6 +26,7 @@ from konsil.core.rules import (
     Report,
     Score,
     Tick,
+    Validate,
     Verdict,
     Vote,
     genesis_digest,
@@ -36,7 +37,7 @@ from konsil.ledger.ethereum.words import WORD_BYTES, keccak, name_words, selecto
 
 BEHIND: Final[dict[str, tuple[type, ...]]] = {
     "membership": (
-        ProposeAdmit, ProposeRemove, ProposeSwarmSettings, ProposeStudySettings, Vote, Announce,
+        ProposeAdmit, ProposeRemove, ProposeSwarmSettings, ProposeStudySettings, Vote, Announce, Validate,
     ),
     "studies": (ProposeStudy, Agree, Initialise, Enter, Leave, Finish, Score),
     "rounds": (Commit, Alive, Publish, Accept, Report),
@@ -96,4 +97,5 @@ def _founder(genesis: Genesis, at: int, accounts: Mapping[str, bytes]) -> bytes:
         bytes.fromhex(record.bundle),
         bytes.fromhex(record.card),
         keccak(addresses.encode()),
+        word(record.witness),
     ))  # fmt: skip

@@ -23,6 +23,7 @@ class MemberSeen(_Seen, frozen=True):
     bundle: str
     card: str
     addresses: str
+    witness: bool
 
 
 class ProposalSeen(_Seen, frozen=True):

@@ -66,6 +66,7 @@ def _member(member: Member) -> MemberSeen:
         bundle=record.bundle,
         card=record.card,
         addresses=keccak(addresses.encode()).hex(),
+        witness=record.witness,
     )
 
 

@@ -86,8 +86,10 @@ def seen_on_chain(ask: Ask, directory: Directory) -> Seen:
 
 
 def _member(words: Words, *, is_active: bool) -> MemberSeen:
-    digests = [words.raw(at).hex() for at in range(4, 9)]
-    return MemberSeen(words.number(3), is_active, *digests)
+    spiffe, key, bundle, card, addresses = (words.raw(at).hex() for at in range(4, 9))
+    return MemberSeen(
+        words.number(3), is_active, spiffe, key, bundle, card, addresses, witness=words.truth(9)
+    )
 
 
 def _proposal(ask: Ask, number: int, directory: Directory) -> ProposalSeen:

@@ -135,7 +135,7 @@ def are_settings(settings: state.Settings) -> bool:
     """
     pool: uint256 = state.count(settings.invited)
     if pool == 0:
-        pool = state.count(state.active)
+        pool = state.count(state.trainers())
     if settings.min_members < 1 or settings.min_members > min(pool, MAX_STUDY_MEMBERS):
         return False
     if settings.quorum > settings.min_members or settings.rounds < 1 or settings.rounds > MAX_ROUNDS:

@@ -45,6 +45,7 @@ def propose_admit(
     key: bytes32,
     bundle: bytes32,
     card: bytes32,
+    witness: bool,
     spiffe: String[agreement.SPIFFE_BYTES],
     addresses: String[agreement.ADDRESSES_BYTES],
 ):
@@ -66,6 +67,7 @@ def propose_admit(
         bundle=bundle,
         card=card,
         addresses=keccak256(addresses),
+        witness=witness,
     )
     self._demand(self._why_not_admit(member))
     self._keep_account(member)
@@ -142,6 +144,15 @@ def announce(sequence: uint256, addresses: String[agreement.ADDRESSES_BYTES]):
     caller, now_s = state.begin(sequence)
     assert agreement.are_addresses(addresses), "bad_addresses"
     state.members[caller].addresses = keccak256(addresses)
+
+
+@external
+def validate(sequence: uint256, on: bool):
+    """
+    @notice On an Ethereum the chain's own nodes decide on blocks, whoever runs them.
+    """
+    state.begin(sequence)
+    raise "no_validators"
 
 
 @external

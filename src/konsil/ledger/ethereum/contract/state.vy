@@ -26,6 +26,7 @@ struct Member:
     bundle: bytes32
     card: bytes32
     addresses: bytes32  # keccak of the addresses, each ended by a line feed
+    witness: bool  # it has a vote, and takes part in no study
 
 struct Settings:
     invited: uint256  # bitmap; 0 for every member of the swarm
@@ -142,6 +143,7 @@ proposal_s: public(uint256)
 
 n_members: public(uint256)
 active: public(uint256)
+witnesses: uint256
 order: uint256[8]  # member numbers in name order, one byte each
 members: HashMap[uint256, Member]
 number_of: HashMap[address, uint256]  # 1 + the member's number
@@ -235,6 +237,10 @@ def enrol(member: Member):
     self.spiffe_taken[member.spiffe] = True
     self.key_taken[member.key] = True
     self.active |= 1 << number
+    if member.witness:
+        self.witnesses |= 1 << number
+    else:
+        self.witnesses &= ~(1 << number)
 
 
 @internal
@@ -257,6 +263,15 @@ def _insert(number: uint256, member: Member):
         looking = False
         self.order[at // 32] = (word & ~(255 << place)) | (moved << place)
         moved = here
+
+
+@view
+@internal
+def trainers() -> uint256:
+    """
+    @return The active members that may take part in studies: all but the witnesses.
+    """
+    return self.active & ~self.witnesses
 
 
 @view

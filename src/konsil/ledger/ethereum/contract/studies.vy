@@ -50,8 +50,9 @@ def propose_study(
     caller, now_s = state.begin(sequence)
     settings: state.Settings = agreement.settings_of(numbers, keccak256(fixed), keccak256(free))
     assert agreement.is_slug(name_high, name_low), "bad_settings"
-    assert settings.invited & ~state.active == 0, "bad_settings"
+    assert settings.invited & ~state.trainers() == 0, "bad_settings"
     assert agreement.are_settings(settings), "bad_settings"
+    assert not state.has(state.witnesses, caller), "witness"
     name: bytes32 = keccak256(abi_encode(name_high, name_low))
     assert state.study_named[name] == 0, "name_taken"
     assert settings.invited == 0 or state.has(settings.invited, caller), "not_invited"
@@ -106,6 +107,7 @@ def agree(sequence: uint256, s: uint256, settings: bytes32):
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
     mechanics.not_over(s)
+    assert not state.has(state.witnesses, caller), "witness"
     invited: uint256 = state.settings[s].invited
     assert invited == 0 or state.has(invited, caller), "not_invited"
     assert settings == state.studies[s].settings, "other_settings"

@@ -22,6 +22,7 @@ struct Founder:
     bundle: bytes32
     card: bytes32
     addresses: bytes32
+    witness: bool
 
 
 @deploy
@@ -55,6 +56,7 @@ def __init__(
                 bundle=founder.bundle,
                 card=founder.card,
                 addresses=founder.addresses,
+                witness=founder.witness,
             )
         )
 
