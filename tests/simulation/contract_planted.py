@@ -78,7 +78,7 @@ IN_CONTRACT = (
     ),
     Bug(
         "a removal reaches no study",
-        "mechanics",
+        "beginning",
         "self._without(s, removal.name, removal.at_s)",
         "pass",
     ),

@@ -8,9 +8,11 @@
 import state
 import blake3
 import mechanics
+import beginning
 
 initializes: state
 initializes: mechanics[state := state]
+initializes: beginning[state := state, mechanics := mechanics]
 
 @external
 def tick(sequence: uint256, s: uint256):
@@ -18,7 +20,7 @@ def tick(sequence: uint256, s: uint256):
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
     raw_call(state.membership, abi_encode(now_s, method_id=method_id("close_votes(uint256)")), is_delegate_call=True)
-    mechanics.running(s)
+    beginning.running(s)
     assert now_s >= state.rounds[s].deadline_s, "too_early"
     if state.rounds[s].phase == mechanics.COLLECTING:
         self._tick_collecting(s, now_s)
@@ -119,8 +121,8 @@ def dispute(sequence: uint256, s: uint256, number: uint256, attempt: uint256, pa
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
-    mechanics.merging(s, number, attempt)
-    mechanics.participant(s, caller)
+    beginning.merging(s, number, attempt)
+    beginning.participant(s, caller)
     n_parts: uint256 = state.rounds[s].n_parts
     assert part < n_parts, "unknown_part"
     assert state.has(state.rounds[s].published, part), "not_published"
@@ -152,7 +154,7 @@ def verdict(
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
-    mechanics.merging(s, number, attempt)
+    beginning.merging(s, number, attempt)
     assert state.has(state.rounds[s].roster, caller), "not_on_roster"
     opened: state.Dispute = state.disputes[s]
     assert opened.is_open == 1 and opened.part == part and opened.chunk == chunk, "no_dispute"

@@ -8,10 +8,12 @@
 import state
 import blake3
 import mechanics
+import beginning
 import agreement
 
 initializes: state
 initializes: mechanics[state := state]
+initializes: beginning[state := state, mechanics := mechanics]
 initializes: agreement[state := state]
 
 ADMIT: constant(uint256) = 1
@@ -196,7 +198,7 @@ def _voters(number: uint256) -> uint256:
     if kind == REMOVE:
         return state.active & ~(1 << subject)
     if kind == STUDY:
-        mechanics.sync(subject)
+        beginning.sync(subject)
         return state.active & state.people[subject].who & ~state.people[subject].struck
     return state.active
 
@@ -334,7 +336,7 @@ def _why_not_remove(name: uint256) -> String[16]:
 def _why_not_change(s: uint256, proposer: uint256, changed: state.Settings) -> String[16]:
     if s == 0 or s > state.n_studies:
         return "unknown_study"
-    mechanics.sync(s)
+    beginning.sync(s)
     if state.studies[s].phase > state.RUNNING:
         return "study_over"
     if not state.has(state.people[s].who, proposer):

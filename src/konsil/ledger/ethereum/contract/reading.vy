@@ -8,9 +8,11 @@
 import state
 import blake3
 import mechanics
+import beginning
 
 initializes: state
 initializes: mechanics[state := state]
+initializes: beginning[state := state, mechanics := mechanics]
 
 struct Whole:
     study: state.Study
@@ -60,7 +62,7 @@ def admission(number: uint256) -> state.Member:
 
 @external
 def study(s: uint256) -> Whole:
-    mechanics.known(s)
+    beginning.known(s)
     return Whole(
         study=state.studies[s],
         settings=state.settings[s],
@@ -76,7 +78,7 @@ def standing(s: uint256, name: uint256) -> (uint256, uint256, uint256, uint256, 
     @return A participant's first round, until when the open round waits for it, why it is absent from it, whom
         it reported, and its commit: each says something only where the round's bitmaps name the participant.
     """
-    mechanics.known(s)
+    beginning.known(s)
     return (
         state.from_round[s][name],
         state.until_s[s][name],
@@ -88,11 +90,11 @@ def standing(s: uint256, name: uint256) -> (uint256, uint256, uint256, uint256, 
 
 @external
 def part(s: uint256, number: uint256) -> (uint256, bytes32, bytes32):
-    mechanics.known(s)
+    beginning.known(s)
     return state.leaders[s][number], state.parts[s][number], state.grams[s][number]
 
 
 @external
 def record(s: uint256, number: uint256) -> state.Record:
-    mechanics.known(s)
+    beginning.known(s)
     return state.records[s][number]

@@ -8,9 +8,11 @@
 import state
 import blake3
 import mechanics
+import beginning
 
 initializes: state
 initializes: mechanics[state := state]
+initializes: beginning[state := state, mechanics := mechanics]
 
 MAX_EXAMPLES: constant(uint256) = 10**12
 ONE: constant(uint256) = 4607182418800017408  # the bits of the float64 1.0
@@ -31,9 +33,9 @@ def commit(
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
-    mechanics.running(s)
-    mechanics.participant(s, caller)
-    mechanics.in_open_round(s, number)
+    beginning.running(s)
+    beginning.participant(s, caller)
+    beginning.in_open_round(s, number)
     if state.has(state.rounds[s].commits, caller):
         known: state.Commitment = state.commits[s][caller]
         if known.digest == digest and known.examples == examples:
@@ -63,9 +65,9 @@ def alive(sequence: uint256, s: uint256, number: uint256, progress: uint256):
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
-    mechanics.running(s)
-    mechanics.participant(s, caller)
-    mechanics.in_open_round(s, number)
+    beginning.running(s)
+    beginning.participant(s, caller)
+    beginning.in_open_round(s, number)
     assert progress <= ONE or progress == MINUS_ZERO, "bad_progress"
     self._require_collecting(s, caller)
     if state.from_round[s][caller] > number:
@@ -89,7 +91,7 @@ def publish(
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
-    mechanics.merging(s, number, attempt)
+    beginning.merging(s, number, attempt)
     assert part < state.rounds[s].n_parts, "unknown_part"
     assert state.leaders[s][part] == caller, "not_leader"
     assert digest != empty(bytes32), "bad_digest"
@@ -171,10 +173,10 @@ def accept(sequence: uint256, s: uint256, number: uint256, attempt: uint256, dig
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
-    mechanics.known(s)
+    beginning.known(s)
     if number != 0 and number <= state.studies[s].rounds and state.records[s][number].digest == digest:
         return  # late but true
-    mechanics.merging(s, number, attempt)
+    beginning.merging(s, number, attempt)
     assert state.has(state.rounds[s].roster, caller), "not_on_roster"
     assert state.rounds[s].digest != empty(bytes32), "not_published"
     assert digest == state.rounds[s].digest, "other_digest"
@@ -187,7 +189,7 @@ def report(sequence: uint256, s: uint256, number: uint256, attempt: uint256, nam
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
-    mechanics.merging(s, number, attempt)
+    beginning.merging(s, number, attempt)
     roster: uint256 = state.rounds[s].roster
     me: uint256 = 1 << caller
     assert roster & me != 0, "not_on_roster"

@@ -8,10 +8,12 @@
 import state
 import blake3
 import mechanics
+import beginning
 import agreement
 
 initializes: state
 initializes: mechanics[state := state]
+initializes: beginning[state := state, mechanics := mechanics]
 initializes: agreement[state := state]
 
 MAX_DATA_BYTES: constant(uint256) = 2**50
@@ -92,7 +94,7 @@ def _take_slot(caller: uint256, s: uint256, now_s: uint256):
     for slot: uint256 in range(MAX_STUDIES_PROPOSED):
         there: uint256 = state.studies_by[caller][slot]
         if there != 0:
-            mechanics.sync(there)
+            beginning.sync(there)
             counts_s: uint256 = MONTH_S if state.studies[there].phase == state.PROPOSED else DAY_S
             if now_s < state.studies[there].proposed_s + counts_s:
                 continue
@@ -106,13 +108,13 @@ def agree(sequence: uint256, s: uint256, settings: bytes32):
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
-    mechanics.not_over(s)
+    beginning.not_over(s)
     assert not state.has(state.witnesses, caller), "witness"
     invited: uint256 = state.settings[s].invited
     assert invited == 0 or state.has(invited, caller), "not_invited"
     assert settings == state.studies[s].settings, "other_settings"
     if state.has(state.people[s].who, caller):
-        mechanics.participant(s, caller)
+        beginning.participant(s, caller)
         return
     state.people[s].who |= 1 << caller
     state.from_round[s][caller] = 1
@@ -125,7 +127,7 @@ def initialise(sequence: uint256, s: uint256, schema: bytes32, digest: bytes32, 
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
-    mechanics.not_over(s)
+    beginning.not_over(s)
     assert caller == state.studies[s].proposer, "not_proposer"
     assert schema != empty(bytes32) and digest != empty(bytes32), "bad_digest"
     assert 1 <= data_bytes and data_bytes <= MAX_DATA_BYTES, "bad_size"
@@ -147,8 +149,8 @@ def enter(sequence: uint256, s: uint256):
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
-    mechanics.not_over(s)
-    mechanics.participant(s, caller)
+    beginning.not_over(s)
+    beginning.participant(s, caller)
     assert state.studies[s].initial != empty(bytes32), "not_initialised"
     assert not state.has(state.people[s].inactive, caller), "finished"
     state.people[s].present |= 1 << caller
@@ -180,8 +182,8 @@ def leave(sequence: uint256, s: uint256):
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
-    mechanics.known(s)
-    mechanics.participant(s, caller)
+    beginning.known(s)
+    beginning.participant(s, caller)
     state.people[s].present &= ~(1 << caller)
     self._no_longer_expected(s, caller, mechanics.LEFT, now_s)
 
@@ -192,8 +194,8 @@ def finish(sequence: uint256, s: uint256, contribution: uint256):
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
     assert contribution <= INACTIVE, "bad_call"
-    mechanics.known(s)
-    mechanics.participant(s, caller)
+    beginning.known(s)
+    beginning.participant(s, caller)
     bit: uint256 = 1 << caller
     state.people[s].snapshot &= ~bit
     state.people[s].active &= ~bit
@@ -257,8 +259,8 @@ def score(
     caller: uint256 = 0
     now_s: uint256 = 0
     caller, now_s = state.begin(sequence)
-    mechanics.known(s)
-    mechanics.participant(s, caller)
+    beginning.known(s)
+    beginning.participant(s, caller)
     assert 1 <= number and number <= state.studies[s].rounds, "round_not_accepted"
     assert not state.has(state.records[s][number].scored, caller), "second_score"
     assert 1 <= examples and examples <= MAX_EXAMPLES, "bad_examples"
