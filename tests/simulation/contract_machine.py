@@ -94,14 +94,15 @@ class Both(RuleBasedStateMachine):
 
     @initialize(
         name=st.sampled_from(NAMES),
+        agreed=st.sampled_from([3, 4, 5, 5, 5]),
         present=st.sampled_from([1, 2, 3, 4, 5, 5]),
         megabytes=st.sampled_from([1, 4, 17, 80]),
         rounds=st.integers(0, 2),
         stage=st.integers(0, 2),
     )
-    def begin(self, name: str, present: int, megabytes: int, rounds: int, stage: int) -> None:
+    def begin(self, name: str, agreed: int, present: int, megabytes: int, rounds: int, stage: int) -> None:
         self.propose_study(name, FOUNDERS[0])
-        for member in FOUNDERS[1:]:
+        for member in FOUNDERS[1:agreed]:
             self.agree(name, member, wrong=False)
         self.do(FOUNDERS[0], Initialise(name, digest("schema"), digest("initial"), megabytes * MB))
         for member in FOUNDERS[:present]:
