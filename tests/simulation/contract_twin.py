@@ -132,6 +132,7 @@ class Chain:
         except RuntimeError as error:
             self.evm.revert(before)
             return _reason(str(error))
+        self.evm.commit()  # what is not committed counts as one call within another, and those are at most 1,024
         return ""
 
 
