@@ -212,7 +212,7 @@ def decode_call(data: bytes, directory: Directory, settings_digest: Callable[[st
             study, and nothing that is later said of it.
         MalformedWords: no transaction that succeeded has such data.
     """
-    kind = _BY_SELECTOR()[data[:SELECTOR_BYTES]]
+    kind = _by_selector()[data[:SELECTOR_BYTES]]
     words = Words(data[SELECTOR_BYTES:])
     if kind is Agree:
         study = _study(words, 1, directory)
@@ -220,7 +220,7 @@ def decode_call(data: bytes, directory: Directory, settings_digest: Callable[[st
     return words.number(0), _DECODERS[kind](words, directory)
 
 
-def _BY_SELECTOR() -> dict[bytes, type]:  # noqa: N802 - a table that is made when it is first asked for
+def _by_selector() -> dict[bytes, type]:
     if not _selectors:
         _selectors.update({selector(signature): kind for kind, signature in SIGNATURES.items()})
     return _selectors
