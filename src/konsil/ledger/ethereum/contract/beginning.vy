@@ -22,7 +22,7 @@ def sync(s: uint256):
         Nothing else has happened to it since, so it is as if they had had it at once.
     """
     first: uint256 = state.studies[s].seen
-    if first == state.n_removals:
+    if first == state.n_removals or state.studies[s].phase > state.RUNNING:
         return
     for i: uint256 in range(first, state.n_removals, bound=1024):
         removal: state.Removal = state.removals[i]
