@@ -31,6 +31,7 @@ from konsil.core.rules import (
     ProposeStudySettings,
     ProposeSwarmSettings,
     Publish,
+    Renew,
     Report,
     Score,
     Study,
@@ -166,6 +167,11 @@ class Both(RuleBasedStateMachine):
     )
     def announce(self, member: str, addresses: tuple[str, ...]) -> None:
         self.do(member, Announce(addresses))
+
+    @rule(member=members, which=st.integers(0, 9), other=members)
+    def renew(self, member: str, which: int, other: str) -> None:
+        card = digest(f"{other} card") if which == 0 else digest((member, "card", which))
+        self.do(member, Renew(digest(("bundle", which % 3)), card))
 
     @rule(member=members, on=st.booleans())
     def validate(self, member: str, on: bool) -> None:

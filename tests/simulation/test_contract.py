@@ -18,6 +18,7 @@ from contract_story import (
 from contract_twin import CODE_BYTES, FOLDER, Chain, compiled, sources
 
 from konsil.core.digest import root_from
+from konsil.core.rules import HANDLERS
 from konsil.ledger.ethereum.calldata import SIGNATURES
 from konsil.ledger.ethereum.founding import BEHIND
 from konsil.ledger.ethereum.words import Words, encode, selector
@@ -76,7 +77,7 @@ def test_the_compiler_is_the_one_that_the_files_name():
 
 def test_every_call_has_a_function_of_its_own():
     assert len({selector(signature) for signature in SIGNATURES.values()}) == len(SIGNATURES)
-    assert {kind for kinds in BEHIND.values() for kind in kinds} == set(SIGNATURES)
+    assert {kind for kinds in BEHIND.values() for kind in kinds} == set(SIGNATURES) == set(HANDLERS)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 31, 32, 33, 64, 65, 97, 129, 225, 255, 256])

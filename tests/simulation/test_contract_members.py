@@ -23,6 +23,7 @@ from konsil.core.rules import (
     ProposeRemove,
     ProposeStudy,
     ProposeSwarmSettings,
+    Renew,
     SwarmSettings,
     Validate,
     Vote,
@@ -169,6 +170,21 @@ def test_nobody_floods_the_others_with_votes():
 def test_the_last_member_stays():
     alone = replace(GENESIS, members=GENESIS.members[:1])
     assert Twin(alone).do("aachen", ProposeRemove("aachen")) == "last_member"
+
+
+def test_a_card_is_renewed_sixteen_times_at_once_and_then_once_in_a_while():
+    twin = Twin(GENESIS)
+    assert twin.do("bonn", Renew(digest("b"), digest("aachen card"))) == "card_taken"
+    assert twin.do("bonn", Renew("", digest("c"))) == "bad_digest"
+    for i in range(16):
+        assert twin.do("bonn", Renew(digest("b"), digest(("card", i)))) == ""
+    assert twin.do("bonn", Renew(digest("b"), digest(("card", 15)))) == ""
+    assert twin.do("bonn", Renew(digest("other"), digest(("card", 15)))) == "same_card"
+    twin.now_s += 599
+    assert twin.do("bonn", Renew(digest("b"), digest("more"))) == "too_many_renewals"
+    twin.now_s += 1
+    assert twin.do("bonn", Renew(digest("b"), digest("more"))) == ""
+    assert twin.do("bonn", Renew(digest("b"), digest("still more"))) == "too_many_renewals"
 
 
 def test_a_witness_votes_and_takes_part_in_no_study():

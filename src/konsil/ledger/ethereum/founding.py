@@ -23,6 +23,7 @@ from konsil.core.rules import (
     ProposeStudySettings,
     ProposeSwarmSettings,
     Publish,
+    Renew,
     Report,
     Score,
     Tick,
@@ -37,7 +38,8 @@ from konsil.ledger.ethereum.words import WORD_BYTES, keccak, name_words, selecto
 
 BEHIND: Final[dict[str, tuple[type, ...]]] = {
     "membership": (
-        ProposeAdmit, ProposeRemove, ProposeSwarmSettings, ProposeStudySettings, Vote, Announce, Validate,
+        ProposeAdmit, ProposeRemove, ProposeSwarmSettings, ProposeStudySettings,
+        Vote, Announce, Renew, Validate,
     ),
     "studies": (ProposeStudy, Agree, Initialise, Enter, Leave, Finish, Score),
     "rounds": (Commit, Alive, Publish, Accept, Report),

@@ -32,6 +32,8 @@ MAX_OPEN: constant(uint256) = 4080  # 255 members, 16 each
 MAX_TURNS: constant(uint256) = 64
 MAX_TEXT: constant(uint256) = 2_000
 MIN_PROPOSAL_S: constant(uint256) = 60
+MAX_RENEWALS: constant(uint256) = 16
+RENEWAL_S: constant(uint256) = 600
 SETTINGS_BYTES: constant(uint256) = 16384
 
 
@@ -146,6 +148,27 @@ def announce(sequence: uint256, addresses: String[agreement.ADDRESSES_BYTES]):
     caller, now_s = state.begin(sequence)
     assert agreement.are_addresses(addresses), "bad_addresses"
     state.members[caller].addresses = keccak256(addresses)
+
+
+@external
+def renew(sequence: uint256, bundle: bytes32, card: bytes32):
+    caller: uint256 = 0
+    now_s: uint256 = 0
+    caller, now_s = state.begin(sequence)
+    assert bundle != empty(bytes32) and card != empty(bytes32), "bad_digest"
+    if card == state.members[caller].card:
+        assert bundle == state.members[caller].bundle, "same_card"
+        return
+    for name: uint256 in range(state.n_members, bound=state.MAX_NAMES):
+        assert state.members[name].card != card, "card_taken"
+    over: uint256 = (now_s - state.renewed_s[caller]) // RENEWAL_S
+    counted: uint256 = state.renewals[caller]
+    counted = counted - min(counted, over)
+    assert counted < MAX_RENEWALS, "too_many_renewals"
+    state.members[caller].bundle = bundle
+    state.members[caller].card = card
+    state.renewed_s[caller] = now_s
+    state.renewals[caller] = counted + 1
 
 
 @external

@@ -151,6 +151,8 @@ named: HashMap[bytes32, uint256]  # keccak of a name -> 1 + the member's number
 spiffe_taken: HashMap[bytes32, bool]  # by an active member
 key_taken: HashMap[bytes32, bool]
 account_of: HashMap[address, bytes32]  # whom an account is kept for, since somebody proposed it
+renewals: HashMap[uint256, uint256]  # member -> how many count, at the last one
+renewed_s: HashMap[uint256, uint256]
 n_removals: public(uint256)
 removals: HashMap[uint256, Removal]
 
@@ -233,6 +235,8 @@ def enrol(member: Member):
     taken: Member = member
     taken.sequence = sequence
     self.members[number] = taken
+    self.renewals[number] = 0
+    self.renewed_s[number] = 0
     self.number_of[member.account] = number + 1
     self.spiffe_taken[member.spiffe] = True
     self.key_taken[member.key] = True
