@@ -36,17 +36,28 @@ def export(site: Site, file: Path) -> None:
     """
     from konsil.identity.ledger_key import verify as check  # noqa: PLC0415 - `--help` is faster without
     from konsil.ledger.bundle import write_bundle  # noqa: PLC0415 - as above
+    from konsil.ledger.bundle.proof import prove  # noqa: PLC0415 - as above
     from konsil.node.directory import Cards  # noqa: PLC0415 - as above
     from konsil.node.genesis import read_genesis  # noqa: PLC0415 - as above
 
     config = site.config()
     cards = Cards(config.cards_dir)
-    made = write_bundle(file, read_genesis(config.genesis_file), config.ledger_file, check, cards.bytes_of)
+    genesis = read_genesis(config.genesis_file)
+    made = write_bundle(
+        file,
+        genesis,
+        config.ledger_file,
+        check,
+        cards.bytes_of,
+        lambda head: prove(genesis, head, config.engine_dir),
+    )
     lines = [
         f"{file}: {made.height} calls and {made.cards} members' cards, {file.stat().st_size / 1e6:.1f} MB",
         f"  head: {made.head}",
         "Whoever gets it verifies it with: konsil audit verify FILE --genesis DIGEST",
     ]
+    if not made.proof:
+        lines.insert(2, "  The engine's proof is not in it: export it again while the node runs.")
     if made.lacking:
         lines.insert(2, f"  This node lacks the cards of {', '.join(made.lacking)}: they are not in it.")
     site.show(
@@ -56,6 +67,7 @@ def export(site: Site, file: Path) -> None:
             "head": made.head,
             "cards": made.cards,
             "lacking": made.lacking,
+            "proof": made.proof,
         },
         "\n".join(lines),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -128,3 +129,26 @@ def test_proof_of_two_votes_is_put_before_the_members_once(cometbft, double_vote
     assert validators(state) == ("berlin", "bonn", "koeln", "witness")
     announce(swarm, "bonn", 4)
     assert len(swarm.control("bonn").state().proposals) == 1
+
+
+def test_a_bundle_proves_that_the_members_agreed_on_the_history(cometbft, tmp_path):
+    swarm = cometbft.swarm(*MEMBERS)
+    swarm.start()
+    for number in range(3):
+        announce(swarm, MEMBERS[number], number + 1)
+    bundle = tmp_path / "history.konsil-audit"
+    done = konsil(swarm, "koeln", "audit", "export", str(bundle))
+    assert done.returncode == 0, done.stderr
+    assert "proof" not in done.stdout
+    for name in swarm.members:
+        swarm.stop(name)
+    command = [sys.executable, "-m", "konsil", "audit", "verify", str(bundle), "--json"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    facts = json.loads(told.stdout)
+    assert facts["proof"]["engine"] == "cometbft"
+    assert 4 <= len(facts["proof"]["block"]["votes"]) <= 5  # more than two thirds of five
+
+    without = konsil(swarm, "koeln", "audit", "export", str(bundle))
+    assert without.returncode == 0, without.stderr
+    assert "while the node runs" in without.stdout

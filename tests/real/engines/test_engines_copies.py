@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from konsil.cli import main
 from konsil.core.rules import genesis_digest
 from konsil.core.wall import AskAdmit
+from konsil.errors import NodeError
 from konsil.identity.ledger_key import LedgerKey, verify
 from konsil.ledger.history import put_on, sign_call
 from konsil.ledger.journal import Journal
@@ -139,3 +140,22 @@ def test_a_newcomer_is_soon_where_two_thousand_calls_have_led(kept):
     kept.announce("oslo", 1)
     kept.alike(*swarm.members, "oslo")
     assert took_s < 20, took_s
+
+
+def test_a_node_that_does_not_know_how_far_it_has_voted_does_not_start(cometbft):
+    kept = cometbft
+    swarm = kept.swarm()
+    swarm.start()
+    kept.announce("lyon", 1)
+    swarm.stop("lyon")
+    votes = swarm.directory("lyon") / "engine" / "data" / "priv_validator_state.json"
+    was = votes.read_bytes()
+    votes.unlink()
+    with pytest.raises(NodeError, match="how far this member has voted"):
+        swarm.start(["lyon"])
+    assert not votes.exists()
+    votes.write_bytes(was)
+    swarm._processes.pop("lyon")
+    swarm.start(["lyon"])
+    kept.announce("lyon", 2)
+    kept.alike()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -10,6 +11,8 @@ from konsil.core.rules import Genesis, State, validators
 from konsil.errors import IdentityError
 from konsil.ledger.cometbft import proof as cometbft
 from konsil.ledger.cometbft.application import chain_id
+from konsil.ledger.cometbft.home import Home
+from konsil.ledger.cometbft.proving import proof_of
 from konsil.ledger.history import Verify
 
 
@@ -33,8 +36,20 @@ Proof = LocalProof | CometbftProof
 """One type for each engine that can prove something; told apart by their tag."""
 
 
-def prove(genesis: Genesis) -> Proof | None:
-    """What the engine of a swarm says for its history; None for one that gives nothing to carry along."""
+def prove(genesis: Genesis, head: str, engine_dir: Path) -> Proof | None:
+    """What the engine of a swarm says for a history that ends with this entry, if it says something now.
+
+    Raises:
+        FrameError: it does not tell what is needed.
+    """
+    if genesis.engine == "cometbft":
+        found = proof_of(head, Home(engine_dir).rpc_socket)
+        return CometbftProof(found) if found is not None else None
+    return local_proof(genesis)
+
+
+def local_proof(genesis: Genesis) -> LocalProof | None:
+    """What follows from the genesis alone: who orders the calls of a local ledger."""
     return LocalProof(genesis.operator) if genesis.engine == "local" else None
 
 

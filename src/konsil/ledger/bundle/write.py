@@ -25,7 +25,7 @@ from konsil.ledger.bundle.lines import (
     encode_line,
 )
 from konsil.ledger.bundle.members import Records
-from konsil.ledger.bundle.proof import Proof, prove
+from konsil.ledger.bundle.proof import Proof, local_proof
 from konsil.ledger.bundle.summary import summary
 from konsil.ledger.history import Verify, replaying
 from konsil.ledger.journal import Journal
@@ -35,12 +35,15 @@ PIECE_BYTES = 256 * 1024
 
 
 class Written(NamedTuple):
-    """What is in a bundle. ``cards``: how many; ``lacking``: members whose card this node does not have."""
+    """What is in a bundle. ``cards``: how many; ``lacking``: members whose card this node does not have;
+    ``proof``: whether the engine's proof is in it.
+    """
 
     height: int
     head: str
     cards: int
     lacking: tuple[str, ...]
+    proof: bool
 
 
 def write_bundle(
@@ -59,14 +62,15 @@ def write_bundle(
         journal_path: this member's journal; it may be in use.
         check: whether a signature is that of a public key (hex) over some bytes.
         card: the bytes of a card by its digest, if it is here.
-        proof: what the engine says for a head, if it can; by default what follows from the genesis.
+        proof: what the engine says for the last entry's digest, if it can; by default what follows from
+            the genesis alone.
 
     Raises:
         JournalCorrupt: the history does not replay; names the height and why.
         ConfigError: no journal there, one of another genesis, or the file cannot be written.
     """
     with Journal(journal_path, genesis_digest(genesis), read_only=True) as journal:
-        telling = _Telling(genesis, journal, check, card, proof or (lambda _head: prove(genesis)))
+        telling = _Telling(genesis, journal, check, card, proof or (lambda _head: local_proof(genesis)))
         try:
             write_whole(path, _pieces(telling.lines()), mode=BY_UMASK)
         except OSError as error:
@@ -118,7 +122,9 @@ class _Telling:
         proof = self._proof(head)
         if proof is not None:
             yield ProofLine(proof)
-        self.written = Written(state.height, head, len(records.found), records.lacking(state))
+        self.written = Written(
+            state.height, head, len(records.found), records.lacking(state), proof is not None
+        )
         yield End(state.height, head, "")
 
 

@@ -40,6 +40,7 @@ class Home:
         self.abci_socket = directory / "abci.sock"
         self.rpc_socket = directory / "rpc.sock"
         self.data = directory / "data"
+        self.votes = self.data / "priv_validator_state.json"
         self.blocks = self.data / "blockstore.db"
 
     @property
@@ -77,8 +78,7 @@ class Home:
             self._write("config/genesis.json", _json(engine_genesis(genesis)))
             self._write("config/priv_validator_key.json", _json(own))
             self._write("config/node_key.json", _json({"priv_key": own["priv_key"]}))
-            state = self.data / "priv_validator_state.json"
-            if not state.exists():  # what it has signed: never made anew while there is one
+            if not self.votes.exists():  # what it has signed: never made anew while there is one
                 self._write("data/priv_validator_state.json", _json({"height": "0", "round": 0, "step": 0}))
         except OSError as error:
             raise LedgerError(

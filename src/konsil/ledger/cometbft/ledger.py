@@ -13,7 +13,7 @@ import structlog
 
 from konsil.core.messages import MAX_ENTRIES_BYTES
 from konsil.core.rules import Call, Genesis, State, validators
-from konsil.errors import LedgerUnreachable
+from konsil.errors import LedgerError, LedgerUnreachable
 from konsil.ledger.cometbft.application import Misbehaviour, Outcome
 from konsil.ledger.cometbft.claims import Claims
 from konsil.ledger.cometbft.duties import Duties
@@ -118,6 +118,7 @@ class CometbftLedger:
         return ledger
 
     async def _start(self, program: Path, stack: AsyncExitStack) -> None:
+        self._require_votes()
         if self._home.has_blocks:
             self._keeper.take_up()
         else:
@@ -133,6 +134,18 @@ class CometbftLedger:
         stack.push_async_callback(self._peering.close)
         self._duties.start()
         stack.push_async_callback(self._duties.close)
+
+    def _require_votes(self) -> None:
+        """See that it is known how far this member has voted: a vote in the place of another is a lie."""
+        home = self._home
+        if (home.has_blocks or self._replica.journal.height) and not home.votes.exists():
+            raise LedgerError(
+                f"It is not known how far this member has voted: {home.votes} is gone.",
+                safe="Nothing was started: a second vote for what it has voted on would be proof against it.",
+                do="Put the file back as it was when the node stopped. Without it this member needs a new "
+                "directory with new keys: be removed, and admitted anew.",
+                file=str(home.votes),
+            )
 
     def _prepare(self) -> None:
         port = _free_port()

@@ -182,7 +182,7 @@ class Supervisor:
         )
         try:
             _log.info("the ledger's engine has started", pid=process.pid)
-            self.problem, self.last_words, self.diverged = "", "", False
+            self.problem, self.last_words, self.diverged, self._ending = "", "", False, None
             self._started()
             await self._read(process)
             return await process.wait()
@@ -229,7 +229,7 @@ class Supervisor:
         else:
             self.problem = f"CometBFT cannot go on: {self.last_words}"
         _log.error("the ledger's engine cannot go on", why=self.problem, words=self.last_words)
-        if not self.diverged and self._process is not None:
+        if not self.diverged and self._process is not None and self._ending is None:
             self._ending = asyncio.create_task(_end(self._process), name="konsil-engine-end")
 
 
