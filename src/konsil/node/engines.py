@@ -57,6 +57,7 @@ class TunnelMesh:
         self._transport = transport
         self._news = asyncio.Event()
         self.tunnels = Tunnels(transport, me, lambda _peer: self._news.set())
+        transport.watch_links(lambda _peer, _up: self._news.set())
 
     def set_members(self, names: Iterable[str]) -> None:
         """The active members: nobody else's engine comes through."""

@@ -28,7 +28,7 @@ def test_one_of_four_may_die_and_with_two_dead_calls_say_so_and_nothing_is_lost_
     kept.kill("koeln")
     for _ in range(2):  # submitting it again is safe, as the error says
         began_s = time.monotonic()
-        with pytest.raises(LedgerUnreachable, match=r"2 cannot be reached \(koeln, lyon\)") as told:
+        with pytest.raises(LedgerUnreachable, match=r"2 cannot be reached from here \(koeln, lyon\)") as told:
             kept.announce("bonn", 6)
         assert time.monotonic() - began_s < 6
         assert "safe" in str(told.value)

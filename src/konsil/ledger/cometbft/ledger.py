@@ -282,12 +282,13 @@ class CometbftLedger:
 
     def _why_slow(self) -> str:
         keepers = validators(self.state)
-        here = set(self._peering.connected) | {self._name}
+        # Who is gone is known from the lines at once, and from the engine a moment later.
+        here = set(self._peering.connected) & self._site.mesh.ports().keys() | {self._name}
         away = [name for name in keepers if name not in here]
         if 3 * (len(keepers) - len(away)) <= 2 * len(keepers):
             return (
-                f"Of {len(keepers)} members that keep this ledger, {len(away)} cannot be reached "
-                f"({', '.join(away[:20])}); it goes on once more than two thirds are there."
+                f"Of {len(keepers)} members that keep this ledger, {len(away)} cannot be reached from "
+                f"here ({', '.join(away[:20])}); it goes on once more than two thirds are there."
             )
         return self.problem or "The members' engines have not agreed on a block with it."
 
