@@ -86,6 +86,8 @@ def test_an_engine_that_was_killed_while_it_made_its_databases_makes_them_anew(c
     unmade = swarm.directory("lyon") / "engine" / "data" / "blockstore.db"
     unmade.mkdir(parents=True)
     (unmade / "MANIFEST-000000").write_bytes(bytes(41))  # and no CURRENT, which is written after it
+    votes = unmade.with_name("priv_validator_state.json")  # which stands there before CometBFT is started
+    votes.write_text('{"height": "0", "round": 0, "step": 0}')
     swarm.start(["lyon"])
     kept.announce("lyon", 1)
     kept.alike()

@@ -58,7 +58,7 @@ def test_an_export_says_what_is_in_it(exported):
     before = file.read_bytes()
     told = site.json("audit", "export", str(file))
     head = site.json("ledger", "verify")["head"]
-    assert told == {"file": str(file), "height": 2, "head": head, "cards": 3, "lacking": []}
+    assert told == {"file": str(file), "height": 2, "head": head, "cards": 3, "lacking": [], "proof": True}
     assert file.read_bytes() == before
     next((site.root / "lyon" / "cards").iterdir()).unlink()
     said = site.run("audit", "export", str(file)).stdout
