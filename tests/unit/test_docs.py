@@ -15,7 +15,7 @@ from konsil.cli import NOUNS, main
 from konsil.core import messages
 from konsil.core.rules import HANDLERS, StudySettings
 from konsil.node.config import read_study_file
-from konsil.node.tables import IdentityTable, MemberTable, NodeTable
+from konsil.node.tables import IdentityTable, LedgerTable, MemberTable, NodeTable
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -67,7 +67,7 @@ def test_the_lead_is_told_every_setting_with_its_default():
 
 def test_hospital_it_is_told_every_key_of_node_toml():
     page = (ROOT / "docs/hospital-it.md").read_text()
-    for table in (MemberTable, IdentityTable, NodeTable):
+    for table in (MemberTable, IdentityTable, LedgerTable, NodeTable):
         for field in msgspec.structs.fields(table):
             assert re.search(rf"^{field.name} = ", page, re.MULTILINE), field.name
 
@@ -102,3 +102,10 @@ def test_the_protocol_names_no_message_that_is_gone():
 def test_an_example_joins_the_study_of_its_file(study, script):
     settings = read_study_file(ROOT / f"examples/{study}.toml")
     assert f'konsil.join("{settings.name}"' in (ROOT / f"examples/{script}.py").read_text()
+
+
+def test_every_decision_is_listed():
+    listed = (ROOT / "docs" / "adr" / "README.md").read_text()
+    decisions = sorted((ROOT / "docs" / "adr").glob("0*.md"))
+    assert len(decisions) > 20
+    assert not [path.name for path in decisions if f"({path.name})" not in listed]

@@ -30,7 +30,8 @@ def audit() -> None:
 @verb(audit, "export", example="konsil audit export eu-aml.konsil-audit")
 @click.argument("file", type=FILE)
 def export(site: Site, file: Path) -> None:
-    """Write the history, from this member's own copy, to one file. The node need not run.
+    """Write the history, from this member's own copy, to one file. The node need not run; where
+    CometBFT keeps the ledger, only a running one adds its proof.
 
     It holds what is on the ledger, of all studies, and the members' public cards: no parameters, no data.
     """

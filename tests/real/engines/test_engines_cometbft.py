@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from konsil.core.rules import Announce, Vote, state_digest, validators
+from konsil.errors import LedgerError
 from konsil.identity.ledger_key import LedgerKey
 from konsil.ledger.cometbft.application import chain_id, key_address
 from konsil.ledger.cometbft.rpc import Rpc
@@ -63,6 +64,10 @@ def test_a_node_whose_state_differs_says_so_and_is_repaired(cometbft):
     for number in range(6):
         announce(swarm, "bonn", number + 1)
     assert "konsil ledger repair" in until_problem(swarm, "lyon", "differs")
+
+    with pytest.raises(LedgerError, match="konsil ledger repair"):
+        announce(swarm, "lyon", 98)
+    assert swarm.control("bonn").state().members["lyon"].sequence == 0
 
     refused = konsil(swarm, "lyon", "ledger", "repair")
     assert refused.returncode == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import tracemalloc
 from pathlib import Path
@@ -17,7 +18,8 @@ from konsil.ledger.cometbft import abci
 from konsil.ledger.cometbft.abci import MAX_MESSAGE_BYTES, decode_request, encode_response, message
 from konsil.ledger.cometbft.server import AbciServer, framed, read_message
 
-MODULE = Path.home() / "go/pkg/mod/github.com/cometbft/cometbft@v0.38.25/proto/tendermint"
+MODULES = Path(os.environ.get("GOMODCACHE") or Path.home() / "go/pkg/mod")
+MODULE = MODULES / "github.com/cometbft/cometbft@v0.38.25/proto/tendermint"
 """Where the tests' engine is built from its source, which says the numbers."""
 
 SOON_S = 10

@@ -204,7 +204,11 @@ class Application:
                 continue
             except _MISTAKES as error:
                 # The same at every node, and no reason for all of them to stop.
-                mistake = LedgerError(f"The rules broke on this call: {error!r}.", safe="It changed nothing.")
+                mistake = LedgerError(
+                    f"The rules broke on this call: {error!r}.",
+                    safe="It changed nothing.",
+                    do="Tell the developers: it is the same at every node.",
+                )
                 outcomes.append(Outcome(signed, None, mistake))
                 continue
             head = entry_digest(entry)

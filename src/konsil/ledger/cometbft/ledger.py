@@ -196,6 +196,7 @@ class CometbftLedger:
             LedgerUnreachable: it is in no block yet; it may or may not come into one.
             LedgerError: the ledger was closed.
         """
+        self._require_one_history()
         try:
             async with asyncio.timeout(SUBMIT_S):
                 while True:
@@ -237,6 +238,19 @@ class CometbftLedger:
         await self.close()
 
     # --- own calls ---------------------------------------------------------------------------------
+
+    def _require_one_history(self) -> None:
+        """See that what is signed here is signed on the members' history, and not on another.
+
+        Raises:
+            LedgerError: this member's is another.
+        """
+        if self._supervisor is not None and self._supervisor.diverged:
+            raise LedgerError(
+                "This node's ledger is not what the other members have: its state differs.",
+                safe="The call was not signed.",
+                do="Stop the node and run `konsil ledger repair`.",
+            )
 
     async def _offer(self) -> None:
         """Put calls into the pool, again and again, until blocks have decided about all of them."""

@@ -218,7 +218,7 @@ class Supervisor:
         self.diverged = any(word in line for word in _HASH_DIFFERS)
         if self.diverged:
             self.problem = (
-                "This node's ledger is not what the other members have: its state differs. It signs nothing "
+                "This node's ledger is not what the other members have: its state differs. It takes no calls "
                 "and follows nothing until it is repaired: stop the node and run `konsil ledger repair`."
             )
         elif _CLOCK_BEHIND in line:

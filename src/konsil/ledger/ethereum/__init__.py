@@ -1,5 +1,6 @@
 """The rules as a contract on an Ethereum: what stands in a call's data, and what the contract shows.
 
-The contract itself is in `contract/`; docs/adr/0027 says how it keeps the rules. Nothing here needs a
+No node uses it yet: there is no engine behind it, only the contract in `contract/`, the encoding of its calls
+and the tests that hold both equal to `core/rules`. docs/adr/0027 says how it keeps them. Nothing here needs a
 network.
 """
