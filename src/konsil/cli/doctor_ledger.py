@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
-from konsil.core.rules import Genesis, State, validators
+from konsil.core.rules import Genesis, State, may_fail, validators
 from konsil.node.config import Config
 
 _SEE_PROXY = "See `proxy` above."
@@ -30,7 +30,9 @@ def engine(config: Config, genesis: Genesis) -> Said | None:
     """
     if genesis.engine != "cometbft":
         return None
-    if importlib.util.find_spec("google.protobuf") is None:
+    try:
+        importlib.import_module("google.protobuf")
+    except ImportError:
         return Said("fail", "A library is missing: protobuf.", "pip install 'konsil[cometbft]'")
     from konsil.ledger.cometbft.program import find  # noqa: PLC0415 - only where it is needed
 
@@ -57,7 +59,7 @@ def ledger(
         )
     keepers = validators(state)
     away = [name for name in keepers if name not in reached]
-    if keepers and 3 * len(away) >= len(keepers):
+    if keepers and len(away) > may_fail(len(keepers)):
         return Said(
             "fail",
             f"{len(away)} of the {len(keepers)} members that keep the ledger do not answer ({_some(away)}): "
@@ -67,10 +69,10 @@ def ledger(
     if height < max(heights):
         behind = max(heights) - height
         return Said("warn", f"height {height}, {behind} below the highest.", "Try again in a second.")
-    if away and 3 * (len(away) + 1) >= len(keepers):
+    if away and len(away) == may_fail(len(keepers)):
         return Said(
             "warn",
-            f"height {height}; of those who keep the ledger {_some(away)} is away: no further one may be.",
+            f"height {height}; away of those who keep the ledger: {_some(away)}. No further one may be.",
             _ASK,
         )
     return Said("ok", f"height {height}, as high as that of every peer that answers")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from konsil.cli.common import one_line, span, when
-from konsil.core.rules import ScoreMatrix, settings_digest
+from konsil.core.rules import ScoreMatrix, may_fail, settings_digest
 from konsil.core.rules.calls import (
     Accept,
     Agree,
@@ -63,10 +63,10 @@ def of_keepers(genesis: Genesis) -> str:
     if genesis.engine == "local":
         return f"Its ledger is served by '{genesis.operator}'."
     keepers = len(genesis.members)
-    may_fail = (keepers - 1) // 3
+    spare = may_fail(keepers)
     lost = (
-        f"{may_fail} of them may fail without harm."
-        if may_fail
+        f"{spare} of them may fail without harm."
+        if spare
         else "with fewer than four, one that fails halts it. Enrol a witness: a member that keeps the ledger "
         "and trains nothing (`konsil node init --witness`)."
     )

@@ -23,6 +23,11 @@ ANSWER_S = 15.0
 """How long a peer may take for a small answer."""
 
 
+MEASURED_MOST_MS = 600.0
+"""Hardly a line takes longer there and back: a member that answers later is busy, or wants the others to wait
+for it. A longer time can be set by hand."""
+
+
 class OperatorLine:
     """The operator's ledger, reached over the peer connections."""
 
@@ -53,11 +58,15 @@ class TunnelMesh:
     """A cometbft engine's peers, each behind a port of this machine. Implements its ``Mesh``."""
 
     def __init__(self, transport: TlsTransport, me: str) -> None:
-        """Nobody is a peer before ``set_peers``."""
+        """Nobody is a peer before ``set_members``."""
         self._transport = transport
         self._news = asyncio.Event()
         self.tunnels = Tunnels(transport, me, lambda _peer: self._news.set())
-        transport.watch_links(lambda _peer, _up: self._news.set())
+        transport.watch_links(self._link_changed)
+
+    def _link_changed(self, _peer: str, up: bool) -> None:
+        if not up:  # of one that is up the tunnels tell
+            self._news.set()
 
     def set_members(self, names: Iterable[str]) -> None:
         """The active members: nobody else's engine comes through."""
@@ -69,9 +78,9 @@ class TunnelMesh:
 
     def ports(self) -> Mapping[str, int]:
         """Member -> the loopback port that leads to its engine; those that can be reached now."""
-        known = self.tunnels.stats()
+        known = self.tunnels.ports()
         return {
-            link.name: self.tunnels.port_of(link.name)
+            link.name: known[link.name]
             for link in self._transport.links()
             if link.connected and link.name in known
         }
@@ -131,9 +140,11 @@ async def _open_cometbft(
     mesh = TunnelMesh(transport, config.name)
     stack.push_async_callback(mesh.tunnels.close)
 
-    def measured_ms() -> float:
-        return config.ledger.round_trip_ms or max((link.rtt_ms for link in transport.links()), default=0.0)
-
     table = config.ledger
+
+    def measured_ms() -> float:
+        longest_ms = max((link.rtt_ms for link in transport.links()), default=0.0)
+        return table.round_trip_ms or min(MEASURED_MOST_MS, longest_ms)
+
     site = Site(table.cometbft, config.engine_dir, mesh, lambda: timings(measured_ms()), table.validate)
     return await CometbftLedger.open(config.ledger_file, genesis, key, config.name, site, verify)

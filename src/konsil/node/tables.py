@@ -52,7 +52,8 @@ class LedgerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The engine of the ledger at this member, where the genesis names one that is a program of its own.
 
     ``cometbft``: the program's path; "cometbft" is looked for on PATH. ``round_trip_ms``: the longest way to
-    a peer and back, in milliseconds, from which the engine's time-outs are made; 0 to have it measured.
+    a peer and back, in milliseconds, from which the engine's time-outs are made; 0 to have it measured, up to
+    600.
     ``validate``: whether this node decides on blocks with the others.
     """
 

@@ -92,19 +92,19 @@ class Tunnels:
         self._target = None
 
     def set_peers(self, names: Iterable[str]) -> None:
-        """The active members: tunnels to and from all others are cut, and refused.
-
-        Raises:
-            NodeError: there is no port left on this machine.
-        """
+        """The active members: tunnels to and from all others are cut, and refused."""
         before, self._peers = self._peers, frozenset(names) - {self._me}
         for splice in self._splices.values():
             if splice.peer not in self._peers:
                 splice.stop(f"'{splice.peer}' is not an active member any more.")
-        for name in sorted(self._peers - before):
+        for name in sorted(self._peers):
             if name not in self._doors:
-                self._doors[name] = _Door(partial(self._knocked, name))
-            if name in self._linked:
+                try:
+                    self._doors[name] = _Door(partial(self._knocked, name))
+                except NodeError as error:
+                    self._note(name, str(error))  # tried again when the ledger moves
+                    continue
+            if name not in before and name in self._linked:
                 self._tell_reachable(name)
 
     def port_of(self, name: str) -> int:
@@ -114,6 +114,10 @@ class Tunnels:
             KeyError: it has never been a peer.
         """
         return self._doors[name].port
+
+    def ports(self) -> dict[str, int]:
+        """Who has a port here, and which; as ``port_of``."""
+        return {name: door.port for name, door in self._doors.items()}
 
     def stats(self) -> dict[str, TunnelStats]:
         """Every peer's tunnels; bytes since the start."""
@@ -200,7 +204,7 @@ class Tunnels:
             raise PeerRefused("no_peer", f"'{self._me}' does not know '{peer}' as an active member.")
         key = (peer, opening.tunnel)
         splice = self._splices.get(key)
-        if (splice is not None and not splice.done) != opening.goes_on:
+        if opening.goes_on != (splice is not None) or (splice is not None and splice.done):
             raise PeerRefused(
                 "no_such_tunnel", "No tunnel of that name goes on here, or one is open already."
             )

@@ -483,3 +483,21 @@ async def test_closing_leaves_nothing_behind(site, first):
         await until(lambda: all(writer.is_closing() for writer in engine.writers))
     await until(lambda: traces() == before)
     gc.collect()  # what was not closed is told here, and not in another test
+
+
+async def test_a_port_that_is_not_to_be_had_is_told_and_tried_again(site, monkeypatch):
+    a, _ = await site.pair(timings=Timings())
+    tunnels = Tunnels(a, "a")
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "create_server", _no_port)
+            tunnels.set_peers(["b"])
+            assert "b" not in tunnels.ports()
+        tunnels.set_peers(["b"])
+        assert tunnels.ports() == {"b": tunnels.port_of("b")}
+    finally:
+        await tunnels.close()
+
+
+def _no_port(*_arguments, **_options):
+    raise OSError(24, "Too many open files")

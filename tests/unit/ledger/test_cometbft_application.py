@@ -26,6 +26,7 @@ from konsil.ledger.cometbft.application import (
     SEQUENCE_WINDOW,
     Application,
     chain_id,
+    is_peer,
     key_address,
 )
 from konsil.ledger.history import replay_fully
@@ -353,8 +354,8 @@ def test_removal_takes_a_validator_off_and_admission_adds_none_until_it_says_so(
         app, [hospitals.signed("nice", app.state.members["nice"].sequence + 1, Validate(True), key=new)]
     )
     assert decided.updates == {new.public: 1}
-    assert app.is_peer(key_address(new.public).hex())
-    assert not app.is_peer(key_address(before).hex())
+    assert is_peer(app.state, key_address(new.public).hex())
+    assert not is_peer(app.state, key_address(before).hex())
 
 
 def test_a_key_changed_in_one_block_is_two_updates(hospitals):

@@ -115,13 +115,19 @@ async def test_a_refused_calls_number_goes_to_one_that_changes_nothing(member):
     assert member.claims.make(member.app.state, announce(9), START_S).sequence == 3
 
 
-async def test_the_last_ones_refusal_needs_no_other_call(member):
+async def test_what_was_refused_is_not_taken_when_it_is_shown_again(member):
     world = member.world
     refused = member.make(ProposeRemove("metz"))
     member.block([world.signed("nice", 1, ProposeRemove("metz")), world.signed("lille", 1, Vote(1, True))])
     member.block([refused.signed])
-    assert not member.claims.waiting
     assert isinstance(refused.height.exception(), Refused)
+    [closing] = member.claims.waiting  # takes its number, so that no lying proposer can bring it again
+    assert closing.call == Announce(member.app.state.members["lyon"].record.addresses)
+    member.block([closing.signed])
+    assert not member.claims.waiting
+    height = member.app.state.height
+    member.block([refused.signed])
+    assert member.app.state.height == height
 
 
 async def test_a_number_that_another_call_of_the_member_took_is_told_as_0(member):

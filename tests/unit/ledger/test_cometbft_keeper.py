@@ -6,8 +6,9 @@ import contextlib
 import sqlite3
 
 import pytest
+from msgspec.structs import replace
 
-from konsil.core.rules import Announce, Tick, entry_digest
+from konsil.core.rules import Announce, ProposeAdmit, Tick, Vote, entry_digest
 from konsil.errors import FrameError, JournalCorrupt, LedgerError
 from konsil.ledger.budget import BURST_BYTES
 from konsil.ledger.cometbft import keeper as keeper_module
@@ -460,3 +461,20 @@ async def test_what_this_application_does_not_have_is_answered_with_nothing(node
     for kind in ("list_snapshots", "flush", "extend_vote", "offer_snapshot"):
         assert await node.keeper.answer(kind, message("Empty")()) == {}
     assert await node.ask("echo", message="hello") == {"message": "hello"}
+
+
+async def test_a_member_that_came_later_is_let_in_while_blocks_are_applied_from_the_first(node):
+    world = node.world
+    newcomer = replace(
+        world.genesis.members[0], name="zug", spiffe_id="spiffe://zug.example/node", ledger_key="ab" * 32
+    )
+    await node.block([])
+    await node.block([world.signed("lyon", 1, ProposeAdmit(newcomer))])
+    votes = [world.signed(name, 1, Vote(1, yes=True)) for name in world.keys if name != "lyon"]
+    await node.block(votes)
+    assert node.replica.state.members["zug"].active
+    path = f"/p2p/filter/id/{key_address('ab' * 32).hex()}"
+    assert await node.ask("query", path=path) == {}
+    await node.keeper.begin_anew()
+    assert "zug" not in node.keeper.app.state.members
+    assert await node.ask("query", path=path) == {}

@@ -136,7 +136,7 @@ class Kept:
         self.starts: asyncio.Queue[int] = asyncio.Queue()
         self.supervisor = Supervisor(path, home, self.prepare, self.started)
 
-    def prepare(self):
+    async def prepare(self):
         self.prepared += 1
 
     def started(self):

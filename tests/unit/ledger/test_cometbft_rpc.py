@@ -118,7 +118,7 @@ async def test_its_words_come_out_where_it_says_no(engine, rpc):
     engine.answers = [failure("Internal error", "mempool is full"), failure("Invalid")]
     with pytest.raises(RpcError, match="Internal error: mempool is full"):
         await rpc.ask("status")
-    with pytest.raises(RpcError, match=r"Invalid$"):
+    with pytest.raises(RpcError, match=r"^Invalid Nothing was lost"):
         await rpc.ask("status")
 
 

@@ -57,7 +57,7 @@ from konsil.core.rules.contract import (
 from konsil.core.rules.deal import deal, part_count
 from konsil.core.rules.final import FinalModel, asked_for, best_of_all, choosable, final_round, is_over
 from konsil.core.rules.matrix import MatrixRow, ScoreMatrix, metrics_of, score_matrix
-from konsil.core.rules.members import proposals_at, trainers, validators, voters
+from konsil.core.rules.members import may_fail, proposals_at, trainers, validators, voters
 from konsil.core.rules.pooling import check_pooling
 from konsil.core.rules.reading import readable
 from konsil.core.rules.refusing import SLUG
@@ -179,6 +179,7 @@ __all__ = [
     "initial_state",
     "is_over",
     "is_score",
+    "may_fail",
     "mean_of",
     "mean_score",
     "merge_time_s",

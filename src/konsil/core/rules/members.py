@@ -175,6 +175,11 @@ def validate(state: State, caller: str, call: Validate, _now_s: int) -> State:
     return replace(state, members=state.members | {caller: changed})
 
 
+def may_fail(keepers: int) -> int:
+    """How many of so many members that decide on blocks may fail or lie: less than a third."""
+    return (keepers - 1) // 3
+
+
 def voters(state: State, subject: Subject) -> frozenset[str]:
     """Who has a vote on this subject now."""
     members = frozenset(active(state))

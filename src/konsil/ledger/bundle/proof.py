@@ -37,11 +37,7 @@ Proof = LocalProof | CometbftProof
 
 
 def prove(genesis: Genesis, head: str, engine_dir: Path) -> Proof | None:
-    """What the engine of a swarm says for a history that ends with this entry, if it says something now.
-
-    Raises:
-        FrameError: it does not tell what is needed.
-    """
+    """What the engine of a swarm says for a history that ends with this entry, if it says something now."""
     if genesis.engine == "cometbft":
         found = proof_of(head, Home(engine_dir).rpc_socket)
         return CometbftProof(found) if found is not None else None

@@ -93,11 +93,6 @@ class Application:
         self._verify = verify
         self._staged: tuple[State, str, int] | None = None
 
-    @property
-    def chain_id(self) -> str:
-        """The chain's name in CometBFT: of this genesis and no other."""
-        return chain_id(self.genesis)
-
     def go_to(self, state: State, head: str, position: int) -> None:
         """Take up a history from this member's own journal."""
         self.state, self.head, self.position = state, head, position
@@ -159,10 +154,10 @@ class Application:
         chosen: list[bytes] = []
         for caller, queue in queues.items():
             sequence, own_bytes = self.state.members[caller].sequence + 1, 0
-            while (signed := queue.get(sequence, b"")) and (own_bytes + len(signed) <= MEMBER_BLOCK_BYTES):
+            while signed := queue.get(sequence, b""):
                 own_bytes += len(signed)
                 cost = len(signed) + _FRAMING_BYTES
-                if cost > max_bytes:
+                if own_bytes > MEMBER_BLOCK_BYTES or cost > max_bytes:
                     break  # of this member; another's may be shorter
                 max_bytes -= cost
                 chosen.append(signed)
@@ -237,13 +232,6 @@ class Application:
                 found = name
         return found
 
-    def is_peer(self, node_id: str) -> bool:
-        """Whether a node of CometBFT is an active member's."""
-        return any(
-            member.active and key_address(member.record.ledger_key).hex() == node_id.lower()
-            for member in self.state.members.values()
-        )
-
 
 _MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """What a mistake in the rules raises. Not what one machine alone may lack, as memory: whoever took that for a
@@ -264,12 +252,24 @@ def chain_id(genesis: Genesis) -> str:
     return f"konsil-{genesis_digest(genesis)[:32]}"
 
 
+def is_peer(state: State, node_id: str) -> bool:
+    """Whether a node of CometBFT is an active member's."""
+    return any(
+        member.active and key_address(member.record.ledger_key).hex() == node_id.lower()
+        for member in state.members.values()
+    )
+
+
 def key_address(ledger_key: str) -> bytes:
     """By which 20 bytes CometBFT knows an Ed25519 key, as validator and as node."""
     try:
         return hashlib.sha256(bytes.fromhex(ledger_key)).digest()[:20]
     except ValueError as error:
-        raise IdentityError(f"{ledger_key[:80]!r} is not a ledger key.") from error
+        raise IdentityError(
+            f"{ledger_key[:80]!r} is not a ledger key.",
+            safe="Nothing was taken from it.",
+            do="A ledger key is an Ed25519 public key in hex.",
+        ) from error
 
 
 def _changed(before: State, after: State) -> dict[str, int]:

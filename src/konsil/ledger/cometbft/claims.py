@@ -1,7 +1,8 @@
 """A member's own calls on their way into a block: signed once, several at a time, none ever twice.
 
 A call keeps its number until a block has decided about that number. Were a later call signed anew under the
-number of a refused one, its first form could still come into a block, and it would count twice.
+number of a refused one, its first form could still come into a block, and it would count twice. The number of
+a refused call goes to one that changes nothing: then it is over, whoever shows it again.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class Claims:
 
     def decided(self, state: State, outcomes: Sequence[Outcome]) -> None:
         """Tell the calls that wait what a block made of them. ``state``: after the block."""
+        refused = False
         for outcome in outcomes:
             claim = self._claim_of(outcome)
             if claim is None:
@@ -97,12 +99,13 @@ class Claims:
                 self._settle(claim, outcome.entry.height if outcome.signed == claim.signed else 0)
             elif outcome.signed == claim.signed and _is_final(outcome.error):
                 self._settle(claim, outcome.error)
+                refused |= not isinstance(claim.call, Announce)  # one that closed a gap makes no other
         member = state.members.get(self._name)
         if member is None or not member.active:
             # No block takes them now, and none may come into one should the member be admitted again.
             self.fail(Refused("not_a_member", f"'{self._name}' is not an active member of this swarm."))
             return
-        self._close_gap(state.genesis, member)
+        self._close_gap(state.genesis, member, refused=refused)
 
     def fail(self, error: KonsilError) -> None:
         """Nothing will be decided any more."""
@@ -150,10 +153,12 @@ class Claims:
             claim.height.set_exception(result)
             claim.height.exception()  # seen: nobody may be waiting for it
 
-    def _close_gap(self, swarm: str, member: Member) -> None:
-        """Give a refused call's number to one that changes nothing, so that those after it may follow."""
+    def _close_gap(self, swarm: str, member: Member, *, refused: bool) -> None:
+        """Give a refused call's number to one that changes nothing: those after it may follow, and what was
+        refused cannot be shown again, by whoever lies, once the rules would take it.
+        """
         following = member.sequence + 1
-        if self._pending and following < min(self._pending):
+        if following not in self._pending and (self._pending or refused):
             filler = self._sign(swarm, following, Announce(member.record.addresses))
             self._pending = {following: filler} | self._pending
 

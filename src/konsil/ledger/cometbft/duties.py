@@ -109,8 +109,8 @@ class Duties:
                 told = await self._rpc.ask("status")
                 if not told["sync_info"]["catching_up"]:
                     return
-            except LedgerUnreachable:
-                pass
+            except (LedgerUnreachable, LookupError, TypeError):
+                pass  # it is just starting, or its answer is none
             await self._replica.changed(self._replica.state.height, LOOK_S)
 
     async def _say(self, call: Call) -> None:

@@ -7,16 +7,23 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import msgspec
 import structlog
 
 from konsil.core.rules import Entry, Genesis, SignedCall, entry_digest
 from konsil.errors import FrameError, JournalCorrupt, KonsilError, Refused
 from konsil.ledger.budget import Budgets
 from konsil.ledger.cometbft.abci import message
-from konsil.ledger.cometbft.application import RULES_VERSION, Application, Decided, Misbehaviour, Outcome
+from konsil.ledger.cometbft.application import (
+    RULES_VERSION,
+    Application,
+    Decided,
+    Misbehaviour,
+    Outcome,
+    chain_id,
+    is_peer,
+)
 from konsil.ledger.cometbft.pool import Numbers
-from konsil.ledger.history import Verify
+from konsil.ledger.history import Verify, remembering
 from konsil.ledger.replica import Replica
 
 FRESH_S = 2.0
@@ -58,7 +65,9 @@ class Keeper:
     ) -> None:
         """``on_block``: told what became of a block's calls, once it is kept."""
         self._genesis = genesis
-        self._verify = verify
+        self._verify = remembering(
+            verify
+        )  # each call is looked at when it waits, is proposed, and is decided
         self._replica = replica
         self._me = me
         self._on_block = on_block
@@ -70,7 +79,7 @@ class Keeper:
         self._block_s = 0.0
         self._freshened = False
         self._clock_ahead_s: float | None = None
-        self.app = Application(genesis, verify)
+        self.app = Application(genesis, self._verify)
         self.problem = ""
 
     def take_up(self) -> None:
@@ -125,15 +134,21 @@ class Keeper:
         }
 
     async def _init_chain(self, request: Any) -> dict[str, Any]:
-        if request.chain_id != self.app.chain_id:
-            raise FrameError(f"CometBFT begins {request.chain_id!r}, not {self.app.chain_id!r}.")
+        own = chain_id(self._genesis)
+        if request.chain_id != own:
+            raise FrameError(
+                f"CometBFT begins {request.chain_id!r}, not {own!r}.",
+                safe="Nothing was begun.",
+                do="Compare genesis digests; `engine/` may be another swarm's.",
+            )
         return {"app_hash": bytes.fromhex(self.app.head)}
 
     async def _query(self, request: Any) -> dict[str, Any]:
         """Whether a peer may connect: a node of a member may; by which address does not matter."""
         path: str = request.path
         if path.startswith(_FILTER_ID):
-            stranger = not self.app.is_peer(path.removeprefix(_FILTER_ID))
+            # By this member's own history: the application may be applying it from the first block again.
+            stranger = not is_peer(self._replica.state, path.removeprefix(_FILTER_ID))
             return {"code": _REFUSED, "log": "not an active member's node"} if stranger else {}
         return {} if path.startswith(_FILTER) else {"code": _REFUSED, "log": "nothing is asked here"}
 
@@ -176,7 +191,11 @@ class Keeper:
     async def _commit(self, _request: Any) -> dict[str, Any]:
         decided, self._decided = self._decided, None
         if decided is None:
-            raise FrameError("CometBFT commits a block that it has not shown.")
+            raise FrameError(
+                "CometBFT commits a block that it has not shown.",
+                safe="Nothing was kept of it.",
+                do="Use CometBFT 0.38: see `konsil doctor`.",
+            )
         entries = decided.entries
         if entries:
             await self._keep(entries, decided.height)
@@ -263,5 +282,5 @@ def _refusal(error: KonsilError) -> dict[str, Any]:
     return {
         "code": _REFUSED,
         "codespace": space,
-        "log": msgspec.json.encode([error.what, error.do]).decode(),
+        "log": str(error),
     }

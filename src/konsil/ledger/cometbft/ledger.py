@@ -6,13 +6,14 @@ import asyncio
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
 import structlog
 
 from konsil.core.messages import MAX_ENTRIES_BYTES
-from konsil.core.rules import Call, Genesis, State, validators
+from konsil.core.rules import Call, Genesis, State, may_fail, validators
 from konsil.errors import LedgerError, LedgerUnreachable
 from konsil.ledger.cometbft.application import Misbehaviour, Outcome
 from konsil.ledger.cometbft.claims import Claims
@@ -84,6 +85,7 @@ class CometbftLedger:
         self._news = asyncio.Event()
         self._offering: asyncio.Task[None] | None = None
         self._offer_all = False
+        self._closed = False
         self._problem = ""
         self._supervisor: Supervisor | None = None
         self._stack = AsyncExitStack()
@@ -147,14 +149,17 @@ class CometbftLedger:
                 file=str(home.votes),
             )
 
-    def _prepare(self) -> None:
+    async def _prepare(self) -> None:
         port = _free_port()
         self._timings = self._site.timings()
-        self._home.prepare(self._genesis, self._key.seed, port, self._timings)
+        # In the journal's thread, for whose end closing waits: nothing is written behind it.
+        await self._replica.in_worker(
+            partial(self._home.prepare, self._genesis, self._key.seed, port, self._timings)
+        )
         self._site.mesh.take_at(port)
 
     def _has_started(self) -> None:
-        self._peering.look(self.state)
+        self._peering.again()
         self._offer_all = True
         self._news.set()
 
@@ -200,6 +205,8 @@ class CometbftLedger:
         try:
             async with asyncio.timeout(SUBMIT_S):
                 while True:
+                    if self._closed:
+                        raise closed()
                     claim = self._claims.make(self.state, call, self._keeper.now_s())
                     self._begin_to_offer()
                     if height := await asyncio.shield(claim.height):
@@ -225,10 +232,11 @@ class CometbftLedger:
 
     async def close(self) -> None:
         """Stop CometBFT in order and close the journal; nothing accepted is lost."""
+        self._closed = True
+        self._claims.fail(closed())
         if self._offering is not None:
             self._offering.cancel()
             await asyncio.wait((self._offering,))
-        self._claims.fail(closed())
         await self._stack.aclose()
 
     async def __aenter__(self) -> Self:
@@ -299,7 +307,7 @@ class CometbftLedger:
         # Who is gone is known from the lines at once, and from the engine a moment later.
         here = set(self._peering.connected) & self._site.mesh.ports().keys() | {self._name}
         away = [name for name in keepers if name not in here]
-        if 3 * (len(keepers) - len(away)) <= 2 * len(keepers):
+        if len(away) > may_fail(len(keepers)):
             return (
                 f"Of {len(keepers)} members that keep this ledger, {len(away)} cannot be reached from "
                 f"here ({', '.join(away[:20])}); it goes on once more than two thirds are there."
@@ -310,10 +318,10 @@ class CometbftLedger:
 def describe(state: State) -> str:
     """Who keeps a cometbft ledger and what that means, in a plain sentence."""
     keepers = validators(state)
-    may_fail = (len(keepers) - 1) // 3
+    spare = may_fail(len(keepers))
     lost = (
-        f"any {may_fail} of them may fail or lie without harm"
-        if may_fail
+        f"any {spare} of them may fail or lie without harm"
+        if spare
         else "all of them are needed: while one is away, nothing new is taken. Enrol a witness"
     )
     return (

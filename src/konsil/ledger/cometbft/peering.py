@@ -51,7 +51,7 @@ class Peering:
         self._mesh = mesh
         self._again = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.state: State | None = None
+        self._members: dict[str, str] = {}
         self.connected: tuple[str, ...] = ()
 
     def start(self) -> None:
@@ -59,9 +59,19 @@ class Peering:
         self._task = asyncio.create_task(self._keep(), name="konsil-engine-peers")
 
     def look(self, state: State) -> None:
-        """The members may have changed, or the engine has just been started."""
-        self.state = state
-        self._mesh.set_members(name for name, member in state.members.items() if member.active)
+        """The members may have changed."""
+        members = {
+            name: key_address(member.record.ledger_key).hex()
+            for name, member in state.members.items()
+            if member.active
+        }
+        self._mesh.set_members(members)
+        if members != self._members:
+            self._members = members
+            self._again.set()
+
+    def again(self) -> None:
+        """The engine has just been started: it knows nobody."""
         self._again.set()
 
     async def close(self) -> None:
@@ -103,14 +113,8 @@ class Peering:
 
     async def _dial(self) -> bool:
         """Dial the engines that are missing; whether none is."""
-        if self.state is None:
-            return True
+        ids = self._members
         here = _connected(await self._rpc.ask("net_info"))
-        ids = {
-            name: key_address(member.record.ledger_key).hex()
-            for name, member in self.state.members.items()
-            if member.active
-        }
         self.connected = tuple(sorted(name for name, node in ids.items() if node in here))
         missing = [
             f"{ids[name]}@127.0.0.1:{port}"

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ async def roll_back(program: Path, home: Path) -> str:
     if status:
         raise LedgerError(
             f"CometBFT cannot roll back: {said.strip()[-400:]}",
-            safe="Nothing was changed.",
+            safe="This member's copy of the history was not changed.",
             do="Move all of `engine/data` away but priv_validator_state.json: peers have the blocks.",
         )
     return said.strip()
@@ -106,7 +106,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, program: Path, home: Path, prepare: Callable[[], None], started: Callable[[], None]
+        self, program: Path, home: Path, prepare: Callable[[], Awaitable[None]], started: Callable[[], None]
     ) -> None:
         """``prepare``: called before each start, writes what is read there. ``started``: called after it."""
         self._prepare = prepare
@@ -149,7 +149,7 @@ class Supervisor:
         while True:
             began_s = loop.time()
             try:
-                self._prepare()
+                await self._prepare()
                 status = await self._run()
             except LedgerError as error:
                 self.problem = str(error)

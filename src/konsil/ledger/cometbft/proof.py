@@ -97,7 +97,11 @@ def from_rpc(commit: Any, validators: Any) -> Proof:
             ),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FrameError(f"CometBFT does not tell of its votes what is needed: {error!r}.") from error
+        raise FrameError(
+            f"CometBFT does not tell of its votes what is needed: {error!r}.",
+            safe="Nothing was taken from it.",
+            do="Use CometBFT 0.38: see `konsil doctor`.",
+        ) from error
 
 
 def check(proof: Proof, chain: str, head: str, keepers: Iterable[frozenset[str]], verify: Verify) -> int:

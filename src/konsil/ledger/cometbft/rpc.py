@@ -6,7 +6,6 @@ import asyncio
 import base64
 import http.client
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,9 @@ MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 IN_CACHE = "tx already exists in cache"
 """CometBFT's words for a call that waits in its pool already: no failure."""
+
+
+_AGAIN = {"safe": "Nothing was lost.", "do": "It is tried again by itself."}
 
 
 class RpcError(LedgerUnreachable):
@@ -47,7 +49,6 @@ class Rpc:
         """``path``: of the socket."""
         self._path = path
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="konsil-engine")
-        self._lock = threading.Lock()
         self._connection: _UnixConnection | None = None
 
     async def ask(self, method: str, **params: Any) -> Any:
@@ -76,7 +77,7 @@ class Rpc:
         if not isinstance(code, int):
             raise _odd(told)
         if code:
-            raise RpcError(f"The ledger's engine did not take the call: {told.get('log', '')}.")
+            raise RpcError(f"The ledger's engine did not take the call: {told.get('log', '')}", **_AGAIN)
 
     def close(self) -> None:
         """Let go of the connection and the thread."""
@@ -97,7 +98,7 @@ class Rpc:
             ) from error
         failure = told.get("error") if isinstance(told, dict) else None
         if isinstance(failure, dict):
-            raise RpcError(f"{failure.get('message', '')}: {failure.get('data', '')}".strip(": "))
+            raise RpcError(f"{failure.get('message', '')}: {failure.get('data', '')}".strip(": "), **_AGAIN)
         if failure or not isinstance(told, dict) or "result" not in told:
             raise _odd(told)
         return told["result"]
@@ -125,8 +126,7 @@ class Rpc:
         return data
 
     def _drop(self) -> None:
-        with self._lock:
-            connection, self._connection = self._connection, None
+        connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 

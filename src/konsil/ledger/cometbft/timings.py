@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-UNKNOWN_MS = 100.0
-"""Taken where nothing was measured yet: members on one continent."""
-
 LOCAL_MS = 2.0
 """Below this it is one machine or one room, where scheduling and disks take longer than lines."""
 
@@ -29,7 +26,7 @@ class Timings(NamedTuple):
 
 
 def timings(round_trip_ms: float) -> Timings:
-    """Time-outs for the longest round trip between two members that keep the ledger.
+    """Time-outs for the longest round trip to another member; 0 where none was measured yet.
 
     A proposal of one part crosses to a peer, at worst through another, while machines are busy: three round
     trips and half a second. The votes after it are small: two, and a fifth of a second.
