@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from konsil.core.protobuf import field
 from konsil.errors import IdentityError
 
 SERVICE = "SpiffeWorkloadAPI"
@@ -38,7 +39,7 @@ class WireSvid(NamedTuple):
 
 def encode_svids(svids: tuple[WireSvid, ...]) -> bytes:
     """An ``X509SVIDResponse``."""
-    return b"".join(_field(1, _encode_svid(svid)) for svid in svids)
+    return b"".join(field(1, _encode_svid(svid)) for svid in svids)
 
 
 def decode_svids(data: bytes) -> tuple[WireSvid, ...]:
@@ -52,7 +53,7 @@ def decode_svids(data: bytes) -> tuple[WireSvid, ...]:
 
 def encode_bundles(bundles: dict[str, bytes]) -> bytes:
     """An ``X509BundlesResponse``: trust domain's SPIFFE ID -> certificates in DER."""
-    return b"".join(_field(2, _field(1, name.encode()) + _field(2, der)) for name, der in bundles.items())
+    return b"".join(field(2, field(1, name.encode()) + field(2, der)) for name, der in bundles.items())
 
 
 def _svid(data: bytes) -> WireSvid:
@@ -74,21 +75,7 @@ def _svid(data: bytes) -> WireSvid:
 
 def _encode_svid(svid: WireSvid) -> bytes:
     values = (svid.spiffe_id.encode(), svid.chain, svid.key, svid.bundle, svid.hint.encode())
-    return b"".join(_field(number, value) for number, value in enumerate(values, 1))
-
-
-def _field(number: int, value: bytes) -> bytes:
-    """One field; empty ones are left out, as the encoding's canonical form has it."""
-    return _varint(number << 3 | _BYTES) + _varint(len(value)) + value if value else b""
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return b"".join(field(number, value) for number, value in enumerate(values, 1))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from konsil.core.protobuf import field, varint
 from konsil.errors import FrameError, IdentityError
 from konsil.ledger.cometbft.application import POWER
 from konsil.ledger.history import Verify
@@ -140,8 +141,8 @@ def check(proof: Proof, chain: str, head: str, keepers: Iterable[frozenset[str]]
 
 def header_digest(header: Header) -> str:
     """A header's digest, by which its block is voted for: the root over its fields, hex."""
-    last = _field(1, _unhex(header.last_block)) + _field(
-        2, _number(1, header.last_parts) + _field(2, _unhex(header.last_parts_digest)), always=True
+    last = field(1, _unhex(header.last_block)) + field(
+        2, _number(1, header.last_parts) + field(2, _unhex(header.last_parts_digest)), always=True
     )
     digests = (
         header.last_commit,
@@ -157,11 +158,11 @@ def header_digest(header: Header) -> str:
     return _root(
         [
             _number(1, header.version_block) + _number(2, header.version_app),
-            _field(1, header.chain.encode()),
+            field(1, header.chain.encode()),
             _number(1, header.height),
             _time(header.time),
             last,
-            *(_field(1, _unhex(digest)) for digest in digests),
+            *(field(1, _unhex(digest)) for digest in digests),
         ]
     ).hex()
 
@@ -181,20 +182,20 @@ def nanoseconds(stamp: str) -> int:
 
 
 def _vote_bytes(proof: Proof, block: str, time: int) -> bytes:
-    parts = _number(1, proof.parts) + _field(2, _unhex(proof.parts_digest))
+    parts = _number(1, proof.parts) + field(2, _unhex(proof.parts_digest))
     vote = (
         _number(1, _PRECOMMIT)
         + _fixed(2, proof.header.height)
         + _fixed(3, proof.round)
-        + _field(4, _field(1, _unhex(block)) + _field(2, parts, always=True), always=True)
-        + _field(5, _time(time), always=True)
-        + _field(6, proof.header.chain.encode())
+        + field(4, field(1, _unhex(block)) + field(2, parts, always=True), always=True)
+        + field(5, _time(time), always=True)
+        + field(6, proof.header.chain.encode())
     )
-    return _varint(len(vote)) + vote
+    return varint(len(vote)) + vote
 
 
 def _validators_digest(keys: Sequence[str]) -> str:
-    return _root([_field(1, _field(1, _unhex(key)), always=True) + _number(2, POWER) for key in keys]).hex()
+    return _root([field(1, field(1, _unhex(key)), always=True) + _number(2, POWER) for key in keys]).hex()
 
 
 def _root(leaves: Sequence[bytes]) -> bytes:
@@ -207,28 +208,16 @@ def _root(leaves: Sequence[bytes]) -> bytes:
     return hashlib.sha256(b"\x01" + _root(leaves[:split]) + _root(leaves[split:])).digest()
 
 
-def _field(number: int, value: bytes, *, always: bool = False) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(value)) + value if value or always else b""
-
-
 def _number(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value) if value else b""
+    return varint(number << 3) + varint(value) if value else b""
 
 
 def _fixed(number: int, value: int) -> bytes:
-    return _varint(number << 3 | 1) + value.to_bytes(8, "little") if value else b""
+    return varint(number << 3 | 1) + value.to_bytes(8, "little") if value else b""
 
 
 def _time(value: int) -> bytes:
     return _number(1, value // 10**9) + _number(2, value % 10**9)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import structlog
 
+from konsil.core.protobuf import varint
 from konsil.errors import FrameError, KonsilError
 from konsil.ledger.cometbft.abci import MAX_MESSAGE_BYTES, decode_request, encode_response
 
@@ -112,10 +113,4 @@ async def read_message(reader: asyncio.StreamReader) -> bytes:
 
 def framed(data: bytes) -> bytes:
     """A message behind its length."""
-    head = bytearray()
-    length = len(data)
-    while length > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head) + data
+    return varint(len(data)) + data
