@@ -144,10 +144,15 @@ class KeptBy:
 
     def say_yes(self, number: int, *voters: str) -> None:
         """Vote for a proposal: as many of these members as it takes, since a witness has a vote too."""
+        swarm, height = self.swarm_of_test, 0
         for voter in voters:
-            state = self.swarm_of_test.wait(voter, lambda state: len(state.proposals) >= number)
+            # It must have heard of the vote before: that one may have decided.
+            state = swarm.wait(
+                voter, lambda state, seen=height: len(state.proposals) >= number and state.height >= seen
+            )
             if state.proposals[number - 1].outcome == "open":
-                self.swarm_of_test.control(voter).call(Vote(number, yes=True))
+                swarm.control(voter).call(Vote(number, yes=True))
+                height = swarm.control(voter).state().height
 
     def until_problem(self, name: str) -> str:
         """Wait until a node tells of a problem with its ledger, and no line to a peer."""
