@@ -13,7 +13,13 @@ from konsil.core.rules import MAX_CALL_BYTES, State, entry_digest
 from konsil.errors import FrameError, KonsilError
 from konsil.identity.ledger_key import verify
 from konsil.ledger.cometbft.abci import Request, decode_request
-from konsil.ledger.cometbft.application import MAX_BLOCK_BYTES, MEMBER_BLOCK_BYTES, Application, Decided
+from konsil.ledger.cometbft.application import (
+    MAX_BLOCK_BYTES,
+    MEMBER_BLOCK_BYTES,
+    Application,
+    Decided,
+    is_peer,
+)
 from konsil.ledger.cometbft.server import framed, read_message
 from konsil.ledger.history import follow_on, sign_call
 
@@ -54,7 +60,7 @@ def _answered(app: Application, kind: str, request: Any) -> bool:
     if kind == "check_tx":
         return _checked(app, request.tx)
     if kind == "query":
-        app.is_peer(request.path)
+        is_peer(app.state, request.path)
     if kind in {"prepare_proposal", "process_proposal", "finalize_block"}:
         calls = list(request.txs)[:MAX_SHOWN]
         if kind == "prepare_proposal":

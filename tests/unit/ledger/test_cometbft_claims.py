@@ -297,3 +297,13 @@ def test_no_interleaving_applies_a_call_twice_or_loses_one(hospitals):
     run_state_machine_as_test(
         Interleaved, settings=settings(max_examples=25, stateful_step_count=25, deadline=None)
     )
+
+
+async def test_of_many_members_that_tick_at_once_those_that_are_late_say_no_more(member):
+    late = member.claims.make(member.app.state, announce(1), START_S)
+    member.block([late.signed])
+    tick = member.claims._sign(member.app.state.genesis, 2, Tick("no-such-study"))
+    member.claims._pending[2] = tick
+    member.block([tick.signed])
+    assert isinstance(tick.height.exception(), Refused)
+    assert not member.claims.waiting

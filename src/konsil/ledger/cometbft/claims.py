@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from konsil.core.rules import Announce, Call, State, apply, decode_signed
+from konsil.core.rules import Alive, Announce, Call, State, Tick, apply, decode_signed
 from konsil.core.rules.state import Member
 from konsil.errors import FrameError, KonsilError, LedgerUnreachable, Refused
 from konsil.ledger.budget import Budgets
@@ -28,6 +28,11 @@ WRONG_SEQUENCE = ("replayed", "sequence_gap")
 OWN_COST = 9
 """Eighths of its length that an own call costs here. The other members count too, from other moments on, and
 what some of them do not take into their pools comes late into a block."""
+
+
+_HARMLESS = (Announce, Tick, Alive)
+"""What may be shown again after it was refused: whether a deadline has passed the rules decide, and of members
+who tick at once one is first. An announcement is also what closes a gap, and makes no other."""
 
 
 class Claim(NamedTuple):
@@ -99,7 +104,7 @@ class Claims:
                 self._settle(claim, outcome.entry.height if outcome.signed == claim.signed else 0)
             elif outcome.signed == claim.signed and _is_final(outcome.error):
                 self._settle(claim, outcome.error)
-                refused |= not isinstance(claim.call, Announce)  # one that closed a gap makes no other
+                refused |= not isinstance(claim.call, _HARMLESS)
         member = state.members.get(self._name)
         if member is None or not member.active:
             # No block takes them now, and none may come into one should the member be admitted again.
