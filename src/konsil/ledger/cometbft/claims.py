@@ -31,7 +31,7 @@ what some of them do not take into their pools comes late into a block."""
 
 
 _HARMLESS = (Announce, Tick, Alive)
-"""What may be shown again after it was refused: whether a deadline has passed the rules decide, and of members
+"""What may be shown again after it was refused: whether a deadline has passed the rules decide, and of those
 who tick at once one is first. An announcement is also what closes a gap, and makes no other."""
 
 
